@@ -1,0 +1,48 @@
+"""Errors that a user sees: one sentence that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class SqakdError(Exception):
+    """Base of every error that is the input's fault and not this program's.
+
+    The message is a complete sentence for the terminal. `node` names the graph node and `location`
+    the line of the user's code ("file.py:12"), where these are known.
+    """
+
+    def __init__(self, message: str, *, node: str | None = None, location: str | None = None):
+        super().__init__(message)
+        self.node = node
+        self.location = location
+
+
+class SourceError(SqakdError):
+    """The model, its weights or its data cannot be loaded."""
+
+
+class TraceError(SqakdError):
+    """The model cannot be turned into a graph."""
+
+
+class RecipeError(SqakdError):
+    """A recipe has an unknown key, a value out of range, or an override that matches nothing."""
+
+
+class PassError(SqakdError):
+    """A pass was given a graph that an earlier pass should have prepared, or broke its promise."""
+
+
+class TrainingError(SqakdError):
+    """Distillation cannot go on: no data, no finite loss, or a checkpoint that does not fit."""
+
+
+class ExportError(SqakdError):
+    """The student cannot be written in the format that was asked for."""
+
+
+class ParityError(SqakdError):
+    """An exported model does not compute what the student computes."""
+
+
+class StorageError(SqakdError):
+    """A result cannot be written or read: permission, space, or a folder that is not ours."""
