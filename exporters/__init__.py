@@ -1,0 +1,1 @@
+"""Writers of the integer program, one target format a file."""

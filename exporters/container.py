@@ -1,0 +1,233 @@
+"""ONNX with int8 containers: QuantizeLinear / DequantizeLinear around float operators.
+
+Every quantized tensor is uint8 (activations) or int8 (weights), biases are int32. Below 8 bits an
+integer Clip stands behind QuantizeLinear. ONNX Runtime fuses this form into integer kernels.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript
+import torch
+from onnxscript import opset21 as op
+from torch import Tensor, fx
+
+from sqakd_fx.errors import ExportError
+
+_OPS = torch.ops.sqakd_fx
+
+
+def _byte(value: int) -> Any:
+    return op.Constant(value=ir.tensor(np.array(value, dtype=np.uint8)))
+
+
+def _shape(values: Sequence[int]) -> Any:
+    return op.Constant(value=ir.tensor(np.array(values, dtype=np.int64)))
+
+
+def _clip(codes: Any, qmin: int, qmax: int) -> Any:
+    return codes if (qmin, qmax) == (0, 255) else op.Clip(codes, _byte(qmin), _byte(qmax))
+
+
+def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
+    return _clip(op.QuantizeLinear(x, scale, zero_point), qmin, qmax)
+
+
+def _dequantize(codes: Any, scale: Any, zero_point: Any) -> Any:
+    return op.DequantizeLinear(codes, scale, zero_point)
+
+
+def _dequantized_weight(weight: Any, weight_scale: Any, axis: int) -> Any:
+    if len(weight_scale.shape) == 0:
+        return op.DequantizeLinear(weight, weight_scale)
+    return op.DequantizeLinear(weight, weight_scale, axis=axis)
+
+
+def _dequantized_bias(bias: Any, x_scale: Any, weight_scale: Any) -> Any:
+    scale = ir.tensor(_numpy(x_scale) * _numpy(weight_scale))
+    if scale.ndim == 0:
+        return op.DequantizeLinear(bias, op.Constant(value=scale))
+    return op.DequantizeLinear(bias, op.Constant(value=scale), axis=0)
+
+
+def _numpy(value: Any) -> np.ndarray[Any, Any]:
+    assert value.const_value is not None
+    return value.const_value.numpy()  # type: ignore[no-any-return]
+
+
+def _pads(padding: Sequence[int]) -> list[int]:
+    return [*padding, *padding]
+
+
+def _conv(
+    x: Any,
+    x_scale: Any,
+    x_zero_point: Any,
+    weight: Any,
+    weight_scale: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Any:
+    inputs = [
+        op.DequantizeLinear(x, x_scale, x_zero_point),
+        _dequantized_weight(weight, weight_scale, 0),
+    ]
+    if bias is not None:
+        inputs.append(_dequantized_bias(bias, x_scale, weight_scale))
+    return op.Conv(
+        *inputs,
+        kernel_shape=list(weight.shape)[2:],
+        strides=stride,
+        pads=_pads(padding),
+        dilations=dilation,
+        group=groups,
+    )
+
+
+def _conv_transpose(
+    x: Any,
+    x_scale: Any,
+    x_zero_point: Any,
+    weight: Any,
+    weight_scale: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Any:
+    inputs = [
+        op.DequantizeLinear(x, x_scale, x_zero_point),
+        _dequantized_weight(weight, weight_scale, 1),
+    ]
+    if bias is not None:
+        inputs.append(_dequantized_bias(bias, x_scale, weight_scale))
+    return op.ConvTranspose(
+        *inputs,
+        kernel_shape=list(weight.shape)[2:],
+        strides=stride,
+        pads=_pads(padding),
+        output_padding=output_padding,
+        dilations=dilation,
+        group=groups,
+    )
+
+
+def _linear(
+    x: Any, x_scale: Any, x_zero_point: Any, weight: Any, weight_scale: Any, bias: Any
+) -> Any:
+    """Gemm on two dimensions; more are flattened on codes, where it costs nothing."""
+    rank = len(x.shape)
+    flat = x if rank == 2 else op.Reshape(x, _shape([-1, weight.shape[1]]))
+    inputs = [
+        op.DequantizeLinear(flat, x_scale, x_zero_point),
+        _dequantized_weight(weight, weight_scale, 0),
+    ]
+    if bias is not None:
+        inputs.append(_dequantized_bias(bias, x_scale, weight_scale))
+    return op.Gemm(*inputs, transB=1)
+
+
+def _matmul(
+    a: Any, a_scale: Any, a_zero_point: Any, b: Any, b_scale: Any, b_zero_point: Any
+) -> Any:
+    return op.MatMul(
+        op.DequantizeLinear(a, a_scale, a_zero_point), op.DequantizeLinear(b, b_scale, b_zero_point)
+    )
+
+
+def _requantize(
+    accumulator: Any,
+    accumulator_scale: Any,
+    axis: int,
+    scale: Any,
+    zero_point: Any,
+    qmin: int,
+    qmax: int,
+) -> Any:
+    return _quantize(accumulator, scale, zero_point, qmin, qmax)
+
+
+def _dequantize_accumulator(accumulator: Any, accumulator_scale: Any, axis: int) -> Any:
+    return op.Identity(accumulator)
+
+
+def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
+    def translate(
+        a: Any,
+        a_scale: Any,
+        a_zero_point: Any,
+        b: Any,
+        b_scale: Any,
+        b_zero_point: Any,
+        scale: Any,
+        zero_point: Any,
+        qmin: int,
+        qmax: int,
+    ) -> Any:
+        y = function(
+            op.DequantizeLinear(a, a_scale, a_zero_point),
+            op.DequantizeLinear(b, b_scale, b_zero_point),
+        )
+        return _quantize(y, scale, zero_point, qmin, qmax)
+
+    return translate
+
+
+def _global_average_pool(
+    x: Any, x_scale: Any, x_zero_point: Any, scale: Any, zero_point: Any, qmin: int, qmax: int
+) -> Any:
+    y = op.GlobalAveragePool(op.DequantizeLinear(x, x_scale, x_zero_point))
+    return _quantize(y, scale, zero_point, qmin, qmax)
+
+
+def _average_pool(
+    x: Any,
+    x_scale: Any,
+    x_zero_point: Any,
+    scale: Any,
+    zero_point: Any,
+    qmin: int,
+    qmax: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> Any:
+    y = op.AveragePool(
+        op.DequantizeLinear(x, x_scale, x_zero_point),
+        kernel_shape=kernel,
+        strides=stride,
+        pads=_pads(padding),
+        ceil_mode=int(ceil_mode),
+        count_include_pad=int(count_include_pad),
+    )
+    return _quantize(y, scale, zero_point, qmin, qmax)
+
+
+TRANSLATIONS: dict[Any, Callable[..., Any]] = {
+    _OPS.quantize.default: _quantize,
+    _OPS.dequantize.default: _dequantize,
+    _OPS.conv.default: _conv,
+    _OPS.conv_transpose.default: _conv_transpose,
+    _OPS.linear.default: _linear,
+    _OPS.matmul.default: _matmul,
+    _OPS.requantize.default: _requantize,
+    _OPS.dequantize_accumulator.default: _dequantize_accumulator,
+    _OPS.add.default: _arithmetic(op.Add),
+    _OPS.sub.default: _arithmetic(op.Sub),
+    _OPS.mul.default: _arithmetic(op.Mul),
+    _OPS.global_average_pool.default: _global_average_pool,
+    _OPS.average_pool.default: _average_pool,
+}

@@ -1,0 +1,1 @@
+"""Graph rewrites on `torch.fx.GraphModule`, one a file."""

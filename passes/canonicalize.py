@@ -1,0 +1,270 @@
+"""Give every operation that quantization cares about one form.
+
+    Before:  y = self.conv(x)                       y = x.add_(z)          y = aten.addmm(b, x, wT)
+    After:   y = F.conv2d(x, conv_weight, ...)      y = torch.add(x, z)    y = F.linear(x, w, b)
+
+Convolutions, linear layers, matrix products, sums, products and clips become calls of the op
+table's target with all arguments in order; parameters become get_attr nodes. What is the identity
+in evaluation (dropout) disappears: the student is trained to match a teacher that has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from sqakd_fx.compiler import Note, PassResult
+from sqakd_fx.graphs import attribute_name, get_attribute, insert_attribute
+from sqakd_fx.ops import TABLE, Kind, Op, bind, op_name, shape_of
+
+
+@dataclass(frozen=True)
+class Canonicalize:
+    name: str = "canonicalize"
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        pass
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        modules = dict(graph_module.named_modules())
+        notes: list[Note] = []
+        changed = False
+        for node in list(graph_module.graph.nodes):
+            name = op_name(node, modules)
+            op = TABLE.get(name) if name else None
+            rewritten = _rewrite(graph_module, node, name, op, modules, notes)
+            changed = changed or rewritten
+        graph_module.graph.eliminate_dead_code()
+        graph_module.recompile()
+        return PassResult(graph_module, changed, tuple(notes))
+
+    def ensures(self, result: PassResult) -> None:
+        pass
+
+
+def _rewrite(
+    graph_module: fx.GraphModule,
+    node: fx.Node,
+    name: str | None,
+    op: Op | None,
+    modules: dict[str, nn.Module],
+    notes: list[Note],
+) -> bool:
+    special = _SPECIAL.get(name or "")
+    if special is not None and node.op == "call_function":
+        return special(graph_module, node)
+    if op is None:
+        return False
+    if op.kind is Kind.NOISE:
+        if node.op == "call_module" or _is_off(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph_module.graph.erase_node(node)
+            return True
+        return False
+    if op.target is None or op.kind not in (Kind.COMPUTE, Kind.SUM, Kind.PRODUCT, Kind.CLIP):
+        return False
+    try:
+        arguments = (
+            _module_arguments(graph_module, node, op, modules[str(node.target)])
+            if node.op == "call_module"
+            else _function_arguments(node, op)
+        )
+    except TypeError as error:
+        notes.append(Note(node.name, f"stays in float: {error}"))
+        return False
+    if arguments is None:
+        return False
+    if op.kind is Kind.COMPUTE and op.name.startswith("conv"):
+        _spell_out_padding(graph_module, node, op, arguments)
+    with graph_module.graph.inserting_before(node):
+        new = graph_module.graph.call_function(op.target, tuple(arguments.values()))
+    new.meta = dict(node.meta)
+    if node.op == "call_module":
+        new.meta["module_path"] = str(node.target)
+    name = node.name
+    node.replace_all_uses_with(new)
+    graph_module.graph.erase_node(node)
+    new.name = name
+    return True
+
+
+def _function_arguments(node: fx.Node, op: Op) -> dict[str, Any] | None:
+    kwargs = dict(node.kwargs)
+    if op.kind is Kind.SUM and kwargs.pop("alpha", 1) != 1:
+        return None
+    kwargs.pop("out", None)
+    arguments = bind(op, node.args, kwargs)
+    if op.kind in (Kind.SUM, Kind.PRODUCT) and shape_of(node) is None:
+        return None
+    return arguments
+
+
+def _module_arguments(
+    graph_module: fx.GraphModule, node: fx.Node, op: Op, module: nn.Module
+) -> dict[str, Any]:
+    given: dict[str, Any] = {"input": node.args[0] if node.args else node.kwargs["input"]}
+    for argument in op.arguments[1:]:
+        value = getattr(module, argument, None)
+        if isinstance(value, nn.Parameter):
+            with graph_module.graph.inserting_before(node):
+                value = graph_module.graph.get_attr(f"{node.target}.{argument}")
+            tensor = getattr(module, argument)
+            value.meta["tensor_meta"] = _meta(tensor)
+            value.meta["module_path"] = str(node.target)
+        given[argument] = value
+    if op.name == "clamp":
+        return bind(op, (), given)
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        amounts = [int(x) for x in module._reversed_padding_repeated_twice]  # type: ignore[union-attr]
+        with graph_module.graph.inserting_before(node):
+            padded = graph_module.graph.call_function(
+                F.pad, (given["input"], amounts), {"mode": module.padding_mode}
+            )
+        padded.meta["module_path"] = str(node.target)
+        given["input"], given["padding"] = padded, 0
+    return bind(op, (), given)
+
+
+def _spell_out_padding(
+    graph_module: fx.GraphModule, node: fx.Node, op: Op, arguments: dict[str, Any]
+) -> None:
+    """'same' and 'valid' become numbers, and every per-axis setting a tuple."""
+    axes = int(op.name[-2])
+    for key in ("stride", "dilation", "padding", "output_padding"):
+        value = arguments.get(key)
+        if isinstance(value, int):
+            arguments[key] = (value,) * axes
+        elif isinstance(value, list | tuple):
+            arguments[key] = tuple(value) * (axes if len(value) == 1 else 1)
+    padding = arguments["padding"]
+    if padding == "valid":
+        arguments["padding"] = (0,) * axes
+    if padding != "same":
+        return
+    kernel = shape_of(arguments["weight"]) or ()
+    totals = [d * (k - 1) for d, k in zip(arguments["dilation"], kernel[2:], strict=True)]
+    arguments["padding"] = tuple(total // 2 for total in totals)
+    if any(total % 2 for total in totals):
+        extra = [side for total in reversed(totals) for side in (0, total % 2)]
+        with graph_module.graph.inserting_before(node):
+            arguments["input"] = graph_module.graph.call_function(
+                F.pad, (arguments["input"], extra)
+            )
+
+
+def _meta(tensor: torch.Tensor) -> Any:
+    return torch.fx.passes.shape_prop._extract_tensor_metadata(tensor)
+
+
+def _is_off(node: fx.Node) -> bool:
+    training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else None)
+    return training is False
+
+
+def _replace(
+    graph_module: fx.GraphModule, node: fx.Node, target: Any, args: tuple[Any, ...]
+) -> bool:
+    with graph_module.graph.inserting_before(node):
+        new = graph_module.graph.call_function(target, args)
+    new.meta = dict(node.meta)
+    name = node.name
+    node.replace_all_uses_with(new)
+    graph_module.graph.erase_node(node)
+    new.name = name
+    return True
+
+
+def _transposed_weight(graph_module: fx.GraphModule, node: Any) -> fx.Node | None:
+    """The (out, in) weight whose transpose `node` is, made where it is a constant."""
+    if not isinstance(node, fx.Node):
+        return None
+    source = node
+    if node.op == "call_function" or node.op == "call_method":
+        called = op_name(node, {})
+        if called in ("t", "transpose", "permute", "numpy_T") and isinstance(node.args[0], fx.Node):
+            inner = node.args[0]
+            shape = shape_of(inner)
+            swapped = shape is not None and shape_of(node) == shape[::-1] and len(shape) == 2
+            if inner.op == "get_attr" and swapped:
+                return inner
+        return None
+    if source.op != "get_attr":
+        return None
+    weight = get_attribute(graph_module, str(source.target))
+    if weight.ndim != 2:
+        return None
+    return insert_attribute(
+        graph_module, source, f"{source.target}_transposed", nn.Parameter(weight.detach().t().contiguous())
+    )
+
+
+def _addmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    bias, a, b = node.args[:3]
+    weight = _transposed_weight(graph_module, b)
+    if node.kwargs or weight is None or not isinstance(bias, fx.Node) or bias.op != "get_attr":
+        return False
+    return _replace(graph_module, node, F.linear, (a, weight, bias))
+
+
+def _aten_convolution(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    x, w, b, stride, padding, dilation, transposed, output_padding, groups = node.args
+    axes = len(shape_of(w) or ()) - 2  # type: ignore[arg-type]
+    as_tuple = [tuple(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation, output_padding)]  # type: ignore[arg-type]
+    op = TABLE[f"conv_transpose{axes}d" if transposed else f"conv{axes}d"]
+    if transposed:
+        args = (x, w, b, as_tuple[0], as_tuple[1], as_tuple[3], groups, as_tuple[2])
+    else:
+        args = (x, w, b, as_tuple[0], as_tuple[1], as_tuple[2], groups)
+    return _replace(graph_module, node, op.target, args)
+
+
+def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """A functional batch norm with constant statistics becomes a module."""
+    target = getattr(node.target, "_schema", None)
+    if target is not None:
+        names = [argument.name for argument in target.arguments]
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    else:
+        names = ["input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"]
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if given.get("training"):
+        return False
+    values: dict[str, Any] = {}
+    for key in ("running_mean", "running_var", "weight", "bias"):
+        source = given.get(key)
+        if source is None:
+            continue
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            return False
+        values[key] = get_attribute(graph_module, str(source.target)).detach()
+    if "running_mean" not in values or "running_var" not in values:
+        return False
+    dimensions = len(shape_of(given["input"]) or ())
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(dimensions)
+    if kind is None:
+        return False
+    channels = values["running_mean"].numel()
+    module = kind(channels, eps=float(given.get("eps", 1e-5)))
+    with torch.no_grad():
+        for key, value in values.items():
+            getattr(module, key).copy_(value)
+    path = str(node.meta.get("module_path") or "")
+    name = attribute_name(graph_module, f"{path}.batch_norm" if path else node.name)
+    graph_module.add_submodule(name, module.eval())
+    with graph_module.graph.inserting_before(node):
+        new = graph_module.graph.call_module(name, (given["input"],))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph_module.graph.erase_node(node)
+    return True
+
+
+_SPECIAL = {
+    "addmm": _addmm,
+    "convolution": _aten_convolution,
+    "batch_norm": _batch_norm,
+}

@@ -1,0 +1,141 @@
+"""BatchNorm as an affine per channel, and as it is absorbed into an integer layer.
+
+In evaluation y = a x + b with a = γ / sqrt(var + ε), b = β - mean a. Behind an integer layer x is
+`s_x s_w` times an integer accumulator, so y is `unit` times an integer plus b, unit = s_x s_w a.
+The exported bias is the int32 nearest to b / unit. The training graph computes with that rounded
+bias in evaluation, so that it is the function that is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from sqakd_fx.graphs import constant_of
+from sqakd_fx.ops import Kind, op_of
+from sqakd_fx.quantizer import Quantizer
+
+_BIAS_LIMIT = 2.0**30
+
+
+def is_batch_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True for a call of a BatchNorm module that has running statistics."""
+    if node.op != "call_module":
+        return False
+    op = op_of(node, modules)
+    module = modules[str(node.target)]
+    return (
+        op is not None
+        and op.kind is Kind.BATCH_NORM
+        and getattr(module, "running_mean", None) is not None
+    )
+
+
+def affine_of(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """(a, b), each of shape (channels,), of a BatchNorm module in evaluation."""
+    mean, variance = module.running_mean, module.running_var
+    a = torch.rsqrt(variance + module.eps)  # type: ignore[operator, arg-type]
+    if module.weight is not None:
+        a = module.weight * a  # type: ignore[operator]
+    b = -mean * a  # type: ignore[operator]
+    return a, b if module.bias is None else module.bias + b  # type: ignore[operator]
+
+
+def sole_compute_input(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node | str:
+    """The layer in front of a BatchNorm node, or why it cannot be merged with it."""
+    layer = node.args[0] if node.args else node.kwargs.get("input")
+    if not isinstance(layer, fx.Node):
+        return "its input is not a graph value"
+    op = op_of(layer, {}) if layer.op == "call_function" else None
+    if op is None or op.kind is not Kind.COMPUTE or op.weight is None:
+        return f"{layer.name} in front of it is not a convolution or linear layer"
+    if len(layer.users) > 1:
+        return f"{layer.name} in front of it has {len(layer.users)} consumers"
+    weight = layer.args[op.weight]
+    if constant_of(graph_module, weight) is None:
+        return f"the weight of {layer.name} is computed, not a parameter"
+    target = weight.target  # type: ignore[union-attr]
+    sharing = [n for n in graph_module.graph.find_nodes(op="get_attr", target=target) if n.users]
+    if sum(len(n.users) for n in sharing) > 1:
+        return f"the weight of {layer.name} is used more than once"
+    if layer.args[2] is not None and constant_of(graph_module, layer.args[2]) is None:
+        return f"the bias of {layer.name} is computed, not a parameter"
+    return layer
+
+
+class Absorbed(NamedTuple):
+    """An affine in integer form: value = unit * (sign * accumulator + bias).
+
+    All of shape (channels,); `unit` is x_scale * weight_scale in float32. `dead` marks channels whose
+    multiplier is so small next to the offset that int32 cannot hold both: there the accumulator is
+    dropped and the channel is constant.
+    """
+
+    weight_scale: Tensor
+    unit: Tensor
+    sign: Tensor
+    bias: Tensor
+    dead: Tensor
+
+
+def absorb(a: Tensor, b: Tensor, x_scale: Tensor, weight_scale: Tensor) -> Absorbed:
+    """Integer form of y = a x + b, where x = x_scale * weight_scale * accumulator."""
+    scale = weight_scale * a.abs()
+    floor = b.abs() / _BIAS_LIMIT / x_scale
+    dead = (scale <= floor) | (scale <= 0)
+    scale = torch.where(dead, torch.where(floor > 0, floor, weight_scale), scale)
+    unit = x_scale * scale
+    sign = torch.where(dead | (a > 0), 1.0, -1.0)
+    return Absorbed(scale, unit, sign, torch.round(b / unit), dead)
+
+
+class AbsorbedBatchNorm(nn.Module):
+    """BatchNorm behind a quantized layer: live in training, the exported affine in evaluation.
+
+    Called with the layer's output (N, C, ...) and the layer's float weight.
+    """
+
+    def __init__(self, module: nn.Module, x: Quantizer, weight: Quantizer) -> None:
+        super().__init__()
+        self.batch_norm = module
+        self.scales = (x, weight)
+
+    def absorbed(self, weight: Tensor) -> Absorbed:
+        """The integer affine of this moment."""
+        x_quantizer, w_quantizer = self.scales
+        a, b = affine_of(self.batch_norm)
+        return absorb(a, b, x_quantizer.code_scale(), w_quantizer.code_scale(weight))
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.training or not (self.scales[0].enabled and self.scales[1].enabled):
+            return self.batch_norm(x)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            at = self.absorbed(weight)
+            a, _ = affine_of(self.batch_norm)
+            shape = (1, -1) + (1,) * (x.ndim - 2)
+            a = torch.where(at.dead, 0.0, a)
+            return x * a.reshape(shape) + (at.bias * at.unit).reshape(shape)
+
+
+class RoundedBias(nn.Module):
+    """A bias on the int32 grid of its layer's accumulator; the gradient passes straight through.
+
+    Called with the bias (channels,) and the layer's float weight.
+    """
+
+    def __init__(self, x: Quantizer, weight: Quantizer) -> None:
+        super().__init__()
+        self.scales = (x, weight)
+
+    def forward(self, bias: Tensor, weight: Tensor) -> Tensor:
+        x_quantizer, w_quantizer = self.scales
+        if not (x_quantizer.enabled and w_quantizer.enabled):
+            return bias
+        with torch.no_grad():
+            one = torch.ones_like(bias)
+            at = absorb(one, bias, x_quantizer.code_scale(), w_quantizer.code_scale(weight))
+            rounded = at.bias * at.unit
+        return rounded + (bias - bias.detach())

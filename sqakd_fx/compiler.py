@@ -1,0 +1,140 @@
+"""What a pass is, and how a sequence of them is run and logged.
+
+A pass is a frozen dataclass: its fields are its options, under the same names in a recipe. It
+receives a valid graph and leaves a valid graph. `requires` refuses a graph that an earlier pass
+should have prepared; `ensures` checks what the pass promises, on the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from sqakd_fx.errors import PassError
+
+
+@dataclass(frozen=True)
+class Note:
+    """A node that a pass left alone although a user might expect otherwise, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassResult:
+    graph_module: fx.GraphModule
+    changed: bool
+    notes: tuple[Note, ...] = ()
+
+
+class Pass(Protocol):
+    """The contract of everything in `sqakd_fx.passes`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def requires(self, graph_module: fx.GraphModule) -> None: ...
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult: ...
+
+    def ensures(self, result: PassResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """What one pass did. `difference` is the largest change of any output on the probe batch."""
+
+    name: str
+    added: int
+    removed: int
+    seconds: float
+    changed: bool
+    difference: float | None
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    graph_module: fx.GraphModule
+    log: tuple[LogEntry, ...] = field(default=())
+
+
+def run_passes(
+    graph_module: fx.GraphModule,
+    passes: Sequence[Pass],
+    *,
+    probe: Callable[[fx.GraphModule], Any] | None = None,
+    dump: Path | None = None,
+) -> Compiled:
+    """Run passes in order on `graph_module`, in place.
+
+    `probe` runs a graph on a fixed batch, so that the log can say how much each pass changed the
+    output. `dump` is a folder that receives the printed graph after every pass.
+
+    Raises:
+        PassError: a pass refused its input or broke its promise; the message names the pass.
+    """
+    log: list[LogEntry] = []
+    before = None if probe is None else tensors_of(probe(graph_module))
+    for position, one in enumerate(passes):
+        old = set(graph_module.graph.nodes)
+        started = time.perf_counter()
+        _blame(one, one.requires, graph_module)
+        result = one(graph_module)
+        result.graph_module.graph.lint()
+        result.graph_module.recompile()
+        _blame(one, one.ensures, result)
+        seconds = time.perf_counter() - started
+        graph_module = result.graph_module
+        new = set(graph_module.graph.nodes)
+        difference = None
+        if probe is not None and before is not None:
+            after = tensors_of(probe(graph_module)) if result.changed else before
+            difference = largest_difference(before, after)
+            before = after
+        log.append(
+            LogEntry(
+                one.name,
+                len(new - old),
+                len(old - new),
+                seconds,
+                result.changed,
+                difference,
+                result.notes,
+            )
+        )
+        if dump is not None:
+            dump.mkdir(parents=True, exist_ok=True)
+            text = graph_module.print_readable(print_output=False)
+            (dump / f"{position:02d}-{one.name}.txt").write_text(text, encoding="utf-8")
+    return Compiled(graph_module, tuple(log))
+
+
+def _blame(one: Pass, check: Callable[[Any], None], subject: Any) -> None:
+    try:
+        check(subject)
+    except PassError as error:
+        raise PassError(f"pass {one.name}: {error}", node=error.node) from error
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Every tensor in a nested output, in a stable order."""
+    leaves = torch.utils._pytree.tree_leaves(output)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def largest_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Largest |a - b| over pairs of float tensors, relative to the largest |a| where that is > 1."""
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.is_floating_point() and x.numel():
+            scale = max(1.0, float(x.abs().max()))
+            worst = max(worst, float((x - y).abs().max()) / scale)
+    return worst

@@ -1,0 +1,84 @@
+"""Small helpers on torch.fx graphs that several passes need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
+
+
+def get_attribute(graph_module: nn.Module, target: str) -> Any:
+    """The parameter, buffer or attribute behind a dotted get_attr target."""
+    value: Any = graph_module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def attribute_name(graph_module: nn.Module, wanted: str) -> str:
+    """`wanted`, with a number behind it where something of that name exists."""
+
+    def taken(name: str) -> bool:
+        try:
+            get_attribute(graph_module, name)
+        except AttributeError:
+            return False
+        return True
+
+    name, count = wanted, 1
+    while taken(name):
+        name, count = f"{wanted}_{count}", count + 1
+    return name
+
+
+def owner_of(graph_module: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the dotted `name`, created where it is missing, and the last part."""
+    *path, last = name.split(".")
+    module: nn.Module = graph_module
+    for part in path:
+        child = getattr(module, part, None)
+        if not isinstance(child, nn.Module):
+            child = nn.Module()
+            module.add_module(part, child)
+        module = child
+    return module, last
+
+
+def set_attribute(graph_module: fx.GraphModule, wanted: str, value: Tensor | nn.Module) -> str:
+    """Register a parameter, a buffer or a submodule under a free dotted name; returns the name."""
+    name = attribute_name(graph_module, wanted)
+    owner, last = owner_of(graph_module, name)
+    if isinstance(value, nn.Module):
+        owner.add_module(last, value)
+    elif isinstance(value, nn.Parameter):
+        owner.register_parameter(last, value)
+    else:
+        owner.register_buffer(last, value)
+    return name
+
+
+def insert_attribute(
+    graph_module: fx.GraphModule, before: fx.Node, wanted: str, value: Tensor
+) -> fx.Node:
+    """Register a tensor and read it with a get_attr node in front of `before`."""
+    name = set_attribute(graph_module, wanted, value)
+    with graph_module.graph.inserting_before(before):
+        node = graph_module.graph.get_attr(name)
+    node.meta["tensor_meta"] = _extract_tensor_metadata(value)
+    node.meta["module_path"] = name.rpartition(".")[0]
+    return node
+
+
+def module_path(node: fx.Node) -> str:
+    """The user's module that a node came from, the empty string for the root."""
+    return str(node.meta.get("module_path") or "")
+
+
+def constant_of(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
+    """The tensor behind a get_attr node, None for anything else."""
+    if isinstance(node, fx.Node) and node.op == "get_attr":
+        value = get_attribute(graph_module, str(node.target))
+        return value if isinstance(value, torch.Tensor) else None
+    return None

@@ -1,0 +1,299 @@
+"""Operations of the integer program, as torch custom ops that compute in true integer arithmetic.
+
+Codes are uint8, weight codes int8, accumulators and biases int32. Scales are float32 tensors, and a
+requantization multiplies by a float32 and rounds half to even, as ONNX Runtime's kernels do. The
+same ops carry the scales that an exporter needs, so a lowered graph can be run or written alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_EXACT_IN_FLOAT32 = 2**24
+
+
+def _channels(vector: Tensor, axis: int, ndim: int) -> Tensor:
+    if vector.ndim == 0:
+        return vector
+    shape = [1] * ndim
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def _saturate(rounded: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    return (rounded + zero_point.to(rounded.dtype)).clamp(qmin, qmax).to(torch.uint8)
+
+
+def _exact_type(weight: Tensor, fan_in_axes: Sequence[int]) -> torch.dtype:
+    """float32 where every partial sum of 8-bit products stays exact in it, else float64."""
+    largest = int(weight.to(torch.int32).abs().sum(dim=tuple(fan_in_axes)).max()) * 255
+    exact = largest < _EXACT_IN_FLOAT32 and not weight.is_cuda
+    return torch.float32 if exact else torch.float64
+
+
+@torch.library.custom_op("sqakd_fx::quantize", mutates_args=())
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """ONNX QuantizeLinear, then an integer clip: float32 to uint8 codes."""
+    return _saturate(torch.round(x / scale), zero_point, qmin, qmax)
+
+
+@quantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    return torch.empty_like(x, dtype=torch.uint8)
+
+
+@torch.library.custom_op("sqakd_fx::dequantize", mutates_args=())
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """ONNX DequantizeLinear: uint8 codes to float32."""
+    return (codes.to(torch.float32) - zero_point.to(torch.float32)) * scale
+
+
+@dequantize.register_fake
+def _(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return torch.empty_like(codes, dtype=torch.float32)
+
+
+@torch.library.custom_op("sqakd_fx::conv", mutates_args=())
+def conv(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """int32 accumulator of a convolution in 1 to 3 dimensions: uint8 codes, int8 weight codes."""
+    kind = _exact_type(weight, range(1, weight.ndim))
+    function = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
+    shifted = x.to(kind) - x_zero_point.to(kind)
+    total = function(shifted, weight.to(kind), None, stride, padding, dilation, groups)
+    return _with_bias(total, bias, 1)
+
+
+@conv.register_fake
+def _(x, x_scale, x_zero_point, weight, weight_scale, bias, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
+    function = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
+    y = function(x.float(), weight.float(), None, stride, padding, dilation, groups)
+    return torch.empty_like(y, dtype=torch.int32)
+
+
+def _with_bias(total: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+    total = total.to(torch.int32)
+    return total if bias is None else total + _channels(bias, axis, total.ndim)
+
+
+@torch.library.custom_op("sqakd_fx::conv_transpose", mutates_args=())
+def conv_transpose(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+) -> Tensor:
+    """int32 accumulator of a transposed convolution in 1 to 3 dimensions."""
+    kind = _exact_type(weight, (0, *range(2, weight.ndim)))
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.ndim - 3]
+    shifted = x.to(kind) - x_zero_point.to(kind)
+    total = function(
+        shifted, weight.to(kind), None, stride, padding, output_padding, groups, dilation
+    )
+    return _with_bias(torch.round(total), bias, 1)
+
+
+@conv_transpose.register_fake
+def _(  # type: ignore[no-untyped-def]
+    x,
+    x_scale,
+    x_zero_point,
+    weight,
+    weight_scale,
+    bias,
+    stride,
+    padding,
+    output_padding,
+    groups,
+    dilation,
+):
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.ndim - 3]
+    y = function(
+        x.float(), weight.float(), None, stride, padding, output_padding, groups, dilation
+    )
+    return torch.empty_like(y, dtype=torch.int32)
+
+
+@torch.library.custom_op("sqakd_fx::linear", mutates_args=())
+def linear(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """int32 accumulator of x Wᵀ + b: codes (..., in), weight codes (out, in)."""
+    kind = _exact_type(weight, (1,))
+    total = F.linear(x.to(kind) - x_zero_point.to(kind), weight.to(kind))
+    return _with_bias(total, bias, -1)
+
+
+@linear.register_fake
+def _(x, x_scale, x_zero_point, weight, weight_scale, bias):  # type: ignore[no-untyped-def]
+    return torch.empty_like(F.linear(x.float(), weight.float()), dtype=torch.int32)
+
+
+@torch.library.custom_op("sqakd_fx::matmul", mutates_args=())
+def matmul(
+    a: Tensor, a_scale: Tensor, a_zero_point: Tensor, b: Tensor, b_scale: Tensor, b_zero_point: Tensor
+) -> Tensor:
+    """int32 accumulator of a product of two activations, broadcast like torch.matmul."""
+    left = a.to(torch.float64) - a_zero_point.to(torch.float64)
+    right = b.to(torch.float64) - b_zero_point.to(torch.float64)
+    return torch.matmul(left, right).to(torch.int32)
+
+
+@matmul.register_fake
+def _(a, a_scale, a_zero_point, b, b_scale, b_zero_point):  # type: ignore[no-untyped-def]
+    return torch.empty_like(torch.matmul(a.float(), b.float()), dtype=torch.int32)
+
+
+@torch.library.custom_op("sqakd_fx::requantize", mutates_args=())
+def requantize(
+    accumulator: Tensor,
+    accumulator_scale: Tensor,
+    axis: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
+    """int32 accumulator to uint8 codes: float32 multiplier, round half to even, integer clip."""
+    multiplier = _channels(accumulator_scale / scale, axis, accumulator.ndim)
+    scaled = accumulator.to(torch.float32) * multiplier
+    return _saturate(torch.round(scaled), zero_point, qmin, qmax)
+
+
+@requantize.register_fake
+def _(accumulator, accumulator_scale, axis, scale, zero_point, qmin, qmax):  # type: ignore[no-untyped-def]
+    return torch.empty_like(accumulator, dtype=torch.uint8)
+
+
+@torch.library.custom_op("sqakd_fx::dequantize_accumulator", mutates_args=())
+def dequantize_accumulator(accumulator: Tensor, accumulator_scale: Tensor, axis: int) -> Tensor:
+    """int32 accumulator to float32."""
+    return accumulator.to(torch.float32) * _channels(accumulator_scale, axis, accumulator.ndim)
+
+
+@dequantize_accumulator.register_fake
+def _(accumulator, accumulator_scale, axis):  # type: ignore[no-untyped-def]
+    return torch.empty_like(accumulator, dtype=torch.float32)
+
+
+def _arithmetic(name: str, function):  # type: ignore[no-untyped-def]
+    """An elementwise op of two coded tensors, requantized at once."""
+
+    @torch.library.custom_op(f"sqakd_fx::{name}", mutates_args=())
+    def op(
+        a: Tensor,
+        a_scale: Tensor,
+        a_zero_point: Tensor,
+        b: Tensor,
+        b_scale: Tensor,
+        b_zero_point: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        qmin: int,
+        qmax: int,
+    ) -> Tensor:
+        left = (a.to(torch.float32) - a_zero_point.to(torch.float32)) * a_scale
+        right = (b.to(torch.float32) - b_zero_point.to(torch.float32)) * b_scale
+        return _saturate(torch.round(function(left, right) / scale), zero_point, qmin, qmax)
+
+    @op.register_fake
+    def _(a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point, qmin, qmax):  # type: ignore[no-untyped-def]
+        return torch.empty_like(a.float() + b.float(), dtype=torch.uint8)
+
+    return op
+
+
+add = _arithmetic("add", torch.add)
+sub = _arithmetic("sub", torch.sub)
+mul = _arithmetic("mul", torch.mul)
+
+
+@torch.library.custom_op("sqakd_fx::global_average_pool", mutates_args=())
+def global_average_pool(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
+    """Mean over all axes behind the channels, kept with size 1."""
+    axes = tuple(range(2, x.ndim))
+    count = x[0, 0].numel()
+    total = (x.to(torch.int32) - x_zero_point.to(torch.int32)).sum(dim=axes, keepdim=True)
+    scaled = total.to(torch.float32) * (x_scale / (scale * count))
+    return _saturate(torch.round(scaled), zero_point, qmin, qmax)
+
+
+@global_average_pool.register_fake
+def _(x, x_scale, x_zero_point, scale, zero_point, qmin, qmax):  # type: ignore[no-untyped-def]
+    return x.new_empty((x.shape[0], x.shape[1], *([1] * (x.ndim - 2))), dtype=torch.uint8)
+
+
+@torch.library.custom_op("sqakd_fx::average_pool", mutates_args=())
+def average_pool(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> Tensor:
+    """Average pooling over windows, in 1 to 3 dimensions."""
+    real = (x.to(torch.float32) - x_zero_point.to(torch.float32)) * x_scale
+    function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
+    y = function(real, kernel, stride, padding, ceil_mode, count_include_pad)
+    return _saturate(torch.round(y / scale), zero_point, qmin, qmax)
+
+
+@average_pool.register_fake
+def _(  # type: ignore[no-untyped-def]
+    x,
+    x_scale,
+    x_zero_point,
+    scale,
+    zero_point,
+    qmin,
+    qmax,
+    kernel,
+    stride,
+    padding,
+    ceil_mode,
+    count_include_pad,
+):
+    function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
+    y = function(x.float(), kernel, stride, padding, ceil_mode, count_include_pad)
+    return torch.empty_like(y, dtype=torch.uint8)

@@ -1,0 +1,124 @@
+"""What the recipe says of each layer: bits, family, granularity, or float with a reason."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import fx
+
+from sqakd_fx.errors import RecipeError
+from sqakd_fx.graphs import module_path
+from sqakd_fx.ops import Kind, Op
+from sqakd_fx.recipe import Override, Recipe
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """Resolved settings of one compute node; `source` says which rule gave the bits."""
+
+    weight_bits: int
+    activation_bits: int
+    weight_family: str
+    activation_family: str
+    granularity: Literal["channel", "tensor"]
+    float_reason: str | None
+    source: str
+
+
+def layer_settings(
+    graph_module: fx.GraphModule, recipe: Recipe, ops: Mapping[fx.Node, Op | None]
+) -> dict[fx.Node, LayerSettings]:
+    """Settings for every compute node of the graph.
+
+    Raises:
+        RecipeError: an override that matches nothing.
+    """
+    layers = [n for n, op in ops.items() if op is not None and op.kind is Kind.COMPUTE]
+    ends = _first_and_last(graph_module, layers)
+    used: set[int] = set()
+    result: dict[fx.Node, LayerSettings] = {}
+    for node in layers:
+        op = ops[node]
+        assert op is not None
+        settings = _base(recipe, ends.get(node))
+        for index, override in enumerate(recipe.override):
+            if _matches(override.match, node, op):
+                used.add(index)
+                settings = _override(settings, override)
+        result[node] = settings
+    for index, override in enumerate(recipe.override):
+        if index not in used:
+            names = sorted({module_path(n) or n.name for n in layers})
+            near = difflib.get_close_matches(override.match.strip("*."), names, n=3, cutoff=0.3)
+            raise RecipeError(
+                f"the override {override.match!r} matches no layer: "
+                + (f"near names are {', '.join(near)}" if near else "`sqakd-fx inspect` lists them")
+            )
+    return result
+
+
+def _base(recipe: Recipe, end: str | None) -> LayerSettings:
+    weight, activation, reason = recipe.weight_bits, recipe.activation_bits, None
+    source = f"recipe {recipe.name}"
+    if end and recipe.first_last == "8bit":
+        weight = activation = 8
+        source = f"first_last: the {end} layer has 8 bits"
+    elif end and recipe.first_last == "float":
+        reason = f"the recipe keeps the {end} layer in float (first_last)"
+    return LayerSettings(
+        weight,
+        activation,
+        recipe.weight_family,
+        recipe.activation_family,
+        recipe.granularity,
+        reason,
+        source,
+    )
+
+
+def _override(settings: LayerSettings, override: Override) -> LayerSettings:
+    source = f"override {override.match!r}"
+    reason = settings.float_reason
+    if override.float is not None:
+        reason = f"the recipe's {source} says float" if override.float else None
+    return LayerSettings(
+        override.weight_bits or settings.weight_bits,
+        override.activation_bits or settings.activation_bits,
+        override.weight_family or settings.weight_family,
+        override.activation_family or settings.activation_family,
+        override.granularity or settings.granularity,
+        reason,
+        source,
+    )
+
+
+def _matches(pattern: str, node: fx.Node, op: Op) -> bool:
+    return any(fnmatchcase(name, pattern) for name in (module_path(node), node.name, op.name))
+
+
+def _first_and_last(graph_module: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, str]:
+    """Layers with no other layer before them ("first") or behind them ("last")."""
+    is_layer = set(layers)
+    nodes = list(graph_module.graph.nodes)
+    behind: set[fx.Node] = set()
+    ends: dict[fx.Node, str] = {}
+    for node in nodes:
+        if any(source in behind for source in node.all_input_nodes):
+            behind.add(node)
+        elif node in is_layer:
+            ends[node] = "first"
+        if node in is_layer:
+            behind.add(node)
+    before: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if any(user in before for user in node.users):
+            before.add(node)
+        elif node in is_layer:
+            ends.setdefault(node, "last")
+        if node in is_layer:
+            before.add(node)
+    return ends

@@ -1,0 +1,286 @@
+"""Everything that a run can be told, as one validated value.
+
+A recipe is built from a preset, then a file, then `--set key=value`, in this order; the resolved
+recipe is saved with every result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sqakd_fx.errors import RecipeError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FamilyName = Literal[
+    "minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "sawb", "qil"
+]
+Bits = int
+_DEFAULT = "w4a4"
+
+
+class Override(BaseModel):
+    """Settings for the layers whose module path, node name or operation matches a glob."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: str = Field(description="glob over module paths, node names and operation names")
+    weight_bits: int | None = Field(None, ge=1, le=8)
+    activation_bits: int | None = Field(None, ge=1, le=8)
+    weight_family: FamilyName | None = None
+    activation_family: FamilyName | None = None
+    granularity: Literal["channel", "tensor"] | None = None
+    float: bool | None = Field(None, description="leave these layers in float")
+
+
+class Recipe(BaseModel):
+    """A validated recipe; field names are the keys in TOML and of `--set`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "custom"
+
+    # quantizers
+    weight_bits: int = Field(4, ge=1, le=8)
+    activation_bits: int = Field(4, ge=1, le=8)
+    weight_family: FamilyName = "lsq"
+    activation_family: FamilyName = "lsq"
+    granularity: Literal["channel", "tensor"] = "channel"
+    first_last: Literal["8bit", "float", "same"] = Field(
+        "8bit", description="bits of the first and the last layer"
+    )
+    residual_bits: int = Field(
+        8, ge=1, le=8, description="least bits of tensors that are added, multiplied or averaged"
+    )
+    zero_in_grid: bool = Field(True, description="weights: a grid with a zero, from 2 bits up")
+    power_of_two: bool = False
+    initialisation: Literal["paper", "minmax", "percentile", "mse"] = "mse"
+    delta: float | None = Field(None, ge=0, description="EWGS's δ; the family's own where absent")
+    mu: float = Field(0.0, ge=0, description="a constant μ of the unified backward")
+    calibration_batches: int = Field(8, ge=1)
+
+    # graph
+    frontend: Literal["auto", "symbolic", "export"] = "auto"
+    batch_norm: Literal["absorb", "fold"] = Field(
+        "absorb", description="train BatchNorm live and absorb it at lowering, or fold it first"
+    )
+
+    # distillation
+    epochs: int = Field(4, ge=0)
+    steps: int | None = Field(None, ge=0, description="overrides epochs")
+    batch_size: int = Field(128, ge=1, description="where the data is not batched already")
+    temperature: float = Field(4.0, gt=0)
+    loss: Literal["auto", "kl", "mse", "cosine"] = "auto"
+    class_axis: int | None = Field(None, description="axis of the classes; by shape where absent")
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    quantizer_learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    weight_average: float = Field(0.0, ge=0, lt=1, description="decay of the average of weights")
+    reestimate_batch_norm: int = Field(
+        0, ge=0, description="batches over which BatchNorm statistics are taken again before export"
+    )
+    label_weight: float = Field(
+        0.0, ge=0, le=1, description="share of cross-entropy with labels, for comparison only"
+    )
+
+    # engine
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    checkpoint_steps: int | None = Field(None, ge=1)
+
+    # export
+    opset: int = Field(21, ge=21, le=25)
+
+    override: tuple[Override, ...] = ()
+
+
+def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
+    lowest = min(weight, activation)
+    values: dict[str, Any] = {"weight_bits": weight, "activation_bits": activation}
+    if lowest >= 7:
+        values |= {"learning_rate": 1e-4, "quantizer_learning_rate": 1e-4, "epochs": 2}
+    elif lowest >= 4:
+        values |= {"epochs": 4}
+    else:
+        values |= {"epochs": 8, "learning_rate": 2e-3}
+    return values
+
+
+def _paper_preset(family: str, weight: int, activation: int) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "weight_bits": weight,
+        "activation_bits": activation,
+        "weight_family": family,
+        "activation_family": family,
+        "granularity": "tensor",
+        "first_last": "float",
+        "initialisation": "paper",
+        "schedule": "cosine",
+        "warmup": 0.0,
+    }
+    if family == "ewgs":
+        values |= {
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "quantizer_learning_rate": 1e-5,
+            "weight_decay": 1e-4,
+            "batch_size": 256,
+            "epochs": 1200,
+        }
+    else:
+        values |= {
+            "optimizer": "sgd",
+            "learning_rate": 5e-4,
+            "quantizer_learning_rate": 5e-4,
+            "weight_decay": 5e-4,
+            "batch_size": 64,
+            "epochs": 100,
+        }
+    return values
+
+
+PAPER_FAMILIES = ("ewgs", "pact", "lsq", "dorefa")
+
+
+def preset_names() -> list[str]:
+    """The presets worth listing; any wNaM with bits from 1 to 8 works as well."""
+    short = [f"w{b}a{b}" for b in (8, 4, 3, 2, 1)] + ["w4a8", "w2a8"]
+    return short + [f"paper/{f}-w{b}a{b}" for f in PAPER_FAMILIES for b in (8, 4, 3, 2, 1)]
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The settings of a preset that differ from the defaults.
+
+    Raises:
+        RecipeError: no such preset; names the nearest.
+    """
+    match = re.fullmatch(r"(?:paper/(?P<family>[\w+]+)-)?w(?P<w>\d+)a(?P<a>\d+)", name)
+    if match:
+        weight, activation = _bits(match["w"], name), _bits(match["a"], name)
+        if match["family"] is None:
+            return {"name": name} | _bits_preset(weight, activation)
+        if match["family"] in PAPER_FAMILIES:
+            return {"name": name} | _paper_preset(match["family"], weight, activation)
+    near = difflib.get_close_matches(name, preset_names(), n=3, cutoff=0.4)
+    raise RecipeError(
+        f"there is no preset or recipe file {name!r}: "
+        + (f"did you mean {', '.join(near)}? " if near else "")
+        + "`sqakd-fx recipes` lists them"
+    )
+
+
+def _bits(text: str, where: str) -> int:
+    bits = int(text)
+    if not 1 <= bits <= 8:
+        raise RecipeError(f"{where!r} asks for {bits} bits: choose 1 to 8, as in w4a4")
+    return bits
+
+
+def resolve_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    *,
+    bits: str | None = None,
+    settings: Sequence[str] = (),
+    **fields: Any,
+) -> Recipe:
+    """Build a recipe: preset or file, then `bits` ("w4a4"), then "key=value" settings, then fields.
+
+    A file is TOML; its key `preset` names the preset that it starts from.
+
+    Raises:
+        RecipeError: an unknown preset or key, or a value out of range.
+    """
+    if isinstance(recipe, Recipe):
+        values: dict[str, Any] = recipe.model_dump(exclude_none=True)
+    elif isinstance(recipe, Mapping):
+        values = _from_mapping(dict(recipe))
+    elif recipe is None:
+        values = preset_values(bits or _DEFAULT)
+    elif str(recipe).endswith(".toml"):
+        values = _from_mapping(read_toml(Path(recipe)))
+    else:
+        values = preset_values(str(recipe))
+    if bits is not None:
+        parsed = preset_values(bits)
+        values |= {k: parsed[k] for k in ("weight_bits", "activation_bits")}
+    for setting in settings:
+        key, value = parse_setting(setting)
+        values[key] = value
+    values |= {key: value for key, value in fields.items() if value is not None}
+    return validate(values)
+
+
+def _from_mapping(values: dict[str, Any]) -> dict[str, Any]:
+    base = values.pop("preset", None)
+    return (preset_values(base) if base else {}) | values
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe file {path}: check --recipe") from None
+    except OSError as error:
+        raise RecipeError(f"the recipe file {path} cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe file {path} is not valid TOML: {error}") from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """"key=value" with the value in TOML, or a bare word."""
+    key, sign, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not sign or not key:
+        raise RecipeError(f"--set takes key=value, not {text!r}: for example --set weight_bits=4")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def validate(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values; raises RecipeError with one sentence for what is wrong."""
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = list(Override.model_fields if first["loc"][0] == "override" else Recipe.model_fields)
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`sqakd-fx recipes` shows every key"
+            raise RecipeError(f"the recipe has no key {path!r}: {hint}") from None
+        raise RecipeError(
+            f"the recipe's {path} = {first['input']!r} does not fit: {_lower(first['msg'])}"
+        ) from None
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, every key written out (absent optional ones left out)."""
+    values = recipe.model_dump(exclude_none=True)
+    overrides = values.pop("override")
+    if overrides:
+        values["override"] = [dict(one) for one in overrides]
+    return tomli_w.dumps(values)
