@@ -6,19 +6,15 @@ integer Clip stands behind QuantizeLinear. ONNX Runtime fuses this form into int
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxscript
 import torch
 from onnxscript import opset21 as op
-from torch import Tensor, fx
 
-from sqakd_fx.errors import ExportError
+import sqakd_fx.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 
 _OPS = torch.ops.sqakd_fx
 
@@ -49,16 +45,10 @@ def _dequantized_weight(weight: Any, weight_scale: Any, axis: int) -> Any:
     return op.DequantizeLinear(weight, weight_scale, axis=axis)
 
 
-def _dequantized_bias(bias: Any, x_scale: Any, weight_scale: Any) -> Any:
-    scale = ir.tensor(_numpy(x_scale) * _numpy(weight_scale))
-    if scale.ndim == 0:
-        return op.DequantizeLinear(bias, op.Constant(value=scale))
-    return op.DequantizeLinear(bias, op.Constant(value=scale), axis=0)
-
-
-def _numpy(value: Any) -> np.ndarray[Any, Any]:
-    assert value.const_value is not None
-    return value.const_value.numpy()  # type: ignore[no-any-return]
+def _dequantized_bias(bias: Any, accumulator_scale: Any) -> Any:
+    if len(accumulator_scale.shape) == 0:
+        return op.DequantizeLinear(bias, accumulator_scale)
+    return op.DequantizeLinear(bias, accumulator_scale, axis=0)
 
 
 def _pads(padding: Sequence[int]) -> list[int]:
@@ -71,6 +61,7 @@ def _conv(
     x_zero_point: Any,
     weight: Any,
     weight_scale: Any,
+    accumulator_scale: Any,
     bias: Any,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -82,7 +73,7 @@ def _conv(
         _dequantized_weight(weight, weight_scale, 0),
     ]
     if bias is not None:
-        inputs.append(_dequantized_bias(bias, x_scale, weight_scale))
+        inputs.append(_dequantized_bias(bias, accumulator_scale))
     return op.Conv(
         *inputs,
         kernel_shape=list(weight.shape)[2:],
@@ -99,6 +90,7 @@ def _conv_transpose(
     x_zero_point: Any,
     weight: Any,
     weight_scale: Any,
+    accumulator_scale: Any,
     bias: Any,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -111,7 +103,7 @@ def _conv_transpose(
         _dequantized_weight(weight, weight_scale, 1),
     ]
     if bias is not None:
-        inputs.append(_dequantized_bias(bias, x_scale, weight_scale))
+        inputs.append(_dequantized_bias(bias, accumulator_scale))
     return op.ConvTranspose(
         *inputs,
         kernel_shape=list(weight.shape)[2:],
@@ -124,7 +116,13 @@ def _conv_transpose(
 
 
 def _linear(
-    x: Any, x_scale: Any, x_zero_point: Any, weight: Any, weight_scale: Any, bias: Any
+    x: Any,
+    x_scale: Any,
+    x_zero_point: Any,
+    weight: Any,
+    weight_scale: Any,
+    accumulator_scale: Any,
+    bias: Any,
 ) -> Any:
     """Gemm on two dimensions; more are flattened on codes, where it costs nothing."""
     rank = len(x.shape)
@@ -134,7 +132,7 @@ def _linear(
         _dequantized_weight(weight, weight_scale, 0),
     ]
     if bias is not None:
-        inputs.append(_dequantized_bias(bias, x_scale, weight_scale))
+        inputs.append(_dequantized_bias(bias, accumulator_scale))
     return op.Gemm(*inputs, transB=1)
 
 

@@ -323,6 +323,7 @@ class _Lowering:
                 *grids,
                 weight,
                 self._buffer(f"{path}.weight_scale", layer.weight_grid.scale),
+                self._buffer(f"{path}.accumulator_scale", layer.scale),
                 bias,
                 *_as_lists(layer.arguments),
             )

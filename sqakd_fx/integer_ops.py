@@ -64,6 +64,7 @@ def conv(
     x_zero_point: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
+    accumulator_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
     padding: list[int],
@@ -79,7 +80,19 @@ def conv(
 
 
 @conv.register_fake
-def _(x, x_scale, x_zero_point, weight, weight_scale, bias, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    x,
+    x_scale,
+    x_zero_point,
+    weight,
+    weight_scale,
+    accumulator_scale,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+):
     function = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
     y = function(x.float(), weight.float(), None, stride, padding, dilation, groups)
     return torch.empty_like(y, dtype=torch.int32)
@@ -97,6 +110,7 @@ def conv_transpose(
     x_zero_point: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
+    accumulator_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
     padding: list[int],
@@ -121,6 +135,7 @@ def _(  # type: ignore[no-untyped-def]
     x_zero_point,
     weight,
     weight_scale,
+    accumulator_scale,
     bias,
     stride,
     padding,
@@ -142,6 +157,7 @@ def linear(
     x_zero_point: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
+    accumulator_scale: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
     """int32 accumulator of x Wᵀ + b: codes (..., in), weight codes (out, in)."""
@@ -151,7 +167,7 @@ def linear(
 
 
 @linear.register_fake
-def _(x, x_scale, x_zero_point, weight, weight_scale, bias):  # type: ignore[no-untyped-def]
+def _(x, x_scale, x_zero_point, weight, weight_scale, accumulator_scale, bias):  # type: ignore[no-untyped-def]
     return torch.empty_like(F.linear(x.float(), weight.float()), dtype=torch.int32)
 
 

@@ -1,0 +1,249 @@
+"""From the integer program to an ONNX model: export, name, annotate, serialise.
+
+The float remainder of the graph goes through torch's own ONNX exporter; the integer ops go through
+the translations of a profile (`container.py`, ...). Names of quantized tensors and weights are the
+user's module paths, nothing depends on the machine, and the same program gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as ir_passes
+from torch import fx
+
+from sqakd_fx.errors import ExportError
+from sqakd_fx.storage import write_atomically
+
+_EXTERNAL_DATA_BYTES = 1 << 31
+
+
+def export_program(
+    lowered: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    translations: Mapping[Any, Callable[..., Any]],
+    opset: int,
+    metadata: Mapping[str, str],
+) -> ir.Model:
+    """Translate a lowered graph to ONNX with a dynamic batch axis.
+
+    Raises:
+        ExportError: torch's exporter refuses an operation; the message names it.
+    """
+    lowered.graph.eliminate_dead_code()
+    lowered.recompile()
+    tags = [
+        node.meta.get("quantized_tensor")
+        for node in lowered.graph.nodes
+        if str(getattr(node.target, "namespace", "")) == "sqakd_fx"
+    ]
+    model, names = _translate(lowered, example_inputs, translations, opset)
+    ir_passes.ClearMetadataAndDocStringPass()(model)
+    _forget_types(model)
+    _lift_constants(model)
+    ir_passes.IdentityEliminationPass()(model)
+    ir_passes.RemoveUnusedNodesPass()(model)
+    _name_values(model, names, tags)
+    for node in lowered.graph.nodes:
+        tag = node.meta.get("quantized_tensor")
+        value = model.graph.initializers.get(str(node.target)) if node.op == "get_attr" else None
+        if tag is not None and value is not None:
+            value.metadata_props.update({f"sqakd_fx.{k}": str(v) for k, v in tag.items() if k != "name"})
+    ir_passes.ShapeInferencePass()(model)
+    model.producer_name = "sqakd-fx"
+    model.producer_version = None
+    model.graph.name = "student"
+    model.metadata_props.update({key: metadata[key] for key in sorted(metadata)})
+    return model
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Write an ONNX file atomically; weights above 2 GB go to a file beside it."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+
+    def write(temporary: Path) -> None:
+        if size < _EXTERNAL_DATA_BYTES:
+            temporary.write_bytes(to_proto(model).SerializeToString(deterministic=True))
+        else:
+            ir.save(model, temporary, external_data=f"{path.name}.data")
+
+    write_atomically(path, write)
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The ModelProto, with its quantization annotations."""
+    proto = ir.serde.serialize_model(model)
+    del proto.graph.quantization_annotation[:]
+    proto.graph.quantization_annotation.extend(annotations(model))
+    return proto
+
+
+def check_model(path: Path) -> None:
+    """onnx.checker in full, with shape inference; raises ExportError."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise ExportError(f"the exported model {path} is not valid ONNX: {first}") from error
+
+
+def _translate(
+    lowered: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    translations: Mapping[Any, Callable[..., Any]],
+    opset: int,
+) -> tuple[ir.Model, list[str]]:
+    """The ONNX model, and the value names of the integer ops in the order of the lowered graph."""
+    dynamic = {0: torch.export.Dim.DYNAMIC}
+    shapes = tuple(dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(lowered, tuple(example_inputs), dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=dict(translations),
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(f"the student cannot be written as ONNX: {_reason(error)}") from error
+    assert exported is not None
+    names = [
+        node.name
+        for node in exported.exported_program.graph.nodes
+        if str(getattr(node.target, "namespace", "")) == "sqakd_fx"
+    ]
+    return exported.model, names
+
+
+def _takes_varargs(graph_module: fx.GraphModule) -> bool:
+    return any(str(n.target).startswith("*") for n in graph_module.graph.find_nodes(op="placeholder"))
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "No ONNX function" in line or "Error" in line]
+    return (telling or lines or [type(error).__name__])[-1][:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter logs a warning for every optional package that is absent."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _forget_types(model: ir.Model) -> None:
+    """Types come from ONNX shape inference: the exporter's own describe integer accumulators."""
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value not in outputs:
+                value.type = None
+                value.shape = None
+
+
+def _name_values(
+    model: ir.Model, names: Sequence[str], tags: Sequence[Mapping[str, Any] | None]
+) -> None:
+    """Quantized tensors are called by their module path, everything else after its node."""
+    by_name = {value.name: value for node in model.graph for value in node.outputs}
+    taken = set(model.graph.initializers)
+    for name, tag in zip(names, tags, strict=True):
+        value = by_name.get(name)
+        if value is None or tag is None:
+            continue
+        wanted = str(tag["name"]) + "_quantized"
+        count, unique = 1, wanted
+        while unique in taken:
+            unique, count = f"{wanted}_{count}", count + 1
+        taken.add(unique)
+        value.name = unique
+        value.metadata_props.update(
+            {f"sqakd_fx.{key}": str(tag[key]) for key in ("bits", "qmin", "qmax", "family")}
+        )
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        stem = _stem(node)
+        counts[stem] = counts.get(stem, 0) + 1
+        node.name = stem if counts[stem] == 1 else f"{stem}_{counts[stem]}"
+        for output in node.outputs:
+            if (output.name or "").startswith("val_") and output not in set(model.graph.outputs):
+                output.name = f"{node.name}:0"
+
+
+def _stem(node: ir.Node) -> str:
+    """The path of the weight that a node reads, or of what it quantizes, and its operator."""
+    for value in node.inputs:
+        if value is not None and value.const_value is not None and value.name:
+            path = value.name.rpartition(".")[0]
+            if path and not path.startswith("constant"):
+                return f"{path}/{node.op_type}"
+    source = node.inputs[0] if node.inputs else None
+    producer = source.producer() if source is not None else None
+    if producer is not None and producer.name:
+        return f"{producer.name.rpartition('/')[0] or producer.name}/{node.op_type}"
+    return node.op_type
+
+
+def _lift_constants(model: ir.Model) -> None:
+    """Constants become initializers, one for each value, named after what they hold."""
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    seen: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        if "." in name and not name.startswith("val_"):
+            continue
+        tensor = value.const_value
+        if tensor is None or tensor.size > 64:
+            continue
+        array = tensor.numpy()
+        key = (str(array.dtype), tuple(array.shape), array.tobytes())
+        first = seen.setdefault(key, value)
+        if first is not value:
+            ir.convenience.replace_all_uses_with(value, first)
+            del model.graph.initializers[name]
+    for number, value in enumerate(seen.values()):
+        old = value.name
+        assert old is not None
+        del model.graph.initializers[old]
+        value.name = f"constant.{number}"
+        model.graph.initializers[value.name] = value
+
+
+def annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
+    """One quantization_annotation for every quantized tensor: what DequantizeLinear reads."""
+    found: dict[str, onnx.TensorAnnotation] = {}
+    for node in model.graph:
+        if node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
+            continue
+        value = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+        scale = node.inputs[1]
+        assert value is not None
+        assert scale is not None
+        if value.name in found:
+            continue
+        note = onnx.TensorAnnotation(tensor_name=value.name)
+        note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=scale.name)
+        zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+        if zero_point is not None:
+            note.quant_parameter_tensor_names.add(key="ZERO_POINT_TENSOR", value=zero_point.name)
+        found[str(value.name)] = note
+    return list(found.values())

@@ -1,0 +1,96 @@
+"""Give every quantizer its starting range from a few unlabelled batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sqakd_fx.errors import TrainingError
+from sqakd_fx.graphs import constant_of
+from sqakd_fx.quantizer import Quantizer
+
+_SAMPLES_PER_BATCH = 1 << 15
+
+
+def quantizers_of(graph_module: nn.Module) -> dict[str, Quantizer]:
+    """Every quantizer by name, in the order of the module tree."""
+    return {n: m for n, m in graph_module.named_modules() if isinstance(m, Quantizer)}
+
+
+@torch.no_grad()
+def calibrate(
+    student: fx.GraphModule,
+    batches: Iterable[tuple[Any, ...]],
+    *,
+    method: str = "mse",
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Initialise and enable all quantizers of `student`, which runs in float meanwhile.
+
+    Activations are observed on `batches` (tuples of model inputs): a regular subsample of at most
+    2^15 values a batch, and the exact extremes. Weights are read where they lie.
+
+    Raises:
+        TrainingError: there is no batch, or a value that is not finite reaches a quantizer.
+    """
+    was_training = student.training
+    student.eval()
+    seen: dict[str, list[Tensor]] = {}
+    handles = []
+    for name, quantizer in quantizers_of(student).items():
+        quantizer.enabled = False
+        if quantizer.role == "activation":
+            handles.append(quantizer.register_forward_pre_hook(_collector(seen.setdefault(name, []))))
+    count = 0
+    try:
+        for inputs in batches:
+            student(*inputs)
+            count += 1
+            on_batch(count)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not count:
+        raise TrainingError("there is no data to calibrate on: give train_data() or --data")
+    for node in student.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = student.get_submodule(str(node.target))
+        if isinstance(module, Quantizer) and not module.enabled:
+            _initialise(module, str(node.target), node, student, seen, method)
+    student.train(was_training)
+
+
+def _initialise(
+    quantizer: Quantizer,
+    name: str,
+    node: fx.Node,
+    student: fx.GraphModule,
+    seen: dict[str, list[Tensor]],
+    method: str,
+) -> None:
+    if quantizer.role == "weight":
+        sample = constant_of(student, node.args[0])
+        assert sample is not None
+    else:
+        sample = torch.cat(seen.pop(name))
+    if not bool(torch.isfinite(sample).all()):
+        where = str(node.args[0])
+        raise TrainingError(
+            f"a value that is not finite reaches {where}: check the data and the weights for NaN "
+            "and infinity",
+            node=where,
+        )
+    quantizer.initialise(sample, method)
+
+
+def _collector(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        flat = inputs[0].detach().float().reshape(-1)
+        stride = -(-flat.numel() // _SAMPLES_PER_BATCH)
+        into.append(torch.cat([flat[::stride], flat.amin().reshape(1), flat.amax().reshape(1)]))
+
+    return collect

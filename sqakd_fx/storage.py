@@ -1,0 +1,149 @@
+"""Writing files so that nothing half-written ever stands under its final name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sqakd_fx.errors import StorageError
+
+_MARKER = ".sqakd-fx"
+_FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file in the same folder, then rename it to `path`.
+
+    Raises:
+        StorageError: no space or no permission; nothing is left behind, and what stood under
+            `path` stands there still.
+    """
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except Exception as error:
+        if _says_no_space(error):
+            raise StorageError(_no_space(path)) from error
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _says_no_space(error: Exception) -> bool:
+    text = str(error).lower()
+    return "no space left" in text or "storagefull" in text or "os error 28" in text or "file too large" in text
+
+
+def _no_space(path: Path) -> str:
+    return f"there is no space left to write {path}: free some or choose another --out"
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """The sentence for a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _says_no_space(error):
+        return StorageError(_no_space(path))
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(f"there is no permission to write {path}: choose another --out")
+    return StorageError(f"{path} cannot be written ({error.strerror or error}): choose another --out")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, lambda temporary: _fill(temporary, text))
+
+
+def _fill(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; numbers that are not finite become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises StorageError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StorageError(f"{path} is missing: give a folder that `sqakd-fx quantize` made") from None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} is damaged or cannot be read ({error}): make it again") from None
+
+
+def claim_output_folder(path: Path) -> None:
+    """Create a result folder and mark it as ours.
+
+    Raises:
+        StorageError: a file or somebody else's folder is in its place, or it cannot be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"{path} is a file, not a folder: choose another --out")
+    marker = path / _MARKER
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if marker.exists():
+            return
+        if any(path.iterdir()):
+            raise StorageError(
+                f"the folder {path} exists and was not made by sqakd-fx: choose another --out"
+            )
+        write_json(marker, {"format": _FORMAT})
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def is_result_folder(path: Path) -> bool:
+    """True for a folder that `claim_output_folder` marked."""
+    return (path / _MARKER).is_file()
+
+
+def remove_temporaries(path: Path) -> None:
+    """Delete temporary files that dead processes left in a result folder."""
+    for leftover in path.rglob(".*.tmp-*"):
+        digits = leftover.name.rpartition(".tmp-")[2].partition(".")[0]
+        if digits.isdigit() and not _is_alive(int(digits)):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
