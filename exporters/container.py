@@ -39,16 +39,21 @@ def _dequantize(codes: Any, scale: Any, zero_point: Any) -> Any:
     return op.DequantizeLinear(codes, scale, zero_point)
 
 
+def _dequantized_constant(codes: Any, scale: Any, axis: int, kind: type[np.generic]) -> Any:
+    """Weights and biases; ONNX Runtime fuses a Gemm only where their zero points are spelt out."""
+    shape = tuple(int(size) for size in scale.shape)
+    zero_point = op.Constant(value=ir.tensor(np.zeros(shape, dtype=kind)))
+    if not shape:
+        return op.DequantizeLinear(codes, scale, zero_point)
+    return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
+
+
 def _dequantized_weight(weight: Any, weight_scale: Any, axis: int) -> Any:
-    if len(weight_scale.shape) == 0:
-        return op.DequantizeLinear(weight, weight_scale)
-    return op.DequantizeLinear(weight, weight_scale, axis=axis)
+    return _dequantized_constant(weight, weight_scale, axis, np.int8)
 
 
 def _dequantized_bias(bias: Any, accumulator_scale: Any) -> Any:
-    if len(accumulator_scale.shape) == 0:
-        return op.DequantizeLinear(bias, accumulator_scale)
-    return op.DequantizeLinear(bias, accumulator_scale, axis=0)
+    return _dequantized_constant(bias, accumulator_scale, 0, np.int32)
 
 
 def _pads(padding: Sequence[int]) -> list[int]:

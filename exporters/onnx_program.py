@@ -24,6 +24,7 @@ from sqakd_fx.errors import ExportError
 from sqakd_fx.storage import write_atomically
 
 _EXTERNAL_DATA_BYTES = 1 << 31
+_LARGEST_SHARED_CONSTANT = 1 << 16
 
 
 def export_program(
@@ -53,6 +54,7 @@ def export_program(
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)
     _name_values(model, names, tags)
+    _name_interface(model)
     for node in lowered.graph.nodes:
         tag = node.meta.get("quantized_tensor")
         value = model.graph.initializers.get(str(node.target)) if node.op == "get_attr" else None
@@ -192,16 +194,30 @@ def _name_values(
 
 def _stem(node: ir.Node) -> str:
     """The path of the weight that a node reads, or of what it quantizes, and its operator."""
-    for value in node.inputs:
-        if value is not None and value.const_value is not None and value.name:
-            path = value.name.rpartition(".")[0]
-            if path and not path.startswith("constant"):
-                return f"{path}/{node.op_type}"
-    source = node.inputs[0] if node.inputs else None
-    producer = source.producer() if source is not None else None
-    if producer is not None and producer.name:
-        return f"{producer.name.rpartition('/')[0] or producer.name}/{node.op_type}"
+    for value in (*node.inputs[1:], *node.inputs[:1]):
+        if value is None:
+            continue
+        producer = value.producer()
+        name = (producer.name if producer is not None else value.name) or ""
+        path = name.rpartition("/")[0] if producer is not None else name.rpartition(".")[0]
+        if path and not path.startswith("constant"):
+            return f"{path}/{node.op_type}"
     return node.op_type
+
+
+def _name_interface(model: ir.Model) -> None:
+    """The batch axis is called "batch"; a single output is called "output"."""
+    names: dict[str, str] = {}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is None:
+            continue
+        for index, size in enumerate(value.shape):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                first = "batch" if not names else f"axis_{len(names)}"
+                value.shape[index] = ir.SymbolicDim(names.setdefault(size.value, first))
+    for index, value in enumerate(model.graph.outputs):
+        if value not in set(model.graph.inputs):
+            value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
 
 
 def _lift_constants(model: ir.Model) -> None:
@@ -212,7 +228,7 @@ def _lift_constants(model: ir.Model) -> None:
         if "." in name and not name.startswith("val_"):
             continue
         tensor = value.const_value
-        if tensor is None or tensor.size > 64:
+        if tensor is None or tensor.size > _LARGEST_SHARED_CONSTANT:
             continue
         array = tensor.numpy()
         key = (str(array.dtype), tuple(array.shape), array.tobytes())

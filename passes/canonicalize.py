@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.compiler import Note, PassResult
-from sqakd_fx.graphs import attribute_name, get_attribute, insert_attribute
+from sqakd_fx.graphs import attribute_name, drop_unused, get_attribute, insert_attribute
 from sqakd_fx.ops import TABLE, Kind, Op, bind, op_name, shape_of
 
 
@@ -39,6 +39,7 @@ class Canonicalize:
             rewritten = _rewrite(graph_module, node, name, op, modules, notes)
             changed = changed or rewritten
         graph_module.graph.eliminate_dead_code()
+        drop_unused(graph_module)
         graph_module.recompile()
         return PassResult(graph_module, changed, tuple(notes))
 
@@ -85,6 +86,7 @@ def _rewrite(
     new.meta = dict(node.meta)
     if node.op == "call_module":
         new.meta["module_path"] = str(node.target)
+        new.meta["is_module"] = True
     name = node.name
     node.replace_all_uses_with(new)
     graph_module.graph.erase_node(node)

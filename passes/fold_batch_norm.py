@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from sqakd_fx.batch_norm import affine_of, is_batch_norm, sole_compute_input
 from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
-from sqakd_fx.graphs import constant_of, insert_attribute
+from sqakd_fx.graphs import constant_of, drop_unused, insert_attribute
 from sqakd_fx.ops import TABLE
 
 
@@ -43,6 +43,7 @@ class FoldBatchNorm:
             _fold(graph_module, layer, node, batch_norm)
             changed = True
         graph_module.graph.eliminate_dead_code()
+        drop_unused(graph_module)
         graph_module.recompile()
         return PassResult(graph_module, changed, tuple(notes))
 

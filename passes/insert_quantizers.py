@@ -21,7 +21,7 @@ from torch import fx, nn
 from sqakd_fx.batch_norm import AbsorbedBatchNorm, RoundedBias, is_batch_norm
 from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
-from sqakd_fx.graphs import constant_of, module_path, set_attribute
+from sqakd_fx.graphs import constant_of, drop_unused, module_path, node_path, set_attribute
 from sqakd_fx.ops import Kind, Op, is_float_tensor, op_of, shape_of
 from sqakd_fx.placement import LayerSettings, layer_settings
 from sqakd_fx.quantizer import Quantizer
@@ -80,6 +80,7 @@ class _Insertion:
         self._insert_activation_quantizers(sources, bits_of)
         self._insert_weight_quantizers()
         self.graph.eliminate_dead_code()
+        drop_unused(self.graph_module)
         self.graph_module.recompile()
         return PassResult(self.graph_module, bool(self.demands), tuple(self.notes))
 
@@ -259,10 +260,7 @@ class _Insertion:
             delta=self.recipe.delta,
             mu=self.recipe.mu,
         )
-        path = module_path(value)
-        own = path and self.ops.get(value) is not None and path.rpartition(".")[2] == value.name
-        stem = path if own else ".".join(p for p in (path, value.name) if p)
-        name = set_attribute(self.graph_module, f"{stem}.{what}".replace("..", "."), quantizer)
+        name = set_attribute(self.graph_module, f"{node_path(value)}.{what}", quantizer)
         self.modules[name] = quantizer
         return name, quantizer
 

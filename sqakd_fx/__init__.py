@@ -1,1 +1,51 @@
 """sqakd-fx: label-free quantization-aware distillation of PyTorch models to integer ONNX."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqakd_fx.calibrate import calibrate
+    from sqakd_fx.distil import distil
+    from sqakd_fx.errors import SqakdError
+    from sqakd_fx.frontend import trace
+    from sqakd_fx.pipeline import Result, quantize
+    from sqakd_fx.program import build_program, lower
+    from sqakd_fx.recipe import Recipe, resolve_recipe
+    from sqakd_fx.validate import validate
+
+_HOMES = {
+    "Recipe": "recipe",
+    "Result": "pipeline",
+    "SqakdError": "errors",
+    "build_program": "program",
+    "calibrate": "calibrate",
+    "distil": "distil",
+    "lower": "program",
+    "quantize": "pipeline",
+    "resolve_recipe": "recipe",
+    "trace": "frontend",
+    "validate": "validate",
+}
+
+__all__ = [
+    "Recipe",
+    "Result",
+    "SqakdError",
+    "build_program",
+    "calibrate",
+    "distil",
+    "lower",
+    "quantize",
+    "resolve_recipe",
+    "trace",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use, so that the command line starts without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"sqakd_fx.{_HOMES[name]}"), name)

@@ -72,6 +72,7 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["module_path"] = self.path[-1] if self.path else ""
+        node.meta["is_module"] = node.op == "call_module"
         return node
 
 

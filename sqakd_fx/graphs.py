@@ -76,6 +76,31 @@ def module_path(node: fx.Node) -> str:
     return str(node.meta.get("module_path") or "")
 
 
+def node_path(node: fx.Node) -> str:
+    """A name for what a node computes: its own module's path, or its name inside the user's module."""
+    path = module_path(node)
+    if node.meta.get("is_module"):
+        return path
+    return f"{path}.{node.name}" if path else node.name
+
+
+def drop_unused(graph_module: fx.GraphModule) -> None:
+    """Delete submodules, parameters and buffers that no node reads."""
+    graph_module.delete_all_unused_submodules()
+    called = {str(n.target) for n in graph_module.graph.nodes if n.op == "call_module"}
+    read = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
+    inside = {
+        id(inner) for name in called for inner in graph_module.get_submodule(name).modules()
+    }
+    for owner_name, owner in graph_module.named_modules():
+        if id(owner) in inside:
+            continue
+        prefix = f"{owner_name}." if owner_name else ""
+        for table in (owner._parameters, owner._buffers):
+            for key in [k for k in table if f"{prefix}{k}" not in read]:
+                del table[key]
+
+
 def constant_of(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
     """The tensor behind a get_attr node, None for anything else."""
     if isinstance(node, fx.Node) and node.op == "get_attr":

@@ -1,0 +1,249 @@
+"""The command line. torch is imported inside commands only: `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from sqakd_fx.errors import RecipeError, SqakdError
+
+if TYPE_CHECKING:
+    from sqakd_fx.recipe import Recipe
+    from sqakd_fx.source import Source
+
+app = typer.Typer(
+    name="sqakd-fx",
+    help="Quantize trained PyTorch models without labels, and export integer ONNX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SourceArgument = Annotated[str, typer.Argument(help="model.py, or package.module:callable")]
+Weights = Annotated[Optional[Path], typer.Option(help="safetensors, or a pickle of tensors only")]
+Data = Annotated[Optional[Path], typer.Option(help="folder of images, .npy or .npz")]
+Shape = Annotated[Optional[str], typer.Option("--input-shape", help="for example 1,3,224,224")]
+RecipeOption = Annotated[Optional[str], typer.Option("--recipe", help="preset or file.toml")]
+BitsOption = Annotated[Optional[str], typer.Option("--bits", help="for example w4a4")]
+Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value of the recipe")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One sentence on stderr and exit status 2 for what is the input's fault; 130 for Ctrl-C."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except SqakdError as error:
+            if kwargs.get("debug"):
+                raise
+            print(f"sqakd-fx: {error}", file=sys.stderr)
+            raise typer.Exit(130 if type(error).__name__ == "Interrupted" else 2) from None
+        except KeyboardInterrupt:
+            print("sqakd-fx: stopped; nothing half-written was left", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def _source(
+    spec: str, weights: Path | None, data: Path | None, shape: str | None
+) -> Source:
+    from sqakd_fx.source import load_source
+
+    return load_source(spec, weights=weights, data=data, input_shape=_sizes(shape))
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise RecipeError(f"--input-shape takes sizes like 1,3,224,224, not {text!r}") from None
+    if min(sizes) < 1:
+        raise RecipeError(f"--input-shape {text} has a size below 1: give positive sizes")
+    return sizes
+
+
+def _recipe(
+    recipe: str | None, bits: str | None, settings: list[str] | None, **fields: Any
+) -> Recipe:
+    from sqakd_fx.recipe import resolve_recipe
+
+    return resolve_recipe(recipe, bits=bits, settings=settings or (), **fields)
+
+
+@app.command()
+@_friendly
+def quantize(
+    source: SourceArgument,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    epochs: Annotated[Optional[int], typer.Option(help="passes over the data")] = None,
+    steps: Annotated[Optional[int], typer.Option(help="training steps, in place of epochs")] = None,
+    device: Annotated[Optional[str], typer.Option(help="auto, cpu or cuda")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="of everything that is drawn")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="default: sqakd-out/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    data: Data = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    dump: Annotated[Optional[Path], typer.Option(help="write the graph after every pass here")] = None,
+    debug: Debug = False,
+) -> None:
+    """Train a low-bit student of a float model without labels, and export it as integer ONNX."""
+    resolved = _recipe(recipe, bits, set_, epochs=epochs, steps=steps, device=device, seed=seed)
+    from sqakd_fx.terminal import Live
+
+    with Live() as live:
+        live.stage("load", source)
+        from sqakd_fx.pipeline import run
+
+        loaded = _source(source, weights, data, input_shape)
+        folder = out or Path("sqakd-out") / loaded.name
+        result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
+    live.summary(result.report, folder)
+    if result.validation.failures:
+        print(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+@_friendly
+def inspect(
+    target: Annotated[str, typer.Argument(help="SOURCE, a result folder, or FILE.onnx")],
+    stage: Annotated[str, typer.Option(help="traced, folded, quantized or lowered")] = "quantized",
+    format_: Annotated[
+        str, typer.Option("--format", help="table, tree, code, dot or json")
+    ] = "table",
+    diff: Annotated[Optional[str], typer.Option(help="another stage to compare with")] = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    debug: Debug = False,
+) -> None:
+    """Show the graph at a stage: where quantizers stand, what stays in float, and why."""
+    from sqakd_fx import inspection
+
+    if target.endswith(".onnx"):
+        inspection.show_onnx(Path(target), format_)
+        return
+    inspection.check_choice("--stage", stage, inspection.STAGES)
+    inspection.check_choice("--format", format_, inspection.FORMATS)
+    if Path(target, "recipe.toml").exists():
+        from sqakd_fx.storage import read_json
+
+        recipe = recipe or str(Path(target) / "recipe.toml")
+        target = str(read_json(Path(target) / "program.json")["source"])
+    resolved = _recipe(recipe, bits, set_)
+    loaded = _source(target, weights, None, input_shape)
+    if diff is not None:
+        inspection.check_choice("--diff", diff, inspection.STAGES)
+        inspection.show_difference(loaded, resolved, diff, stage)
+        return
+    inspection.show_stage(loaded, resolved, stage, format_)
+
+
+@app.command()
+@_friendly
+def export(
+    result: Annotated[Path, typer.Argument(help="result folder of quantize")],
+    format_: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: Shape = None,
+    debug: Debug = False,
+) -> None:
+    """Export the trained student of a result folder again."""
+    from sqakd_fx.inspection import check_choice
+    from sqakd_fx.pipeline import export_onnx, load_student
+    from sqakd_fx.program import lower
+    from sqakd_fx.storage import read_json
+
+    check_choice("--format", format_, ("onnx",))
+    spec = str(read_json(result / "program.json")["source"])
+    program, resolved = load_student(result, _source(spec, weights, data, input_shape))
+    path = result / "model.onnx"
+    export_onnx(lower(program.student).graph_module, program, resolved, path)
+    print(f"wrote {path}")
+
+
+@app.command()
+@_friendly
+def validate(
+    target: Annotated[Path, typer.Argument(help="result folder, or FILE.onnx")],
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: Shape = None,
+    json_: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
+    debug: Debug = False,
+) -> None:
+    """Hold the exported model against the trained graph again; exit status 1 where it differs."""
+    import json
+
+    from sqakd_fx.inspection import result_of
+    from sqakd_fx.pipeline import load_student, training_inputs, validation_batches
+    from sqakd_fx.program import lower
+    from sqakd_fx.report import validation_lines
+    from sqakd_fx.storage import read_json
+    from sqakd_fx.validate import validate as check
+
+    folder, path = result_of(target)
+    spec = str(read_json(folder / "program.json")["source"])
+    source = _source(spec, weights, data, input_shape)
+    program, resolved = load_student(folder, source)
+    inputs = None if source.train_data is None else training_inputs(source, program, resolved)
+    batches = validation_batches(source, program, inputs)
+    checked = check(program.student, lower(program.student).graph_module, path, batches)
+    if json_:
+        print(json.dumps(checked.as_dict(), indent=2))
+    else:
+        print("\n".join(validation_lines(checked)))
+    if checked.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_friendly
+def recipes(
+    name: Annotated[Optional[str], typer.Argument(help="print this preset as TOML")] = None,
+    debug: Debug = False,
+) -> None:
+    """List the presets, or print one as TOML."""
+    from sqakd_fx.recipe import preset_names, resolve_recipe, to_toml
+
+    if name is None:
+        print("\n".join(preset_names()))
+        print("\nany wNaM with N, M from 1 to 8 works; `sqakd-fx recipes NAME` prints one as TOML")
+    else:
+        print(to_toml(resolve_recipe(name)), end="")
+
+
+@app.command()
+@_friendly
+def doctor(debug: Debug = False) -> None:
+    """Versions, devices, ONNX Runtime providers, compiler, and what each missing thing costs."""
+    from sqakd_fx.inspection import show_doctor
+
+    show_doctor()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

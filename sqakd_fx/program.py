@@ -1,0 +1,156 @@
+"""The student and its teacher: from a float model to a graph with quantizers, and what is known of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sqakd_fx.calibrate import quantizers_of
+from sqakd_fx.compiler import Compiled, LogEntry, Note, run_passes
+from sqakd_fx.frontend import Traced, flat_inputs, trace
+from sqakd_fx.graphs import constant_of
+from sqakd_fx.passes.canonicalize import Canonicalize
+from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
+from sqakd_fx.passes.insert_quantizers import InsertQuantizers
+from sqakd_fx.passes.lower_to_integer import LowerToInteger
+from sqakd_fx.placement import LayerSettings
+from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Program:
+    """A student graph, the float teacher it started as, and how it was made.
+
+    `example` is one call's inputs in the order of the graph's placeholders.
+    """
+
+    teacher: fx.GraphModule
+    student: fx.GraphModule
+    example: tuple[Any, ...]
+    input_names: tuple[str, ...]
+    traced: Traced
+    log: tuple[LogEntry, ...]
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What stays in float or was left alone, and why."""
+        islands = tuple(
+            Note(i.path, f"stays in float as a whole: {i.reason} ({i.location})")
+            for i in self.traced.islands
+        )
+        return islands + tuple(note for entry in self.log for note in entry.notes)
+
+
+def build_program(
+    model: nn.Module,
+    example_args: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None,
+    recipe: Recipe,
+    *,
+    dump: Path | None = None,
+) -> Program:
+    """Trace a float model and insert quantizers (disabled) by the recipe.
+
+    The model is copied: the caller's own is not changed.
+
+    Raises:
+        TraceError, PassError, RecipeError.
+    """
+    traced = trace(
+        copy.deepcopy(model).float(), example_args, example_kwargs, front_end=recipe.frontend
+    )
+    example = flat_inputs(traced, example_args, example_kwargs or {})
+    names = tuple(
+        str(node.target) for node in traced.graph_module.graph.nodes if node.op == "placeholder"
+    )
+
+    def probe(graph_module: fx.GraphModule) -> Any:
+        with torch.no_grad():
+            return graph_module(*example)
+
+    first = run_passes(traced.graph_module, [Canonicalize()], probe=probe, dump=dump)
+    teacher = copy.deepcopy(first.graph_module)
+    passes: list[Any] = [FoldBatchNorm()] if recipe.batch_norm == "fold" else []
+    passes.append(InsertQuantizers(recipe))
+    second = run_passes(first.graph_module, passes, probe=probe, dump=dump)
+    return Program(
+        teacher.eval(), second.graph_module.eval(), example, names, traced, first.log + second.log
+    )
+
+
+def lower(student: fx.GraphModule) -> Compiled:
+    """The integer program of a trained student, on the CPU; the student is not changed.
+
+    Raises:
+        PassError: a quantizer was not calibrated.
+    """
+    return run_passes(copy.deepcopy(student).cpu().eval(), [LowerToInteger()])
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One quantized layer as `inspect` and the report show it."""
+
+    name: str
+    operation: str
+    weight_bits: int | None
+    activation_bits: int
+    weight_family: str | None
+    granularity: str | None
+    parameters: int
+    source: str
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of the weight codes at their nominal bits."""
+        return self.parameters * (self.weight_bits or 0) / 8
+
+
+def layer_facts(student: fx.GraphModule) -> list[LayerFacts]:
+    """Every quantized layer, in graph order."""
+    modules = dict(student.named_modules())
+    facts = []
+    for node in student.graph.nodes:
+        settings: LayerSettings | None = node.meta.get("layer")
+        if settings is None:
+            continue
+        weight = next(
+            (
+                a
+                for a in node.args
+                if isinstance(a, fx.Node)
+                and a.op == "call_module"
+                and isinstance(modules[str(a.target)], Quantizer)
+                and modules[str(a.target)].role == "weight"
+            ),
+            None,
+        )
+        quantizer = modules[str(weight.target)] if weight is not None else None
+        tensor = constant_of(student, weight.args[0]) if weight is not None else None
+        inputs: Iterable[Quantizer] = node.meta["input_quantizers"].values()
+        facts.append(
+            LayerFacts(
+                name=str(node.meta.get("module_path") or node.name),
+                operation=str(getattr(node.target, "__name__", node.target)),
+                weight_bits=quantizer.bits if isinstance(quantizer, Quantizer) else None,
+                activation_bits=max(q.bits for q in inputs),
+                weight_family=quantizer.family.name if isinstance(quantizer, Quantizer) else None,
+                granularity=settings.granularity if quantizer is not None else None,
+                parameters=0 if tensor is None else tensor.numel(),
+                source=settings.source,
+            )
+        )
+    return facts
+
+
+def enable_quantizers(student: fx.GraphModule) -> None:
+    """Mark all quantizers as calibrated, after loading a state dict."""
+    for quantizer in quantizers_of(student).values():
+        quantizer.enabled = True

@@ -1,0 +1,74 @@
+"""What a run found, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqakd_fx.compiler import LogEntry, Note
+from sqakd_fx.program import LayerFacts
+from sqakd_fx.validate import RuntimeParity, Validation
+
+
+def parity_line(runtime: RuntimeParity) -> str:
+    """One sentence on how far a runtime is from the integer program."""
+    worst = max(runtime.tensors, key=lambda t: (t.largest, t.share_above(0)), default=None)
+    if worst is None:
+        return "no quantized tensor to compare"
+    if worst.largest == 0:
+        return f"all {len(runtime.tensors)} quantized tensors equal, code by code"
+    off = sum(t.elements * t.share_above(0) for t in runtime.tensors)
+    total = sum(t.elements for t in runtime.tensors)
+    return (
+        f"{off / total:.4%} of the codes differ, at most {worst.largest} step"
+        f"{'s' if worst.largest > 1 else ''} ({worst.name}, made by {worst.producer})"
+    )
+
+
+def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Sequence[Note]) -> str:
+    """report.md: sizes, bits, accuracy, speed, and what stayed in float with the reason."""
+    lines = [f"# {report['name']}: {report['recipe']}", ""]
+    lines += ["| | float | quantized |", "|---|---|---|"]
+    lines += [f"| {label} | {a} | {b} |" for label, a, b in report["summary"]]
+    lines += ["", "## Layers", ""]
+    lines += ["| layer | operation | weights | input | family | KiB | bits from |", "|---|---|---|---|---|---|---|"]
+    for layer in layers:
+        weight = "–" if layer.weight_bits is None else f"{layer.weight_bits} bits"
+        lines.append(
+            f"| {layer.name} | {layer.operation} | {weight} | {layer.activation_bits} bits | "
+            f"{layer.weight_family or '–'} | {layer.weight_bytes / 1024:.1f} | {layer.source} |"
+        )
+    lines += ["", "## What stays in float, or was left alone", ""]
+    lines += [f"- `{note.node}`: {note.reason}" for note in notes] or ["- nothing"]
+    lines += ["", "## Validation", ""]
+    lines += [f"- {line}" for line in report["validation_lines"]]
+    if report.get("training_notes"):
+        lines += ["", "## Training", ""] + [f"- {line}" for line in report["training_notes"]]
+    return "\n".join(lines) + "\n"
+
+
+def validation_lines(validation: Validation) -> list[str]:
+    """The verdict in sentences."""
+    lines = [
+        f"trained graph and integer program agree on {validation.student_agreement:.2%} of "
+        f"{validation.samples} samples (largest output difference {validation.student_difference:.2g})"
+    ]
+    for runtime in validation.runtimes:
+        provider = runtime.provider.removesuffix("ExecutionProvider")
+        lines.append(
+            f"ONNX Runtime {provider}, optimisation {runtime.optimisation}: {parity_line(runtime)}; "
+            f"same prediction as the trained graph on {runtime.agreement:.2%}"
+        )
+    fusion = validation.fusion
+    integer = ", ".join(f"{count} {name}" for name, count in sorted(fusion.integer.items()))
+    lines.append(f"integer kernels in the runtime's optimised graph: {integer or 'none'}")
+    heavy = ", ".join(fusion.float_heavy)
+    lines.append(f"convolutions, products and sums in float there: {heavy or 'none'}")
+    lines += [f"FAILED: {failure}" for failure in validation.failures]
+    return lines
+
+
+def log_as_json(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
+    """The compile log."""
+    return [asdict(entry) for entry in log]

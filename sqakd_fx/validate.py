@@ -1,0 +1,357 @@
+"""Prove that an exported model computes what the trained graph computes.
+
+Three ways: trained graph, integer program in PyTorch, ONNX Runtime with optimisation off and full.
+Differences are counted in codes at every quantized tensor; the runtime's own optimised graph says
+what runs on integer kernels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, fx
+
+from sqakd_fx.compiler import tensors_of
+from sqakd_fx.errors import ParityError
+from sqakd_fx.losses import class_axis
+
+_INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
+_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedMatMul", "FusedGemm", "Add", "Mul")
+_ARITHMETIC = ("QLinearAdd", "QLinearMul", "Add", "Mul", "Sub")
+
+
+@dataclass(frozen=True)
+class TensorParity:
+    """Differences of one quantized tensor, in codes: histogram of |difference| to count."""
+
+    name: str
+    producer: str
+    elements: int
+    histogram: dict[int, int]
+
+    @property
+    def largest(self) -> int:
+        return max((step for step, count in self.histogram.items() if count), default=0)
+
+    def share_above(self, steps: int) -> float:
+        """Share of elements more than `steps` codes off."""
+        return sum(c for s, c in self.histogram.items() if s > steps) / max(self.elements, 1)
+
+
+@dataclass(frozen=True)
+class RuntimeParity:
+    """ONNX Runtime against the integer program, at one optimisation level."""
+
+    provider: str
+    optimisation: str
+    tensors: tuple[TensorParity, ...]
+    output_difference: float
+    agreement: float
+
+    @property
+    def first_divergence(self) -> TensorParity | None:
+        return next((t for t in self.tensors if t.largest > 0), None)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What the runtime's own optimised graph runs in integers, and what in float."""
+
+    integer: dict[str, int]
+    float_heavy: tuple[str, ...]
+    other: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The verdict: `failures` is empty where the export is the trained function."""
+
+    samples: int
+    student_difference: float
+    student_agreement: float
+    runtimes: tuple[RuntimeParity, ...]
+    fusion: Fusion
+    failures: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"passed": not self.failures}
+
+
+def session(
+    model: Path | bytes,
+    *,
+    provider: str = "CPUExecutionProvider",
+    optimise: bool = True,
+    threads: int = 0,
+    optimised_to: Path | None = None,
+) -> ort.InferenceSession:
+    """An ONNX Runtime session; raises ParityError where the runtime refuses the model."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    if optimised_to is not None:
+        options.optimized_model_filepath = str(optimised_to)
+    try:
+        return ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=[provider]
+        )
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise ParityError(f"ONNX Runtime refuses the model: {first}") from error
+
+
+def providers() -> list[str]:
+    """Execution providers to validate on: CPU, and CUDA where a session really gets it."""
+    found = ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available():
+        found.insert(0, "CUDAExecutionProvider")
+    return found
+
+
+def validate(
+    student: fx.GraphModule,
+    lowered: fx.GraphModule,
+    model: Path,
+    batches: Iterable[tuple[Tensor, ...]],
+) -> Validation:
+    """Compare on `batches` (inputs in the graph's order), a batch at a time.
+
+    Raises:
+        ParityError: the runtime refuses the model.
+    """
+    student = student.eval()
+    names = _quantized_nodes(lowered)
+    with tempfile.TemporaryDirectory() as folder:
+        fusion = fusion_report(model, Path(folder))
+        probing, outputs = _with_outputs(model)
+        sessions = [
+            (provider, label, session(probing, provider=provider, optimise=label == "full"))
+            for provider in providers()
+            for label in ("off", "full")
+        ]
+        counters: list[dict[str, Counter[int]]] = [{} for _ in sessions]
+        differences = [0.0] * len(sessions)
+        agreeing = [0] * len(sessions)
+        student_difference, student_agreeing, samples, decisions = 0.0, 0, 0, 0
+        for inputs in batches:
+            inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
+            with torch.no_grad():
+                device = next((p.device for p in student.parameters()), torch.device("cpu"))
+                trained = tensors_of(student(*(x.to(device) for x in inputs)))
+                reference, codes = _run_reference(lowered, inputs, names)
+            samples += len(inputs[0])
+            wanted = [t.cpu() for t in trained]
+            student_difference = max(student_difference, _largest(wanted, reference))
+            same, total = _same_decisions(wanted, reference)
+            student_agreeing += same
+            decisions += total
+            for index, (_, _, running) in enumerate(sessions):
+                feeds = {
+                    i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)
+                }
+                got = running.run(None, feeds)
+                n_outputs = len(got) - len(outputs)
+                differences[index] = max(
+                    differences[index],
+                    _largest([torch.from_numpy(g) for g in got[:n_outputs]], reference),
+                )
+                same, _ = _same_decisions([torch.from_numpy(g) for g in got[:n_outputs]], wanted)
+                agreeing[index] += same
+                for name, value in zip(outputs, got[n_outputs:], strict=True):
+                    if name in codes:
+                        _count(counters[index].setdefault(name, Counter()), value, codes[name])
+        producers = _producers(model)
+        runtimes = tuple(
+            RuntimeParity(
+                provider,
+                label,
+                tuple(
+                    TensorParity(name, producers.get(name, "?"), sum(c.values()), dict(sorted(c.items())))
+                    for name, c in counters[index].items()
+                ),
+                differences[index],
+                agreeing[index] / max(decisions, 1),
+            )
+            for index, (provider, label, _) in enumerate(sessions)
+        )
+    result = Validation(
+        samples, student_difference, student_agreeing / max(decisions, 1), runtimes, fusion
+    )
+    return Validation(**(result.__dict__ | {"failures": tuple(_failures(result))}))
+
+
+def _failures(result: Validation) -> list[str]:
+    """What is wrong. A rounding difference is carried on by the layers behind it, and may grow there:
+    behind the first tensor that differs, only its share counts, not its size.
+    """
+    failures = []
+    if result.student_agreement < 0.999:
+        failures.append(
+            f"the integer program and the trained graph agree on {result.student_agreement:.2%} "
+            "of the predictions only"
+        )
+    for runtime in result.runtimes:
+        where = f"{runtime.provider}, optimisation {runtime.optimisation}"
+        carried = False
+        for tensor in runtime.tensors:
+            arithmetic = tensor.producer in _ARITHMETIC and runtime.optimisation == "full"
+            allowed = 2 if arithmetic else 1
+            first = not carried and tensor.largest > allowed
+            if first or tensor.share_above(allowed) > 0.001:
+                failures.append(
+                    f"{where}: {tensor.name} (made by {tensor.producer}) is up to {tensor.largest} steps off"
+                )
+                break
+            if not arithmetic and tensor.share_above(0) > 0.001:
+                failures.append(
+                    f"{where}: {tensor.share_above(0):.2%} of {tensor.name} (made by "
+                    f"{tensor.producer}) are a step off"
+                )
+                break
+            carried = carried or tensor.largest > 0
+        if runtime.agreement < 0.999:
+            failures.append(f"{where}: agrees on {runtime.agreement:.2%} of the predictions only")
+    return failures
+
+
+# -- the pieces --------------------------------------------------------------------------------
+
+
+def _quantized_nodes(lowered: fx.GraphModule) -> dict[str, str]:
+    """Lowered node name to the name of its tensor in the ONNX file."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for node in lowered.graph.nodes:
+        tag = node.meta.get("quantized_tensor")
+        if tag is None or str(getattr(node.target, "namespace", "")) != "sqakd_fx":
+            continue
+        wanted = f"{tag['name']}_quantized"
+        unique, count = wanted, 1
+        while unique in taken:
+            unique, count = f"{wanted}_{count}", count + 1
+        taken.add(unique)
+        found[node.name] = unique
+    return found
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the integer program and keeps the codes of its quantized tensors."""
+
+    def __init__(self, lowered: fx.GraphModule, names: dict[str, str]) -> None:
+        super().__init__(lowered)
+        self.names = names
+        self.codes: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            self.codes[self.names[n.name]] = value
+        return value
+
+
+def _run_reference(
+    lowered: fx.GraphModule, inputs: Sequence[Any], names: dict[str, str]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    recorder = _Recorder(lowered, names)
+    return tensors_of(recorder.run(*inputs)), recorder.codes
+
+
+def _with_outputs(model: Path) -> tuple[bytes, list[str]]:
+    """The model with every quantized activation as a further output."""
+    proto = onnx.load(str(model))
+    constants = {i.name for i in proto.graph.initializer}
+    have = {o.name for o in proto.graph.output}
+    names = [
+        a.tensor_name
+        for a in proto.graph.quantization_annotation
+        if a.tensor_name not in constants and a.tensor_name.rpartition("_quantized")[1]
+    ]
+    for name in names:
+        if name not in have:
+            proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    typed = {v.name: v for v in proto.graph.value_info}
+    for output in proto.graph.output:
+        if not output.HasField("type") and output.name in typed:
+            output.CopyFrom(typed[output.name])
+    return proto.SerializeToString(), names
+
+
+def _producers(model: Path) -> dict[str, str]:
+    """Which operator makes each quantized tensor, looking through Clip and QuantizeLinear."""
+    proto = onnx.load(str(model), load_external_data=False)
+    by_output = {name: node for node in proto.graph.node for name in node.output}
+    found = {}
+    for name in by_output:
+        node = by_output[name]
+        while node.op_type in ("Clip", "QuantizeLinear") and node.input[0] in by_output:
+            node = by_output[node.input[0]]
+        found[name] = node.op_type
+    return found
+
+
+def fusion_report(model: Path, folder: Path) -> Fusion:
+    """Read the graph that ONNX Runtime itself made of the model at full optimisation."""
+    target = folder / "optimised.onnx"
+    session(model, optimised_to=target)
+    proto = onnx.load(str(target), load_external_data=False)
+    integer: Counter[str] = Counter()
+    other: Counter[str] = Counter()
+    heavy = []
+    for node in proto.graph.node:
+        if node.op_type.startswith(_INTEGER):
+            integer[node.op_type] += 1
+        elif node.op_type in _HEAVY:
+            heavy.append(f"{node.name} ({node.op_type})")
+        else:
+            other[node.op_type] += 1
+    return Fusion(dict(integer), tuple(heavy), dict(other))
+
+
+def _largest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return max(
+        (
+            float((x.float() - y.float()).abs().max())
+            for x, y in zip(a, b, strict=True)
+            if x.numel()
+        ),
+        default=0.0,
+    )
+
+
+def _same_decisions(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[int, int]:
+    axis = class_axis(tuple(a[0].shape))
+    if axis is None:
+        return len(a[0]), len(a[0])
+    same = a[0].argmax(dim=axis) == b[0].argmax(dim=axis)
+    return int(same.sum()), same.numel()
+
+
+def _count(counter: Counter[int], got: np.ndarray[Any, Any], wanted: Tensor) -> None:
+    steps = np.abs(got.astype(np.int32) - wanted.numpy().astype(np.int32))
+    values, counts = np.unique(steps, return_counts=True)
+    counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+
+def latency(model: Path, inputs: Sequence[Tensor], *, runs: int = 20, threads: int = 1) -> float:
+    """Median milliseconds of one call."""
+    running = session(model, threads=threads)
+    feeds = {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
+    running.run(None, feeds)
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        running.run(None, feeds)
+        times.append(time.perf_counter() - started)
+    return 1000 * float(np.median(times))
