@@ -59,7 +59,9 @@ def export_program(
         tag = node.meta.get("quantized_tensor")
         value = model.graph.initializers.get(str(node.target)) if node.op == "get_attr" else None
         if tag is not None and value is not None:
-            value.metadata_props.update({f"sqakd_fx.{k}": str(v) for k, v in tag.items() if k != "name"})
+            value.metadata_props.update(
+                {f"sqakd_fx.{k}": str(v) for k, v in tag.items() if k != "name"}
+            )
     ir_passes.ShapeInferencePass()(model)
     model.producer_name = "sqakd-fx"
     model.producer_version = None
@@ -70,7 +72,9 @@ def export_program(
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Write an ONNX file atomically; weights above 2 GB go to a file beside it."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    size = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value
+    )
 
     def write(temporary: Path) -> None:
         if size < _EXTERNAL_DATA_BYTES:
@@ -106,11 +110,17 @@ def _translate(
 ) -> tuple[ir.Model, list[str]]:
     """The ONNX model, and the value names of the integer ops in the order of the lowered graph."""
     dynamic = {0: torch.export.Dim.DYNAMIC}
-    shapes = tuple(dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs)
+    shapes = tuple(
+        dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs
+    )
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(lowered, tuple(example_inputs), dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes)
+            program = torch.export.export(
+                lowered,
+                tuple(example_inputs),
+                dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes,
+            )
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -131,7 +141,9 @@ def _translate(
 
 
 def _takes_varargs(graph_module: fx.GraphModule) -> bool:
-    return any(str(n.target).startswith("*") for n in graph_module.graph.find_nodes(op="placeholder"))
+    return any(
+        str(n.target).startswith("*") for n in graph_module.graph.find_nodes(op="placeholder")
+    )
 
 
 def _reason(error: Exception) -> str:

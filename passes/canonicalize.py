@@ -200,7 +200,10 @@ def _transposed_weight(graph_module: fx.GraphModule, node: Any) -> fx.Node | Non
     if weight.ndim != 2:
         return None
     return insert_attribute(
-        graph_module, source, f"{source.target}_transposed", nn.Parameter(weight.detach().t().contiguous())
+        graph_module,
+        source,
+        f"{source.target}_transposed",
+        nn.Parameter(weight.detach().t().contiguous()),
     )
 
 
@@ -215,7 +218,9 @@ def _addmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 def _aten_convolution(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     x, w, b, stride, padding, dilation, transposed, output_padding, groups = node.args
     axes = len(shape_of(w) or ()) - 2  # type: ignore[arg-type]
-    as_tuple = [tuple(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation, output_padding)]  # type: ignore[arg-type]
+    as_tuple = [
+        tuple(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation, output_padding)
+    ]  # type: ignore[arg-type]
     op = TABLE[f"conv_transpose{axes}d" if transposed else f"conv{axes}d"]
     if transposed:
         args = (x, w, b, as_tuple[0], as_tuple[1], as_tuple[3], groups, as_tuple[2])
@@ -231,7 +236,16 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         names = [argument.name for argument in target.arguments]
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     else:
-        names = ["input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"]
+        names = [
+            "input",
+            "running_mean",
+            "running_var",
+            "weight",
+            "bias",
+            "training",
+            "momentum",
+            "eps",
+        ]
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     if given.get("training"):
         return False
@@ -246,7 +260,9 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     if "running_mean" not in values or "running_var" not in values:
         return False
     dimensions = len(shape_of(given["input"]) or ())
-    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(dimensions)
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(
+        dimensions
+    )
     if kind is None:
         return False
     channels = values["running_mean"].numel()

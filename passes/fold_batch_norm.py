@@ -75,7 +75,10 @@ def _fold(graph_module: fx.GraphModule, layer: fx.Node, node: fx.Node, module: n
         graph_module, layer, f"{stem}_folded", nn.Parameter(folded.detach())
     )
     new_bias = insert_attribute(
-        graph_module, layer, f"{stem.removesuffix('weight')}bias_folded", nn.Parameter(offset.detach())
+        graph_module,
+        layer,
+        f"{stem.removesuffix('weight')}bias_folded",
+        nn.Parameter(offset.detach()),
     )
     layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
     node.replace_all_uses_with(layer)

@@ -93,7 +93,9 @@ class _Insertion:
             if op is None:
                 if node.op == "call_module" and not is_batch_norm(node, self.modules):
                     self.notes.append(
-                        Note(node.name, "stays in float: not in the op table, or could not be traced")
+                        Note(
+                            node.name, "stays in float: not in the op table, or could not be traced"
+                        )
                     )
                 continue
             if op.kind is Kind.COMPUTE:
@@ -225,7 +227,9 @@ class _Insertion:
             for bits, consumers in by_bits.items():
                 chosen = quantizer
                 if bits < widest:
-                    name, chosen = self._new_activation_quantizer(value, bits, f"quantizer_{bits}bit")
+                    name, chosen = self._new_activation_quantizer(
+                        value, bits, f"quantizer_{bits}bit"
+                    )
                     on_grid = self._quantized(value)
                     self._insert_behind(on_grid, name, dict.fromkeys(consumers))
                 for consumer in consumers:
@@ -314,18 +318,13 @@ class _Insertion:
             module = self.modules[str(batch_norm.target)]
             sole = self.graph.find_nodes(op="call_module", target=batch_norm.target)
             if len(list(sole)) == 1:
-                if bias is not None:
-                    constant = constant_of(self.graph_module, bias)
-                    assert constant is not None
-                    module.running_mean -= constant.detach()  # type: ignore[operator]
-                    node.update_arg(2, None)
                 name = set_attribute(
                     self.graph_module,
                     f"{batch_norm.target}_absorbed",
                     AbsorbedBatchNorm(module, x_quantizer, quantizer),
                 )
                 batch_norm.target = name
-                batch_norm.args = (node, weight)
+                batch_norm.args = (node, weight) if bias is None else (node, weight, bias)
                 return
         if bias is not None:
             stem = str(bias.target)  # type: ignore[union-attr]

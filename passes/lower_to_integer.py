@@ -39,9 +39,7 @@ class Clip:
     upper: float = float("inf")
 
     def then(self, lower: float, upper: float) -> Clip:
-        return Clip(
-            min(max(self.lower, lower), upper), max(min(self.upper, upper), lower)
-        )
+        return Clip(min(max(self.lower, lower), upper), max(min(self.upper, upper), lower))
 
     @property
     def is_open(self) -> bool:
@@ -276,8 +274,8 @@ class _Lowering:
         codes = quantizer.codes(weight).to(torch.int8).cpu()
         scale = x.grid.scale * grid.scale
         bias = None
-        if node.args[2] is not None:
-            rounding = cast(fx.Node, node.args[2])
+        rounding = node.args[2]
+        if isinstance(rounding, fx.Node) and rounding.op == "call_module":
             value = self._constant(rounding.args[0]).float().cpu()
             at = absorb(torch.ones_like(value), value, x.grid.scale, grid.scale)
             codes, grid, scale, bias = _apply(codes, grid, at, op)
@@ -295,6 +293,8 @@ class _Lowering:
         assert layer.weight is not None
         assert layer.weight_grid is not None
         a, b = (t.detach().float().cpu() for t in affine_of(module.batch_norm))
+        if len(node.args) > 2:
+            b = b + a * self._constant(node.args[2]).float().cpu()
         at = absorb(a, b, layer.inputs[0].grid.scale, layer.weight_grid.scale)
         codes, grid, scale, bias = _apply(layer.weight, layer.weight_grid, at, layer.op)
         return replace(layer, weight=codes, weight_grid=grid, scale=scale, bias=bias)
@@ -546,9 +546,7 @@ def _accumulator_axis(layer: Layer) -> int:
     return -1 if layer.op.name in ("linear", "matmul") else 1
 
 
-def _apply(
-    codes: Tensor, grid: Grid, at: Absorbed, op: Op
-) -> tuple[Tensor, Grid, Tensor, Tensor]:
+def _apply(codes: Tensor, grid: Grid, at: Absorbed, op: Op) -> tuple[Tensor, Grid, Tensor, Tensor]:
     """Weight codes, weight grid, accumulator scale and bias of a layer with an affine absorbed."""
     shape = [1] * codes.ndim
     shape[op.channel_axis] = -1

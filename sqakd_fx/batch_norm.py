@@ -95,7 +95,7 @@ def absorb(a: Tensor, b: Tensor, x_scale: Tensor, weight_scale: Tensor) -> Absor
 class AbsorbedBatchNorm(nn.Module):
     """BatchNorm behind a quantized layer: live in training, the exported affine in evaluation.
 
-    Called with the layer's output (N, C, ...) and the layer's float weight.
+    Called with the layer's output (N, C, ...), its float weight, and its bias where it has one.
     """
 
     def __init__(self, module: nn.Module, x: Quantizer, weight: Quantizer) -> None:
@@ -103,21 +103,18 @@ class AbsorbedBatchNorm(nn.Module):
         self.batch_norm = module
         self.scales = (x, weight)
 
-    def absorbed(self, weight: Tensor) -> Absorbed:
-        """The integer affine of this moment."""
-        x_quantizer, w_quantizer = self.scales
-        a, b = affine_of(self.batch_norm)
-        return absorb(a, b, x_quantizer.code_scale(), w_quantizer.code_scale(weight))
-
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.training or not (self.scales[0].enabled and self.scales[1].enabled):
             return self.batch_norm(x)  # type: ignore[no-any-return]
         with torch.no_grad():
-            at = self.absorbed(weight)
-            a, _ = affine_of(self.batch_norm)
+            x_quantizer, w_quantizer = self.scales
+            a, b = affine_of(self.batch_norm)
+            carried = torch.zeros_like(a) if bias is None else a * bias
+            at = absorb(a, b + carried, x_quantizer.code_scale(), w_quantizer.code_scale(weight))
             shape = (1, -1) + (1,) * (x.ndim - 2)
-            a = torch.where(at.dead, 0.0, a)
-            return x * a.reshape(shape) + (at.bias * at.unit).reshape(shape)
+            offset = at.bias * at.unit - carried
+            offset = torch.where(at.dead, offset + carried, offset)
+            return x * torch.where(at.dead, 0.0, a).reshape(shape) + offset.reshape(shape)
 
 
 class RoundedBias(nn.Module):

@@ -43,7 +43,9 @@ def calibrate(
     for name, quantizer in quantizers_of(student).items():
         quantizer.enabled = False
         if quantizer.role == "activation":
-            handles.append(quantizer.register_forward_pre_hook(_collector(seen.setdefault(name, []))))
+            handles.append(
+                quantizer.register_forward_pre_hook(_collector(seen.setdefault(name, [])))
+            )
     count = 0
     try:
         for inputs in batches:

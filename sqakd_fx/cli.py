@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,12 +27,12 @@ app = typer.Typer(
 )
 
 SourceArgument = Annotated[str, typer.Argument(help="model.py, or package.module:callable")]
-Weights = Annotated[Optional[Path], typer.Option(help="safetensors, or a pickle of tensors only")]
-Data = Annotated[Optional[Path], typer.Option(help="folder of images, .npy or .npz")]
-Shape = Annotated[Optional[str], typer.Option("--input-shape", help="for example 1,3,224,224")]
-RecipeOption = Annotated[Optional[str], typer.Option("--recipe", help="preset or file.toml")]
-BitsOption = Annotated[Optional[str], typer.Option("--bits", help="for example w4a4")]
-Settings = Annotated[Optional[list[str]], typer.Option("--set", help="key=value of the recipe")]
+Weights = Annotated[Path | None, typer.Option(help="safetensors, or a pickle of tensors only")]
+Data = Annotated[Path | None, typer.Option(help="folder of images, .npy or .npz")]
+Shape = Annotated[str | None, typer.Option("--input-shape", help="for example 1,3,224,224")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="preset or file.toml")]
+BitsOption = Annotated[str | None, typer.Option("--bits", help="for example w4a4")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
@@ -58,9 +58,7 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _source(
-    spec: str, weights: Path | None, data: Path | None, shape: str | None
-) -> Source:
+def _source(spec: str, weights: Path | None, data: Path | None, shape: str | None) -> Source:
     from sqakd_fx.source import load_source
 
     return load_source(spec, weights=weights, data=data, input_shape=_sizes(shape))
@@ -93,16 +91,18 @@ def quantize(
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     set_: Settings = None,
-    epochs: Annotated[Optional[int], typer.Option(help="passes over the data")] = None,
-    steps: Annotated[Optional[int], typer.Option(help="training steps, in place of epochs")] = None,
-    device: Annotated[Optional[str], typer.Option(help="auto, cpu or cuda")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="of everything that is drawn")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="default: sqakd-out/NAME")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
+    steps: Annotated[int | None, typer.Option(help="training steps, in place of epochs")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
+    out: Annotated[Path | None, typer.Option(help="default: sqakd-out/NAME")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last checkpoint")
+    ] = False,
     data: Data = None,
     weights: Weights = None,
     input_shape: Shape = None,
-    dump: Annotated[Optional[Path], typer.Option(help="write the graph after every pass here")] = None,
+    dump: Annotated[Path | None, typer.Option(help="write the graph after every pass here")] = None,
     debug: Debug = False,
 ) -> None:
     """Train a low-bit student of a float model without labels, and export it as integer ONNX."""
@@ -130,7 +130,7 @@ def inspect(
     format_: Annotated[
         str, typer.Option("--format", help="table, tree, code, dot or json")
     ] = "table",
-    diff: Annotated[Optional[str], typer.Option(help="another stage to compare with")] = None,
+    diff: Annotated[str | None, typer.Option(help="another stage to compare with")] = None,
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     set_: Settings = None,
@@ -222,7 +222,7 @@ def validate(
 @app.command()
 @_friendly
 def recipes(
-    name: Annotated[Optional[str], typer.Argument(help="print this preset as TOML")] = None,
+    name: Annotated[str | None, typer.Argument(help="print this preset as TOML")] = None,
     debug: Debug = False,
 ) -> None:
     """List the presets, or print one as TOML."""

@@ -152,9 +152,7 @@ class _Run:
         if self.average is not None:
             self.average.copy_to(self.student)
         self.student.eval()
-        return Distilled(
-            self.step, mean, time.monotonic() - started, compiled, tuple(self.notes)
-        )
+        return Distilled(self.step, mean, time.monotonic() - started, compiled, tuple(self.notes))
 
     def _until_end(
         self, on_report: Callable[[StepReport], None], signalled: list[int], mean: float
@@ -204,7 +202,9 @@ class _Run:
 
     def _one_step(self, inputs: tuple[Any, ...]) -> Tensor:
         self._set_rates()
-        inputs = tuple(x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for x in inputs)
+        inputs = tuple(
+            x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for x in inputs
+        )
         with torch.no_grad(), self._autocast():
             target = self.teacher(*inputs)
         with self._autocast():
@@ -258,7 +258,9 @@ class _Run:
     def _unpack(self, checkpoint: Checkpoint) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
             return {
-                k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)
+                k.removeprefix(prefix): v
+                for k, v in checkpoint.tensors.items()
+                if k.startswith(prefix)
             }
 
         try:

@@ -101,7 +101,9 @@ def _affine(lower: Tensor, upper: Tensor, levels: Levels) -> Interval:
 def _unit(gain: Tensor, levels: Levels) -> Interval:
     """f(x) in [-1, 1], multiplied by a gain on the way out."""
     scale = _constant(1.0 / levels.magnitude, gain)
-    return Interval(scale, _constant(levels.half, gain), gain / levels.magnitude, _constant(levels.lowest, gain))
+    return Interval(
+        scale, _constant(levels.half, gain), gain / levels.magnitude, _constant(levels.lowest, gain)
+    )
 
 
 def _step_weight(p: Parameters, x: Tensor, levels: Levels) -> Interval:
@@ -161,7 +163,9 @@ def _tanh(x: Tensor, p: Parameters, levels: Levels) -> Tensor:
 
 def _qil(x: Tensor, p: Parameters, levels: Levels) -> Tensor:
     center = along_axis(p["center"], levels.axis, x.ndim)
-    distance = along_axis(p["distance"], levels.axis, x.ndim).clamp_min(torch.finfo(torch.float32).tiny)
+    distance = along_axis(p["distance"], levels.axis, x.ndim).clamp_min(
+        torch.finfo(torch.float32).tiny
+    )
     gamma = along_axis(p["gamma"], levels.axis, x.ndim)
     inside = ((x.abs() - center + distance) / (2 * distance)).clamp(0, 1)
     powered = torch.where(inside > 0, inside.clamp_min(1e-12) ** gamma, inside)

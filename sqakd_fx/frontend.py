@@ -110,13 +110,17 @@ def trace(
     return traced
 
 
-def flat_inputs(traced: Traced, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+def flat_inputs(
+    traced: Traced, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...]:
     """Arguments of one call in the order of the graph's placeholders."""
     names = [node.name for node in traced.graph_module.graph.nodes if node.op == "placeholder"]
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     missing = [name for name in names if name not in given]
     if missing:
-        raise TraceError(f"the model's input {missing[0]!r} is missing from this batch: give it in the data")
+        raise TraceError(
+            f"the model's input {missing[0]!r} is missing from this batch: give it in the data"
+        )
     return tuple(given[name] for name in names)
 
 
@@ -185,7 +189,9 @@ def _drop_constant_inputs(graph_module: fx.GraphModule, constants: dict[str, Any
     graph_module.recompile()
 
 
-def _ordered(graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def _ordered(
+    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
     names = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
     tensors = [x for x in args if isinstance(x, torch.Tensor)]
     given = dict(zip([n for n in names if n not in kwargs], tensors, strict=False)) | kwargs
@@ -283,10 +289,11 @@ def _flatten_signature(graph_module: fx.GraphModule) -> None:
     """Plain positional inputs, no guards, no constant inputs."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.op == "call_module" and str(node.target).startswith("_guards"):
+        if (node.op == "call_module" and str(node.target).startswith("_guards")) or (
+            node.op == "placeholder"
+            and not node.users
+            and not isinstance(node.meta.get("val"), torch.Tensor)
+        ):
             graph.erase_node(node)
-        elif node.op == "placeholder" and not node.users and "val" in node.meta:
-            if not isinstance(node.meta["val"], torch.Tensor):
-                graph.erase_node(node)
     graph.set_codegen(fx.graph.CodeGen())
     graph_module.recompile()

@@ -89,9 +89,7 @@ def drop_unused(graph_module: fx.GraphModule) -> None:
     graph_module.delete_all_unused_submodules()
     called = {str(n.target) for n in graph_module.graph.nodes if n.op == "call_module"}
     read = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
-    inside = {
-        id(inner) for name in called for inner in graph_module.get_submodule(name).modules()
-    }
+    inside = {id(inner) for name in called for inner in graph_module.get_submodule(name).modules()}
     for owner_name, owner in graph_module.named_modules():
         if id(owner) in inside:
             continue

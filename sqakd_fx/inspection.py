@@ -46,7 +46,9 @@ def result_of(target: Path) -> tuple[Path, Path]:
     folder = target.parent if target.suffix == ".onnx" else target
     path = target if target.suffix == ".onnx" else target / "model.onnx"
     if not is_result_folder(folder):
-        raise StorageError(f"{folder} is not a result folder: give one that `sqakd-fx quantize` made")
+        raise StorageError(
+            f"{folder} is not a result folder: give one that `sqakd-fx quantize` made"
+        )
     if not path.is_file():
         raise StorageError(f"there is no {path}: run `sqakd-fx export` on the folder first")
     return folder, path
@@ -156,7 +158,9 @@ def _dot(graph_module: fx.GraphModule) -> str:
 def show_difference(source: Source, recipe: Recipe, old: str, new: str) -> None:
     """A unified diff of two stages' code."""
     before, after = (graph_at(source, recipe, stage)[0].code for stage in (old, new))
-    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), old, new, lineterm=""):
+    for line in difflib.unified_diff(
+        before.splitlines(), after.splitlines(), old, new, lineterm=""
+    ):
         print(line)
 
 
@@ -203,13 +207,17 @@ def show_doctor() -> None:
     table.add_row("Python", platform.python_version(), "")
     for name in ("sqakd-fx", "torch", "onnx", "onnxscript", "onnx-ir"):
         table.add_row(name, _version(name), "nothing works")
-    runtime = next((n for n in ("onnxruntime-gpu", "onnxruntime") if _version(n) != "–"), "onnxruntime")
+    runtime = next(
+        (n for n in ("onnxruntime-gpu", "onnxruntime") if _version(n) != "–"), "onnxruntime"
+    )
     table.add_row(runtime, _version(runtime), "no validation")
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "–"
     table.add_row("GPU", cuda, "training runs on the CPU, 10 to 100 times slower")
     import onnxruntime
 
-    found = ", ".join(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
+    found = ", ".join(
+        p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()
+    )
     table.add_row("ONNX Runtime providers", found, "without CUDA, validation runs on the CPU")
     compiler = "yes" if has_compiler(torch.device("cpu")) else "–"
     table.add_row("C++ compiler", compiler, "training runs uncompiled, about half as fast")

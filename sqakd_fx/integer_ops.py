@@ -144,9 +144,7 @@ def _(  # type: ignore[no-untyped-def]
     dilation,
 ):
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.ndim - 3]
-    y = function(
-        x.float(), weight.float(), None, stride, padding, output_padding, groups, dilation
-    )
+    y = function(x.float(), weight.float(), None, stride, padding, output_padding, groups, dilation)
     return torch.empty_like(y, dtype=torch.int32)
 
 
@@ -173,7 +171,12 @@ def _(x, x_scale, x_zero_point, weight, weight_scale, accumulator_scale, bias): 
 
 @torch.library.custom_op("sqakd_fx::matmul", mutates_args=())
 def matmul(
-    a: Tensor, a_scale: Tensor, a_zero_point: Tensor, b: Tensor, b_scale: Tensor, b_zero_point: Tensor
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero_point: Tensor,
 ) -> Tensor:
     """int32 accumulator of a product of two activations, broadcast like torch.matmul."""
     left = a.to(torch.float64) - a_zero_point.to(torch.float64)
@@ -218,7 +221,39 @@ def _(accumulator, accumulator_scale, axis):  # type: ignore[no-untyped-def]
     return torch.empty_like(accumulator, dtype=torch.float32)
 
 
-def _arithmetic(name: str, function):  # type: ignore[no-untyped-def]
+def _float_rule(function):  # type: ignore[no-untyped-def]
+    """QuantizeLinear(function(DequantizeLinear(a), DequantizeLinear(b)))."""
+
+    def rule(  # type: ignore[no-untyped-def]
+        a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point
+    ):
+        left = (a.to(torch.float32) - a_zero_point.to(torch.float32)) * a_scale
+        right = (b.to(torch.float32) - b_zero_point.to(torch.float32)) * b_scale
+        return torch.round(function(left, right) / scale) + zero_point.to(torch.float32)
+
+    return rule
+
+
+def _sum_rule(  # type: ignore[no-untyped-def]
+    a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point
+):
+    """As ONNX Runtime's QLinearAdd rounds on x86 with FMA: zero points first, then b, then a.
+
+    A fused multiply-add is a float64 product and sum, rounded once to float32: codes have 8 bits.
+    """
+    ratio_a, ratio_b = a_scale / scale, b_scale / scale
+    shift_b = ratio_b * b_zero_point.to(torch.float32)
+    shift = _fused(ratio_a, a_zero_point, shift_b)
+    fixed = zero_point.to(torch.float32) - shift
+    return torch.round(_fused(ratio_a, a, _fused(ratio_b, b, fixed)))
+
+
+def _fused(scale: Tensor, codes: Tensor, addend: Tensor) -> Tensor:
+    exact = scale.to(torch.float64) * codes.to(torch.float64) + addend.to(torch.float64)
+    return exact.to(torch.float32)
+
+
+def _arithmetic(name: str, rule):  # type: ignore[no-untyped-def]
     """An elementwise op of two coded tensors, requantized at once."""
 
     @torch.library.custom_op(f"sqakd_fx::{name}", mutates_args=())
@@ -234,9 +269,8 @@ def _arithmetic(name: str, function):  # type: ignore[no-untyped-def]
         qmin: int,
         qmax: int,
     ) -> Tensor:
-        left = (a.to(torch.float32) - a_zero_point.to(torch.float32)) * a_scale
-        right = (b.to(torch.float32) - b_zero_point.to(torch.float32)) * b_scale
-        return _saturate(torch.round(function(left, right) / scale), zero_point, qmin, qmax)
+        codes = rule(a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point)
+        return codes.clamp(qmin, qmax).to(torch.uint8)  # type: ignore[no-any-return]
 
     @op.register_fake
     def _(a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point, qmin, qmax):  # type: ignore[no-untyped-def]
@@ -245,9 +279,9 @@ def _arithmetic(name: str, function):  # type: ignore[no-untyped-def]
     return op
 
 
-add = _arithmetic("add", torch.add)
-sub = _arithmetic("sub", torch.sub)
-mul = _arithmetic("mul", torch.mul)
+add = _arithmetic("add", _sum_rule)
+sub = _arithmetic("sub", _float_rule(torch.sub))  # type: ignore[no-untyped-call]
+mul = _arithmetic("mul", _float_rule(torch.mul))  # type: ignore[no-untyped-call]
 
 
 @torch.library.custom_op("sqakd_fx::global_average_pool", mutates_args=())

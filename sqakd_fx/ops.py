@@ -137,7 +137,9 @@ TABLE: Mapping[str, Op] = {
             "multi_head_attention_forward gru lstm rnn baddbmm pad softsign logsigmoid glu "
             "masked_fill sign square reciprocal linalg_vector_norm vector_norm",
         ),
-        *_rows(Kind.NOISE, "dropout alpha_dropout feature_alpha_dropout stochastic_depth drop_path"),
+        *_rows(
+            Kind.NOISE, "dropout alpha_dropout feature_alpha_dropout stochastic_depth drop_path"
+        ),
         *_rows(Kind.BATCH_NORM, "batch_norm"),
         *_rows(Kind.SHAPE, "size getattr dim numel shape len floordiv sym_size"),
     )
@@ -230,7 +232,10 @@ def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
         return _DISPATCHED[target]
     module_name = getattr(target, "__module__", None) or ""
     name = getattr(target, "__name__", "")
-    known = module_name.startswith(("torch", "_operator", "operator")) or module_name in ("", "builtins")
+    known = module_name.startswith(("torch", "_operator", "operator")) or module_name in (
+        "",
+        "builtins",
+    )
     return _tidy(name) if known else None
 
 

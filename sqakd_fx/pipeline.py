@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from sqakd_fx import report as reporting
-from sqakd_fx.batches import Batch, Batches, check_finite, input_batches, labelled_batches
+from sqakd_fx.batches import Batch, Batches, input_batches, labelled_batches
 from sqakd_fx.calibrate import calibrate, quantizers_of
 from sqakd_fx.checkpoint import clear_checkpoints
 from sqakd_fx.compiler import tensors_of
 from sqakd_fx.distil import StepReport, distil, seed_everything
-from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError, TrainingError
+from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import check_model, export_program, save_model
 from sqakd_fx.frontend import flat_inputs
@@ -133,7 +133,9 @@ def _as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def choose_device(wanted: str) -> torch.device:
     """ "auto" takes the GPU where there is one; raises RecipeError for a GPU that is not there."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("--device cuda: torch sees no GPU here: use --device cpu, or see `sqakd-fx doctor`")
+        raise RecipeError(
+            "--device cuda: torch sees no GPU here: use --device cpu, or see `sqakd-fx doctor`"
+        )
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted)
@@ -297,10 +299,12 @@ def _calibration(
     inputs: _Inputs, recipe: Recipe, device: torch.device
 ) -> Iterator[tuple[Any, ...]]:
     for index, batch in enumerate(itertools.islice(inputs.epoch(0), recipe.calibration_batches)):
-        for value in batch:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                if not bool(torch.isfinite(value).all()):
-                    raise SourceError(f"batch {index} of the data holds NaN or infinity: clean the data")
+        bad = any(
+            isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all())
+            for x in batch
+        )
+        if bad:
+            raise SourceError(f"batch {index} of the data holds NaN or infinity: clean the data")
         yield tuple(x.to(device) if isinstance(x, Tensor) else x for x in batch)
 
 
@@ -327,7 +331,9 @@ def reestimate_batch_norm(
 
 def save_student(program: Program, source: Source, recipe: Recipe, out: Path) -> None:
     """student.safetensors, program.json and recipe.toml: enough to rebuild it from the source."""
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in program.student.state_dict().items()}
+    state = {
+        k: v.detach().cpu().contiguous().clone() for k, v in program.student.state_dict().items()
+    }
     write_atomically(out / "student.safetensors", lambda path: save_file(state, path))
     write_text(out / "recipe.toml", to_toml(recipe))
     write_json(
@@ -359,7 +365,9 @@ def load_student(out: Path, source: Source) -> tuple[Program, Recipe]:
     try:
         state = load_file(path)
     except Exception as error:
-        raise StorageError(f"{path} is missing or damaged: run `sqakd-fx quantize` again") from error
+        raise StorageError(
+            f"{path} is missing or damaged: run `sqakd-fx quantize` again"
+        ) from error
     try:
         program.student.load_state_dict(state)
     except RuntimeError as error:
@@ -401,7 +409,7 @@ def _two(x: Any) -> Any:
 def validation_batches(
     source: Source, program: Program, inputs: _Inputs | None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Evaluation inputs where there are any, else training inputs; at most 512 samples... of data."""
+    """Evaluation inputs where there are any, else training inputs; at most 512 samples of those."""
     seen = 0
     if source.eval_data is not None:
         for batch, _ in _evaluation(source):
@@ -409,9 +417,9 @@ def validation_batches(
         return
     if inputs is None:
         return
-    for batch in inputs.epoch(0):
-        yield batch
-        seen += len(batch[0])
+    for ready in inputs.epoch(0):
+        yield ready
+        seen += len(ready[0])
         if seen >= _VALIDATION_SAMPLES:
             return
 
@@ -498,7 +506,9 @@ def make_report(
     summary: list[tuple[str, str, str]] = []
     if accuracy is not None:
         summary.append((metric, f"{accuracy['float']:.2f}", f"{accuracy['onnx']:.2f} (ONNX)"))
-        summary.append((f"{metric}, PyTorch", f"{accuracy['float']:.2f}", f"{accuracy['student']:.2f}"))
+        summary.append(
+            (f"{metric}, PyTorch", f"{accuracy['float']:.2f}", f"{accuracy['student']:.2f}")
+        )
     full = next(r for r in checked.runtimes if r.optimisation == "full")
     summary += [
         ("same prediction as the trained graph", "", f"{full.agreement:.2%}"),

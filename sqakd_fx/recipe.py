@@ -23,9 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FamilyName = Literal[
-    "minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "sawb", "qil"
-]
+FamilyName = Literal["minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "sawb", "qil"]
 Bits = int
 _DEFAULT = "w4a4"
 
@@ -235,7 +233,8 @@ def _from_mapping(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return values
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe file {path}: check --recipe") from None
     except OSError as error:
@@ -245,7 +244,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """"key=value" with the value in TOML, or a bare word."""
+    """ "key=value" with the value in TOML, or a bare word."""
     key, sign, value = text.partition("=")
     key, value = key.strip(), value.strip()
     if not sign or not key:
@@ -264,9 +263,15 @@ def validate(values: Mapping[str, Any]) -> Recipe:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = list(Override.model_fields if first["loc"][0] == "override" else Recipe.model_fields)
+            known = list(
+                Override.model_fields if first["loc"][0] == "override" else Recipe.model_fields
+            )
             near = difflib.get_close_matches(str(first["loc"][-1]), known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`sqakd-fx recipes` shows every key"
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else "`sqakd-fx recipes` shows every key"
+            )
             raise RecipeError(f"the recipe has no key {path!r}: {hint}") from None
         raise RecipeError(
             f"the recipe's {path} = {first['input']!r} does not fit: {_lower(first['msg'])}"

@@ -32,7 +32,10 @@ def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Seq
     lines += ["| | float | quantized |", "|---|---|---|"]
     lines += [f"| {label} | {a} | {b} |" for label, a, b in report["summary"]]
     lines += ["", "## Layers", ""]
-    lines += ["| layer | operation | weights | input | family | KiB | bits from |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| layer | operation | weights | input | family | KiB | bits from |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for layer in layers:
         weight = "–" if layer.weight_bits is None else f"{layer.weight_bits} bits"
         lines.append(

@@ -53,7 +53,12 @@ def _sync_folder(folder: Path) -> None:
 
 def _says_no_space(error: Exception) -> bool:
     text = str(error).lower()
-    return "no space left" in text or "storagefull" in text or "os error 28" in text or "file too large" in text
+    return (
+        "no space left" in text
+        or "storagefull" in text
+        or "os error 28" in text
+        or "file too large" in text
+    )
 
 
 def _no_space(path: Path) -> str:
@@ -66,7 +71,9 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         return StorageError(_no_space(path))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"there is no permission to write {path}: choose another --out")
-    return StorageError(f"{path} cannot be written ({error.strerror or error}): choose another --out")
+    return StorageError(
+        f"{path} cannot be written ({error.strerror or error}): choose another --out"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,9 +105,13 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StorageError(f"{path} is missing: give a folder that `sqakd-fx quantize` made") from None
+        raise StorageError(
+            f"{path} is missing: give a folder that `sqakd-fx quantize` made"
+        ) from None
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path} is damaged or cannot be read ({error}): make it again") from None
+        raise StorageError(
+            f"{path} is damaged or cannot be read ({error}): make it again"
+        ) from None
 
 
 def claim_output_folder(path: Path) -> None:

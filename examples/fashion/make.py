@@ -36,7 +36,10 @@ def accuracy(network: FashionNet, images: Tensor, labels: Tensor) -> float:
     """Top-1 in percent."""
     network.eval()
     with torch.no_grad():
-        hits = [(network(x).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)]
+        hits = [
+            (network(x).argmax(1) == y).sum()
+            for x, y in zip(images.split(500), labels.split(500), strict=True)
+        ]
     return 100 * float(torch.stack(hits).sum()) / len(labels)
 
 
@@ -59,7 +62,10 @@ def train(network: FashionNet, images: Tensor, labels: Tensor) -> None:
 
 def main() -> None:
     torch.manual_seed(0)
-    train_images, train_labels = read("train-images-idx3-ubyte.gz"), read("train-labels-idx1-ubyte.gz")
+    train_images, train_labels = (
+        read("train-images-idx3-ubyte.gz"),
+        read("train-labels-idx1-ubyte.gz"),
+    )
     test_images, test_labels = read("t10k-images-idx3-ubyte.gz"), read("t10k-labels-idx1-ubyte.gz")
     network = FashionNet()
     train(network, normalise(train_images), torch.from_numpy(train_labels).long())
@@ -67,16 +73,23 @@ def main() -> None:
 
     rng = np.random.default_rng(0)
     chosen = np.concatenate(
-        [rng.permutation(np.flatnonzero(train_labels == c))[: TRAIN_IMAGES // 10] for c in range(10)]
+        [
+            rng.permutation(np.flatnonzero(train_labels == c))[: TRAIN_IMAGES // 10]
+            for c in range(10)
+        ]
     )
     np.savez_compressed(HERE / "train_images.npz", images=train_images[rng.permutation(chosen)])
     some = rng.permutation(len(test_images))[:TEST_IMAGES]
     np.savez_compressed(HERE / "test.npz", images=test_images[some], labels=test_labels[some])
     save_file(network.state_dict(), HERE / "weights.safetensors")
-    sliced = accuracy(network, normalise(test_images[some]), torch.from_numpy(test_labels[some]).long())
+    sliced = accuracy(
+        network, normalise(test_images[some]), torch.from_numpy(test_labels[some]).long()
+    )
     print(f"float accuracy: {full:.2f} % of all test images, {sliced:.2f} % of the slice")
     size = sum(p.stat().st_size for p in HERE.iterdir() if p.is_file())
-    print(f"{size / 1e6:.2f} MB in {HERE.name}/, {sum(p.numel() for p in network.parameters())} parameters")
+    print(
+        f"{size / 1e6:.2f} MB in {HERE.name}/, {sum(p.numel() for p in network.parameters())} parameters"
+    )
 
 
 if __name__ == "__main__":

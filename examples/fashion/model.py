@@ -30,7 +30,9 @@ def augment(images: Tensor) -> Tensor:
     columns = torch.randint(0, 5, (n, 1)) + torch.arange(width)
     flip = torch.rand(n, 1) < 0.5
     columns = torch.where(flip, columns.flip(1), columns)
-    return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None]].unsqueeze(1)
+    return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None]].unsqueeze(
+        1
+    )
 
 
 class Images(Dataset[Tensor]):

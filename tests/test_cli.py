@@ -1,0 +1,124 @@
+"""The command line, as a user's shell runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import EXAMPLE
+
+GOOD = """
+import torch
+from torch import nn
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+def example_inputs(): return torch.zeros(2, 1, 8, 8)
+def train_data(): return [torch.randn(8, 1, 8, 8) for _ in range(4)]
+"""
+
+
+def sqakd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "sqakd_fx", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result folder of the example after a few steps."""
+    folder = tmp_path_factory.mktemp("example")
+    done = sqakd("quantize", str(EXAMPLE), "--steps", "12", "--out", "result", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "top-1" in done.stdout
+    return folder / "result"
+
+
+def test_quantize_leaves_a_complete_result_folder(result: Path) -> None:
+    names = {p.name for p in result.iterdir()}
+    assert {
+        "model.onnx", "recipe.toml", "report.json", "report.md",
+        "student.safetensors", "program.json", "train.jsonl",
+    } <= names  # fmt: skip
+    assert not any("tmp" in name for name in names)
+    report = json.loads((result / "report.json").read_text())
+    assert report["validation"]["passed"]
+    assert report["validation"]["fusion"]["float_heavy"] == []
+    assert report["accuracy"]["onnx"] > 85
+
+
+def test_validate_and_export_work_on_the_folder_alone(result: Path, tmp_path: Path) -> None:
+    before = (result / "model.onnx").read_bytes()
+    exported = sqakd("export", str(result), cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert (result / "model.onnx").read_bytes() == before
+    checked = sqakd("validate", str(result), "--json", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    assert json.loads(checked.stdout)["passed"]
+
+
+@pytest.mark.parametrize("form", ["table", "tree", "code", "dot", "json"])
+@pytest.mark.parametrize("stage", ["traced", "quantized", "lowered"])
+def test_inspect_shows_every_stage_in_every_format(tmp_path: Path, form: str, stage: str) -> None:
+    (tmp_path / "model.py").write_text(GOOD)
+    done = sqakd("inspect", "model.py", "--stage", stage, "--format", form, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "relu" in done.stdout.lower() or stage == "lowered"
+    if form == "json":
+        assert json.loads(done.stdout)["nodes"]
+
+
+def test_recipes_and_doctor_answer(tmp_path: Path) -> None:
+    assert "paper/ewgs-w2a2" in sqakd("recipes", cwd=tmp_path).stdout
+    assert "weight_bits = 2" in sqakd("recipes", "w2a2", cwd=tmp_path).stdout
+    assert "torch" in sqakd("doctor", cwd=tmp_path).stdout
+
+
+BAD = {
+    "no file": (None, ["quantize", "nothing.py"], "nothing.py"),
+    "syntax error": ("def model(:\n", ["quantize", "model.py"], "model.py:1"),
+    "no model()": ("x = 1\n", ["quantize", "model.py"], "model()"),
+    "model() raises": ("def model():\n    return 1 / 0\n", ["quantize", "model.py"], "model.py:2"),
+    "wrong shape": (GOOD, ["quantize", "model.py", "--input-shape", "1,3,8,8"], "shape"),
+    "empty data": (GOOD.replace("range(4)", "range(0)"), ["quantize", "model.py"], "empty"),
+    "NaN in data": (
+        GOOD.replace("torch.randn(8, 1, 8, 8)", "torch.full((8, 1, 8, 8), float('nan'))"),
+        ["quantize", "model.py"],
+        "NaN",
+    ),
+    "unknown preset": (GOOD, ["quantize", "model.py", "--recipe", "w4b4"], "w4a4"),
+    "unknown key": (GOOD, ["quantize", "model.py", "--set", "weight_bit=4"], "weight_bits"),
+    "bad bits": (GOOD, ["quantize", "model.py", "--bits", "w9a9"], "1 to 8"),
+    "no weights": (GOOD, ["quantize", "model.py", "--weights", "w.safetensors"], "w.safetensors"),
+    "foreign folder": (GOOD, ["quantize", "model.py", "--out", "."], "not made by sqakd-fx"),
+    "no GPU": (GOOD, ["quantize", "model.py", "--device", "cuda"], "GPU"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_exit_status_2(tmp_path: Path, case: str) -> None:
+    text, arguments, telling = BAD[case]
+    if case == "no GPU":
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    if text is not None:
+        (tmp_path / "model.py").write_text(text)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    done = sqakd(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert telling in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("sqakd-fx:")]) == 1
+    assert all(p.read_bytes() == content for p, content in before.items())
+    assert not list(tmp_path.rglob("*.onnx"))

@@ -1,0 +1,179 @@
+"""The integer program and the ONNX file compute what the trained graph computes, code by code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sqakd_fx.exporters.container import TRANSLATIONS
+from sqakd_fx.exporters.onnx_program import check_model, export_program, save_model, to_proto
+from torch import Tensor, fx, nn
+
+from sqakd_fx.calibrate import calibrate
+from sqakd_fx.program import build_program, lower
+from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.validate import validate
+
+
+def student_and_program(
+    model: nn.Module, images: Tensor, *settings: str, bits: str = "w4a4"
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    program = build_program(model, (images,), {}, resolve_recipe(bits, settings=settings))
+    calibrate(program.student, [(images,)])
+    program.student.eval()
+    return program.student, lower(program.student).graph_module
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        self.values[n.name] = value
+        return value
+
+
+def codes_by_tensor(student: fx.GraphModule, images: Tensor) -> dict[str, Tensor]:
+    """Codes of every activation quantizer, computed from the training graph's own float values."""
+    recorder = _Recorder(student)
+    with torch.no_grad():
+        recorder.run(images)
+    found = {}
+    for node in student.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = student.get_submodule(str(node.target))
+        if isinstance(module, Quantizer) and module.role == "activation":
+            name = str(node.target).removesuffix(".output_quantizer")
+            found[name] = module.codes(recorder.values[node.args[0].name])
+    return found
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w3a5", "w2a2", "w1a1"])
+@pytest.mark.parametrize("batch_norm", ["absorb", "fold"])
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_integer_program_gives_the_training_graphs_codes(
+    residual_net: nn.Module, images: Tensor, bits: str, batch_norm: str, granularity: str
+) -> None:
+    student, lowered = student_and_program(
+        residual_net, images, f"batch_norm={batch_norm}", f"granularity={granularity}", bits=bits
+    )
+    recorder = _Recorder(lowered)
+    recorder.run(images)
+    wanted = codes_by_tensor(student, images)
+    compared = 0
+    for node in lowered.graph.nodes:
+        tag = node.meta.get("quantized_tensor")
+        if tag is None or node.op != "call_function" or tag["name"] not in wanted:
+            continue
+        got = recorder.values[node.name].to(torch.int32)
+        steps = (got - wanted[tag["name"]]).abs()
+        assert steps.max() <= 1, tag["name"]
+        assert (steps > 0).float().mean() <= 1e-3, tag["name"]
+        compared += 1
+    assert compared >= 9
+
+
+@pytest.mark.parametrize(
+    "families",
+    [
+        ("ewgs", "ewgs"),
+        ("dorefa", "dorefa"),
+        ("dorefa", "pact"),
+        ("lsq+", "lsq+"),
+        ("sawb", "pact"),
+        ("qil", "qil"),
+        ("minmax", "percentile"),
+    ],
+)
+@pytest.mark.parametrize("bits", ["w8a8", "w2a2"])
+def test_every_family_lowers_exactly(
+    residual_net: nn.Module, images: Tensor, families: tuple[str, str], bits: str
+) -> None:
+    settings = [f"weight_family={families[0]}", f"activation_family={families[1]}"]
+    student, lowered = student_and_program(residual_net, images, *settings, bits=bits)
+    with torch.no_grad():
+        assert torch.allclose(student(images), lowered(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2", "w1a1"])
+def test_onnx_runtime_equals_the_integer_program_and_fuses_everything(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, bits: str
+) -> None:
+    student, lowered = student_and_program(residual_net, images, bits=bits)
+    model = export_program(
+        lowered, (images[:2],), translations=TRANSLATIONS, opset=21, metadata={"a": "b"}
+    )
+    path = tmp_path / "model.onnx"
+    save_model(model, path)
+    check_model(path)
+    result = validate(student, lowered, path, [(images,), (images[:3],)])
+    assert result.fusion.float_heavy == ()
+    assert result.fusion.integer["QLinearConv"] == 7
+    for runtime in result.runtimes:
+        assert len(runtime.tensors) >= 9
+        for tensor in runtime.tensors:
+            assert tensor.largest <= 1, (runtime.optimisation, tensor)
+            assert tensor.share_above(0) <= 1e-3, (runtime.optimisation, tensor)
+
+
+def test_the_same_program_gives_the_same_bytes(residual_net: nn.Module, images: Tensor) -> None:
+    files = []
+    for _ in range(2):
+        _, lowered = student_and_program(residual_net, images)
+        model = export_program(
+            lowered, (images[:2],), translations=TRANSLATIONS, opset=21, metadata={}
+        )
+        files.append(to_proto(model).SerializeToString(deterministic=True))
+    assert files[0] == files[1]
+
+
+def test_tensors_are_named_after_the_users_modules_and_annotated(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    _, lowered = student_and_program(residual_net, images)
+    proto = to_proto(
+        export_program(lowered, (images[:2],), translations=TRANSLATIONS, opset=21, metadata={})
+    )
+    names = {i.name for i in proto.graph.initializer}
+    assert {"layers.1.conv1.weight", "layers.1.conv1.bias", "fc.weight_scale"} <= names
+    notes = {a.tensor_name: a for a in proto.graph.quantization_annotation}
+    assert {"layers.0.conv1.weight", "pool_quantized"} <= set(notes)
+    keys = {entry.key for entry in notes["pool_quantized"].quant_parameter_tensor_names}
+    assert keys == {"SCALE_TENSOR", "ZERO_POINT_TENSOR"}
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@pytest.mark.parametrize("fault", ["scale", "zero_point", "clip"])
+def test_a_wrong_export_is_caught_and_named(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, fault: str
+) -> None:
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    student, lowered = student_and_program(residual_net, images)
+    model = export_program(lowered, (images[:2],), translations=TRANSLATIONS, opset=21, metadata={})
+    proto = to_proto(model)
+    if fault == "clip":
+        clip = next(n for n in proto.graph.node if "layers.0.relu_1_quantized" in n.output)
+        before = next(n for n in proto.graph.node if clip.input[0] in n.output)
+        before.output[0] = clip.output[0]
+        wrong = clip.output[0]
+        proto.graph.node.remove(clip)
+    else:
+        suffix = {"scale": "layers.0.conv2.weight_scale", "zero_point": "pool.zero_point"}[fault]
+        wrong = {"scale": "layers.0.bn2_quantized", "zero_point": "pool_quantized"}[fault]
+        tensor = next(i for i in proto.graph.initializer if i.name == suffix)
+        value = numpy_helper.to_array(tensor)
+        bad = value * np.float32(1.02) if fault == "scale" else value + np.uint8(3)
+        tensor.CopyFrom(numpy_helper.from_array(bad, suffix))
+    path = tmp_path / "wrong.onnx"
+    onnx.save(proto, str(path))
+    result = validate(student, lowered, path, [(images,)])
+    assert result.failures
+    assert any(wrong in failure for failure in result.failures), result.failures
