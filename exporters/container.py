@@ -89,37 +89,6 @@ def _conv(
     )
 
 
-def _conv_transpose(
-    x: Any,
-    x_scale: Any,
-    x_zero_point: Any,
-    weight: Any,
-    weight_scale: Any,
-    accumulator_scale: Any,
-    bias: Any,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    output_padding: Sequence[int],
-    groups: int,
-    dilation: Sequence[int],
-) -> Any:
-    inputs = [
-        op.DequantizeLinear(x, x_scale, x_zero_point),
-        _dequantized_weight(weight, weight_scale, 1),
-    ]
-    if bias is not None:
-        inputs.append(_dequantized_bias(bias, accumulator_scale))
-    return op.ConvTranspose(
-        *inputs,
-        kernel_shape=list(weight.shape)[2:],
-        strides=stride,
-        pads=_pads(padding),
-        output_padding=output_padding,
-        dilations=dilation,
-        group=groups,
-    )
-
-
 def _linear(
     x: Any,
     x_scale: Any,
@@ -129,11 +98,9 @@ def _linear(
     accumulator_scale: Any,
     bias: Any,
 ) -> Any:
-    """Gemm on two dimensions; more are flattened on codes, where it costs nothing."""
-    rank = len(x.shape)
-    flat = x if rank == 2 else op.Reshape(x, _shape([-1, weight.shape[1]]))
+    """Gemm: the lowering hands over two dimensions."""
     inputs = [
-        op.DequantizeLinear(flat, x_scale, x_zero_point),
+        op.DequantizeLinear(x, x_scale, x_zero_point),
         _dequantized_weight(weight, weight_scale, 0),
     ]
     if bias is not None:
@@ -223,7 +190,6 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     _OPS.quantize.default: _quantize,
     _OPS.dequantize.default: _dequantize,
     _OPS.conv.default: _conv,
-    _OPS.conv_transpose.default: _conv_transpose,
     _OPS.linear.default: _linear,
     _OPS.matmul.default: _matmul,
     _OPS.requantize.default: _requantize,

@@ -4,14 +4,18 @@
     After:   y = F.conv2d(x, conv_weight, ...)      y = torch.add(x, z)    y = F.linear(x, w, b)
 
 Convolutions, linear layers, matrix products, sums, products and clips become calls of the op
-table's target with all arguments in order; parameters become get_attr nodes. What is the identity
-in evaluation (dropout) disappears: the student is trained to match a teacher that has none.
+table's target with all arguments in order; parameters become get_attr nodes. Attention and einsum
+become matrix products. What was changed in place is read behind the change. What is the identity in
+evaluation (dropout) disappears: the student is trained to match a teacher that has none.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -32,7 +36,7 @@ class Canonicalize:
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
         notes: list[Note] = []
-        changed = False
+        changed = _read_behind_changes_in_place(graph_module.graph, modules)
         for node in list(graph_module.graph.nodes):
             name = op_name(node, modules)
             op = TABLE.get(name) if name else None
@@ -56,7 +60,7 @@ def _rewrite(
     notes: list[Note],
 ) -> bool:
     special = _SPECIAL.get(name or "")
-    if special is not None and node.op == "call_function":
+    if special is not None and node.op in ("call_function", "call_method"):
         return special(graph_module, node)
     if op is None:
         return False
@@ -100,8 +104,14 @@ def _function_arguments(node: fx.Node, op: Op) -> dict[str, Any] | None:
         return None
     kwargs.pop("out", None)
     arguments = bind(op, node.args, kwargs)
-    if op.kind in (Kind.SUM, Kind.PRODUCT) and shape_of(node) is None:
+    if op.kind not in (Kind.SUM, Kind.PRODUCT):
+        return arguments
+    if shape_of(node) is None:
         return None
+    if not isinstance(arguments["input"], fx.Node):
+        if op.name == "sub":
+            return None
+        arguments = {"input": arguments["other"], "other": arguments["input"]}
     return arguments
 
 
@@ -207,6 +217,182 @@ def _transposed_weight(graph_module: fx.GraphModule, node: Any) -> fx.Node | Non
     )
 
 
+def _read_behind_changes_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:
+    """Whoever reads a tensor after it was changed in place reads the change's result instead."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    changed = False
+    for node in graph.nodes:
+        if not _is_in_place(node, modules) or not node.all_input_nodes:
+            continue
+        source = node.all_input_nodes[0]
+        for user in list(source.users):
+            if position[user] > position[node]:
+                user.replace_input_with(source, node)
+                changed = True
+    return changed
+
+
+def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.kwargs.get("inplace"):
+        return True
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    name = str(getattr(node.target, "__name__", ""))
+    if getattr(node.target, "__module__", "") == "_operator":
+        return name in ("iadd", "isub", "imul", "itruediv", "imatmul")
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _call(
+    graph_module: fx.GraphModule, like: fx.Node, target: Any, *args: Any, **kwargs: Any
+) -> fx.Node:
+    """A new node that stands for a part of what `like` computes."""
+    new = graph_module.graph.call_function(target, args, kwargs)
+    new.meta = {key: like.meta[key] for key in ("module_path", "stack_trace") if key in like.meta}
+    return new
+
+
+def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """softmax(q kᵀ scale + mask) v, with matrix products that can be quantized."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    query, key, value = (given[name] for name in names[:3])
+    q_shape, k_shape = shape_of(query), shape_of(key)
+    if q_shape is None or k_shape is None:
+        return False
+    scale = given.get("scale")
+    scale = 1 / math.sqrt(q_shape[-1]) if scale is None else scale
+    with graph_module.graph.inserting_before(node):
+
+        def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+            return _call(graph_module, node, target, *args, **kwargs)
+
+        if given.get("enable_gqa") and q_shape[-3] != k_shape[-3]:
+            repeats = q_shape[-3] // k_shape[-3]
+            key = call(torch.repeat_interleave, key, repeats, dim=-3)
+            value = call(torch.repeat_interleave, value, repeats, dim=-3)
+        scores = call(torch.matmul, query, call(torch.transpose, key, -2, -1))
+        scores = call(torch.mul, scores, scale)
+        mask = given.get("attn_mask")
+        if given.get("is_causal"):
+            blocked = torch.ones(q_shape[-2], k_shape[-2], dtype=torch.bool).triu(1)
+            constant = insert_attribute(graph_module, node, f"{node.name}_causal_mask", blocked)
+            scores = call(torch.masked_fill, scores, constant, float("-inf"))
+        if isinstance(mask, fx.Node):
+            meta = mask.meta.get("tensor_meta")
+            if getattr(meta, "dtype", None) is torch.bool:
+                blocked_by = call(torch.logical_not, mask)
+                scores = call(torch.masked_fill, scores, blocked_by, float("-inf"))
+            else:
+                scores = call(torch.add, scores, mask)
+        weights = call(F.softmax, scores, dim=-1)
+    return _replace(graph_module, node, torch.matmul, (weights, value))
+
+
+def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Every part of a split becomes a slice of its own."""
+    source = node.args[0]
+    shape = shape_of(source)  # type: ignore[arg-type]
+    picks = list(node.users)
+    if shape is None or not all(
+        user.target is operator.getitem and isinstance(user.args[1], int) for user in picks
+    ):
+        return False
+    meta = torch.empty(shape, device="meta")
+    rest = node.args[1:]
+    if any(isinstance(a, fx.Node) for a in (*rest, *node.kwargs.values())):
+        return False
+    if node.op == "call_method":
+        parts = getattr(meta, str(node.target))(*rest, **node.kwargs)
+    else:
+        parts = node.target(meta, *rest, **node.kwargs)  # type: ignore[operator]
+    is_unbind = op_name(node, {}) == "unbind"
+    axis = _split_axis(node, is_unbind) % len(shape)
+    if axis == 0:
+        return False
+    starts = list(
+        itertools.accumulate((0 if is_unbind else p.shape[axis] for p in parts), initial=0)
+    )
+    for user in picks:
+        index = cast(int, user.args[1]) % len(parts)
+        with graph_module.graph.inserting_before(user):
+            if is_unbind:
+                new = graph_module.graph.call_function(torch.select, (source, axis, index))
+            else:
+                length = parts[index].shape[axis]
+                new = graph_module.graph.call_function(
+                    torch.narrow, (source, axis, starts[index], length)
+                )
+        new.meta = dict(user.meta)
+        user.replace_all_uses_with(new)
+        graph_module.graph.erase_node(user)
+    graph_module.graph.erase_node(node)
+    return True
+
+
+def _split_axis(node: fx.Node, is_unbind: bool) -> int:
+    position = 1 if is_unbind else 2
+    given = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+    return cast(int, given)
+
+
+def _einsum(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """A matrix product with axes moved, where two operands share one summed axis."""
+    equation = node.args[0]
+    operands = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
+    if not isinstance(equation, str) or len(operands) != 2:
+        return False
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    left, comma, right = terms.partition(",")
+    letters = (left, right, out)
+    if not (arrow and comma) or any(
+        len(set(term)) != len(term) or not term.isalpha() for term in letters
+    ):
+        return False
+    summed = [c for c in left if c in right and c not in out]
+    batch = [c for c in left if c in right and c in out]
+    rows = [c for c in left if c not in right]
+    columns = [c for c in right if c not in left]
+    if not (len(summed) == len(rows) == len(columns) == 1) or set(out) != set(
+        batch + rows + columns
+    ):
+        return False
+    a_order, b_order = batch + rows + summed, batch + summed + columns
+    made = batch + rows + columns
+    with graph_module.graph.inserting_before(node):
+        a, b = (
+            _call(graph_module, node, torch.permute, operand, [term.index(c) for c in order])
+            for operand, term, order in (
+                (operands[0], left, a_order),
+                (operands[1], right, b_order),
+            )
+        )
+        product = _call(graph_module, node, torch.matmul, a, b)
+    return _replace(graph_module, node, torch.permute, (product, [made.index(c) for c in out]))
+
+
+def _baddbmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """beta · input + alpha · a b."""
+    names = ("input", "batch1", "batch2", "beta", "alpha")
+    given = {"beta": 1, "alpha": 1} | dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    with graph_module.graph.inserting_before(node):
+        total = _call(graph_module, node, torch.matmul, given["batch1"], given["batch2"])
+        if given["alpha"] != 1:
+            total = _call(graph_module, node, torch.mul, total, given["alpha"])
+        addend = given["input"]
+        if given["beta"] == 0:
+            return _replace(graph_module, node, torch.mul, (total, 1))
+        if given["beta"] != 1:
+            addend = _call(graph_module, node, torch.mul, addend, given["beta"])
+    return _replace(graph_module, node, torch.add, (total, addend))
+
+
 def _addmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     bias, a, b = node.args[:3]
     weight = _transposed_weight(graph_module, b)
@@ -283,6 +469,10 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 
 _SPECIAL = {
     "addmm": _addmm,
+    "baddbmm": _baddbmm,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind"), _split),
     "convolution": _aten_convolution,
     "batch_norm": _batch_norm,
 }

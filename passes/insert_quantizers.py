@@ -18,7 +18,13 @@ from typing import Any
 import networkx as nx
 from torch import fx, nn
 
-from sqakd_fx.batch_norm import AbsorbedBatchNorm, RoundedBias, is_batch_norm
+from sqakd_fx.batch_norm import (
+    AbsorbedBatchNorm,
+    AffineBatchNorm,
+    RoundedBias,
+    is_batch_norm,
+    sole_compute_input,
+)
 from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
 from sqakd_fx.graphs import constant_of, drop_unused, module_path, node_path, set_attribute
@@ -72,6 +78,7 @@ class _Insertion:
         self.notes: list[Note] = []
         self.settings: dict[fx.Node, LayerSettings] = {}
         self.demands: dict[fx.Node, dict[fx.Node, int]] = {}
+        self.absorbed: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> PassResult:
         self.settings = layer_settings(self.graph_module, self.recipe, self.ops)
@@ -79,6 +86,7 @@ class _Insertion:
         sources, bits_of = self._regions()
         self._insert_activation_quantizers(sources, bits_of)
         self._insert_weight_quantizers()
+        self._replace_affines()
         self.graph.eliminate_dead_code()
         drop_unused(self.graph_module)
         self.graph_module.recompile()
@@ -102,7 +110,9 @@ class _Insertion:
                 self._demand_of_layer(node, op, integer)
             elif op.kind in (Kind.SUM, Kind.PRODUCT, Kind.AVERAGE):
                 self._demand_of_arithmetic(node, op, integer)
-            elif op.kind in (Kind.TRANSPARENT, Kind.JOINT, Kind.CLIP, Kind.BATCH_NORM):
+            elif op.kind is Kind.BATCH_NORM:
+                self._demand_of_batch_norm(node, integer)
+            elif op.kind in (Kind.TRANSPARENT, Kind.JOINT, Kind.CLIP):
                 if any(source in integer for source in node.all_input_nodes):
                     integer.add(node)
             elif op.kind is Kind.SMOOTH:
@@ -135,6 +145,62 @@ class _Insertion:
             return "its bias is computed from data, not a parameter"
         return None
 
+    def _absorbing_layer(self, node: fx.Node) -> fx.Node | None:
+        """The quantized layer in front of a BatchNorm that it becomes part of."""
+        if not is_batch_norm(node, self.modules):
+            return None
+        calls = list(self.graph.find_nodes(op="call_module", target=node.target))
+        layer = sole_compute_input(self.graph_module, node)
+        merges = isinstance(layer, fx.Node) and "layer" in layer.meta and len(calls) == 1
+        return layer if merges and isinstance(layer, fx.Node) else None
+
+    def _demand_of_batch_norm(self, node: fx.Node, integer: set[fx.Node]) -> None:
+        layer = self._absorbing_layer(node)
+        if layer is not None:
+            self.absorbed[layer] = node
+            integer.add(node)
+            return
+        value = node.args[0] if node.args else None
+        axes = len(shape_of(node) or ()) - 2
+        if not is_batch_norm(node, self.modules) or not isinstance(value, fx.Node):
+            self.notes.append(Note(node.name, "stays in float: no running statistics"))
+        elif not 1 <= axes <= 3:
+            self.notes.append(Note(node.name, f"stays in float: an affine over {axes + 2} axes"))
+        else:
+            self._demand(value, node, self._wide_bits)
+            node.meta["affine"] = True
+            integer.add(node)
+
+    @property
+    def _wide_bits(self) -> int:
+        """Bits of what is not the input of a layer: sums, products, averages, affines."""
+        return max(self.recipe.residual_bits, self.recipe.activation_bits)
+
+    def _tails(self) -> set[fx.Node]:
+        """The last node, behind BatchNorm and clips, of integer convolutions, sums and products.
+
+        The runtime has none of these with a float result, so they get a grid even where only a
+        float operation reads them.
+        """
+        tails = set()
+        absorbed = set(self.absorbed.values())
+        for node in self.nodes:
+            op = self.ops[node]
+            convolves = op is not None and op.name.startswith("conv") and "layer" in node.meta
+            combines = node.meta.get("arithmetic") in (Kind.SUM, Kind.PRODUCT)
+            if not (convolves or combines or "affine" in node.meta):
+                continue
+            tail = node
+            while len(tail.users) == 1:
+                user = next(iter(tail.users))
+                merged = self.ops[user]
+                clips = merged is not None and merged.kind is Kind.CLIP
+                if not clips and user not in absorbed:
+                    break
+                tail = user
+            tails.add(tail)
+        return tails
+
     def _demand_of_arithmetic(self, node: fx.Node, op: Op, integer: set[fx.Node]) -> None:
         if not is_float_tensor(node):
             return
@@ -151,9 +217,8 @@ class _Insertion:
         if op.kind is Kind.AVERAGE and not _is_spatial(node, op, self.modules):
             self.notes.append(Note(node.name, "stays in float: an average over other than space"))
             return
-        bits = max(self.recipe.residual_bits, self.recipe.activation_bits)
         for value in tensors:
-            self._demand(value, node, bits)
+            self._demand(value, node, self._wide_bits)
         node.meta["arithmetic"] = op.kind
         integer.add(node)
 
@@ -180,10 +245,13 @@ class _Insertion:
         """Sources by region number, and for every tensor on a grid its (region, bits)."""
         connected: nx.Graph[fx.Node] = nx.Graph()
         carriers: set[fx.Node] = set()
-        reached = dict.fromkeys(self.demands, True)
+        reached = set(self.demands)
+        tails = self._tails()
         for node in reversed(self.nodes):
             if node not in reached:
-                continue
+                if node not in tails:
+                    continue
+                self._demand(node, next(iter(node.users)), self._wide_bits)
             connected.add_node(node)
             if self._carries_grid(node):
                 op = self.ops[node]
@@ -191,7 +259,7 @@ class _Insertion:
                 carriers.add(node)
                 for source in _grid_inputs(node, op):
                     connected.add_edge(source, node)
-                    reached[source] = True
+                    reached.add(source)
         sources: dict[int, list[fx.Node]] = {}
         bits_of: dict[fx.Node, tuple[int, int]] = {}
         position = {node: i for i, node in enumerate(self.nodes)}
@@ -264,7 +332,8 @@ class _Insertion:
             delta=self.recipe.delta,
             mu=self.recipe.mu,
         )
-        name = set_attribute(self.graph_module, f"{node_path(value)}.{what}", quantizer)
+        joint = "_" if value.op == "call_module" else "."  # never inside the module that it follows
+        name = set_attribute(self.graph_module, f"{node_path(value)}{joint}{what}", quantizer)
         self.modules[name] = quantizer
         return name, quantizer
 
@@ -290,6 +359,16 @@ class _Insertion:
             node.update_arg(op.weight, quantized)
             self._round_bias(node, weight, quantizer)
 
+    def _replace_affines(self) -> None:
+        for node in self.nodes:
+            if "affine" in node.meta:
+                (x_quantizer,) = node.meta["input_quantizers"].values()
+                node.target = set_attribute(
+                    self.graph_module,
+                    f"{node.target}_affine",
+                    AffineBatchNorm(self.modules[str(node.target)], x_quantizer),
+                )
+
     def _weight_quantizer(
         self, weight: fx.Node, node: fx.Node, op: Op, settings: LayerSettings
     ) -> Quantizer:
@@ -311,21 +390,17 @@ class _Insertion:
     def _round_bias(self, node: fx.Node, weight: fx.Node, quantizer: Quantizer) -> None:
         """The int32 bias: behind an absorbed BatchNorm where there is one, else the layer's own."""
         x_quantizer = next(iter(node.meta["input_quantizers"].values()))
-        users = list(node.users)
         bias = node.args[2]
-        if len(users) == 1 and is_batch_norm(users[0], self.modules):
-            batch_norm = users[0]
-            module = self.modules[str(batch_norm.target)]
-            sole = self.graph.find_nodes(op="call_module", target=batch_norm.target)
-            if len(list(sole)) == 1:
-                name = set_attribute(
-                    self.graph_module,
-                    f"{batch_norm.target}_absorbed",
-                    AbsorbedBatchNorm(module, x_quantizer, quantizer),
-                )
-                batch_norm.target = name
-                batch_norm.args = (node, weight) if bias is None else (node, weight, bias)
-                return
+        batch_norm = self.absorbed.get(node)
+        if batch_norm is not None:
+            name = set_attribute(
+                self.graph_module,
+                f"{batch_norm.target}_absorbed",
+                AbsorbedBatchNorm(self.modules[str(batch_norm.target)], x_quantizer, quantizer),
+            )
+            batch_norm.target = name
+            batch_norm.args = (node, weight) if bias is None else (node, weight, bias)
+            return
         if bias is not None:
             stem = str(bias.target)  # type: ignore[union-attr]
             name = set_attribute(

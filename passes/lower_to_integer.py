@@ -13,19 +13,31 @@ Operations that only move values work on codes. Everything else gets dequantized
 from __future__ import annotations
 
 import inspect
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import sqakd_fx.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
-from sqakd_fx.batch_norm import Absorbed, AbsorbedBatchNorm, RoundedBias, absorb, affine_of
+from sqakd_fx.batch_norm import (
+    AFFINE_CODE,
+    AFFINE_SCALE,
+    AbsorbedBatchNorm,
+    AffineBatchNorm,
+    RoundedBias,
+    absorb,
+    affine_of,
+)
 from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
 from sqakd_fx.graphs import constant_of, get_attribute, module_path, set_attribute
 from sqakd_fx.grid import Grid, encode
-from sqakd_fx.ops import Kind, Op, op_of, shape_of
+from sqakd_fx.ops import TABLE, Kind, Op, op_of, pad_amounts, shape_of
 from sqakd_fx.quantizer import Quantizer
 
 _OPS = torch.ops.sqakd_fx
@@ -57,6 +69,31 @@ class Codes:
 
 
 @dataclass(frozen=True)
+class Unfolding:
+    """How the phases of a transposed convolution are put together, per spatial axis."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    margin: tuple[int, ...]
+
+    def apply(
+        self, graph: fx.Graph, node: fx.Node, outs: Sequence[int], ins: Sequence[int]
+    ) -> fx.Node:
+        """(N, C · phases, n + margin, ...) to the transposed convolution's output (N, C, ...)."""
+        axes = len(self.stride)
+        sizes = [n + m for n, m in zip(ins[2:], self.margin, strict=True)]
+        apart = graph.call_function(torch.reshape, (node, [-1, outs[1], *self.stride, *sizes]))
+        order = [0, 1, *(a for i in range(axes) for a in (2 + axes + i, 2 + i))]
+        woven = graph.call_function(torch.permute, (apart, order))
+        whole = [n * s for n, s in zip(sizes, self.stride, strict=True)]
+        made = graph.call_function(torch.reshape, (woven, [-1, outs[1], *whole]))
+        for axis, (size, start) in enumerate(zip(whole, self.padding, strict=True), start=2):
+            if (start, outs[axis]) != (0, size):
+                made = graph.call_function(torch.narrow, (made, axis, start, outs[axis]))
+        return made
+
+
+@dataclass(frozen=True)
 class Layer:
     """An integer layer whose accumulator has not been turned into codes or floats yet."""
 
@@ -69,6 +106,11 @@ class Layer:
     scale: Tensor
     bias: Tensor | None
     clip: Clip = field(default_factory=Clip)
+    unfolding: Unfolding | None = None
+
+    @property
+    def source_rank(self) -> int:
+        return len(shape_of(self.source) or ())
 
 
 @dataclass(frozen=True)
@@ -149,6 +191,8 @@ class _Lowering:
                 return self._quantizer(node, module)
             if isinstance(module, AbsorbedBatchNorm):
                 return self._absorbed(node, module)
+            if isinstance(module, AffineBatchNorm):
+                return self._affine(node, module)
             if isinstance(module, RoundedBias):
                 return node
         op = op_of(node, self.modules)
@@ -168,6 +212,11 @@ class _Lowering:
         if op.kind is Kind.TRANSPARENT:
             source = node.args[0] if node.args else None
             value = self.values.get(source) if isinstance(source, fx.Node) else None
+            if isinstance(value, Codes) and op.name == "zero_pad":
+                padded = self.graph.call_function(
+                    F.pad, (value.node, pad_amounts(node)), {"value": value.grid.zero_point}
+                )
+                return replace(value, node=padded)
             if isinstance(value, Codes):
                 return replace(value, node=self._on_codes(node, {source: value}))
         if op.kind is Kind.JOINT:
@@ -183,7 +232,7 @@ class _Lowering:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         value = self.values[source]
-        name = str(node.target).removesuffix(".output_quantizer")
+        name = _quantized_path(str(node.target))
         if isinstance(value, Layer):
             qmin, qmax = _clipped_range(grid, value.clip)
             code = self.graph.call_function(
@@ -212,7 +261,6 @@ class _Lowering:
                 ),
             )
             grid = replace(grid, qmin=qmin, qmax=qmax)
-            code = self._drop_axes(value, code)
         elif isinstance(value, Codes) and value.grid.same_as(grid) and _inside(value.grid, grid):
             return value
         else:
@@ -233,7 +281,12 @@ class _Lowering:
             )
         if isinstance(value, Layer):
             grid = replace(grid, qmin=qmin, qmax=qmax)
-        return Codes(self._tag(code, name, grid, module), grid, scale, zero_point)
+        code = self._tag(code, name, grid, module)
+        if isinstance(value, Layer):
+            code = self._unfolded(value, code)
+        elif isinstance(value, Arithmetic):
+            code = self._drop_axes(value, code)
+        return Codes(code, grid, scale, zero_point)
 
     def _tag(self, node: fx.Node, name: str, grid: Grid, module: Quantizer) -> fx.Node:
         node.meta["quantized_tensor"] = {
@@ -249,7 +302,7 @@ class _Lowering:
         if target not in self.grids:
             grid = module.grid()
             grid = replace(grid, scale=grid.scale.cpu())
-            stem = target.removesuffix(".output_quantizer")
+            stem = _quantized_path(target)
             scale = set_attribute(self.lowered, f"{stem}.scale", grid.scale)
             zero = torch.tensor(grid.zero_point, dtype=torch.uint8)
             zero_point = set_attribute(self.lowered, f"{stem}.zero_point", zero)
@@ -272,14 +325,15 @@ class _Lowering:
         grid = quantizer.grid(weight)
         grid = replace(grid, scale=grid.scale.cpu())
         codes = quantizer.codes(weight).to(torch.int8).cpu()
-        scale = x.grid.scale * grid.scale
-        bias = None
+        bare = Layer(
+            node, op, (x,), tuple(node.args[3:]), codes, grid, x.grid.scale * grid.scale, None
+        )
+        layer = _as_convolution(bare)
         rounding = node.args[2]
         if isinstance(rounding, fx.Node) and rounding.op == "call_module":
-            value = self._constant(rounding.args[0]).float().cpu()
-            at = absorb(torch.ones_like(value), value, x.grid.scale, grid.scale)
-            codes, grid, scale, bias = _apply(codes, grid, at, op)
-        return Layer(node, op, (x,), tuple(node.args[3:]), codes, grid, scale, bias)
+            bias = self._constant(rounding.args[0]).float().cpu()
+            return _with_affine(layer, torch.ones_like(bias), bias)
+        return layer
 
     def _constant(self, node: Any) -> Tensor:
         value = constant_of(self.student, node)
@@ -290,48 +344,73 @@ class _Lowering:
         source = cast(fx.Node, node.args[0])
         layer = self.values[source]
         assert isinstance(layer, Layer)
-        assert layer.weight is not None
-        assert layer.weight_grid is not None
         a, b = (t.detach().float().cpu() for t in affine_of(module.batch_norm))
         if len(node.args) > 2:
             b = b + a * self._constant(node.args[2]).float().cpu()
-        at = absorb(a, b, layer.inputs[0].grid.scale, layer.weight_grid.scale)
-        codes, grid, scale, bias = _apply(layer.weight, layer.weight_grid, at, layer.op)
-        return replace(layer, weight=codes, weight_grid=grid, scale=scale, bias=bias)
+        return _with_affine(layer, a, b)
+
+    def _affine(self, node: fx.Node, module: AffineBatchNorm) -> Layer:
+        """A BatchNorm of its own: a depthwise 1 × 1 convolution with one weight code a channel."""
+        x = self.values[cast(fx.Node, node.args[0])]
+        assert isinstance(x, Codes)
+        axes = len(shape_of(node) or ()) - 2
+        op = TABLE[f"conv{axes}d"]
+        a, b = (t.detach().float().cpu() for t in affine_of(module.batch_norm))
+        ones = torch.full((len(a), 1, *[1] * axes), AFFINE_CODE, dtype=torch.int8)
+        grid = Grid(AFFINE_SCALE, 0, -AFFINE_CODE, AFFINE_CODE, 8)
+        geometry = ([1] * axes, [0] * axes, [1] * axes, len(a))
+        scale = x.grid.scale * AFFINE_SCALE
+        return _with_affine(Layer(node, op, (x,), geometry, ones, grid, scale, None), a, b)
 
     def _accumulator(self, layer: Layer) -> fx.Node:
+        """The int32 sums; `_unfolded` gives what is made of them the layer's own shape."""
         key = ("accumulator", layer.source, layer.bias is None, id(layer.weight))
         if key in self.floats:
             return self.floats[key]
         path = _path(layer.source)
-        grids = self._grid_arguments(layer.inputs)
         if layer.weight is None:
-            node = self.graph.call_function(_OPS.matmul.default, grids)
+            node = self.graph.call_function(_OPS.matmul.default, self._grid_arguments(layer.inputs))
         else:
             assert layer.weight_grid is not None
             weight = self._buffer(f"{path}.weight", layer.weight)
+            settings = layer.source.meta.get("layer")
             weight.meta["quantized_tensor"] = {
                 "name": f"{path}.weight",
                 "bits": layer.weight_grid.bits,
                 "qmin": int(layer.weight.min()),
                 "qmax": int(layer.weight.max()),
-                "family": layer.source.meta["layer"].weight_family,
+                "family": settings.weight_family if settings else "affine",
                 "granularity": "tensor" if layer.weight_grid.axis is None else "channel",
             }
-            bias = None if layer.bias is None else self._buffer(f"{path}.bias", layer.bias)
+            (x,) = layer.inputs
+            if layer.op.name == "linear" and layer.source_rank > 2:
+                flat = self.graph.call_function(
+                    torch.reshape, (x.node, [-1, layer.weight.shape[1]])
+                )
+                x = replace(x, node=flat)
             arguments = (
-                *grids,
+                *self._grid_arguments((x,)),
                 weight,
                 self._buffer(f"{path}.weight_scale", layer.weight_grid.scale),
                 self._buffer(f"{path}.accumulator_scale", layer.scale),
-                bias,
+                None if layer.bias is None else self._buffer(f"{path}.bias", layer.bias),
                 *_as_lists(layer.arguments),
             )
-            target = _TARGETS[layer.op.name.rstrip("123d")]
+            target = _OPS.linear.default if layer.op.name == "linear" else _OPS.conv.default
             node = self.graph.call_function(target, arguments)
         node.meta["source"] = path
         self.floats[key] = node
         return node
+
+    def _unfolded(self, layer: Layer, node: fx.Node) -> fx.Node:
+        """Codes or floats made of an accumulator, in the shape of the layer's own output."""
+        outs = shape_of(layer.source) or ()
+        if layer.op.name == "linear" and len(outs) > 2:
+            return self.graph.call_function(torch.reshape, (node, [-1, *outs[1:]]))
+        if layer.unfolding is None:
+            return node
+        ins = shape_of(cast(fx.Node, layer.source.args[0])) or ()
+        return layer.unfolding.apply(self.graph, node, outs, ins)
 
     # -- sums, products, averages ----------------------------------------------------------
 
@@ -459,7 +538,7 @@ class _Lowering:
                 _OPS.dequantize_accumulator.default,
                 (self._accumulator(value), scale, _accumulator_axis(value)),
             )
-            return self._float_clip(new, value.clip)
+            return self._float_clip(self._unfolded(value, new), value.clip)
         if isinstance(value, Arithmetic):
             return self._float_clip(self._float_arithmetic(value), value.clip)
         assert isinstance(value, fx.Node)
@@ -523,19 +602,16 @@ class _Lowering:
         return self.attributes[name]
 
 
-_TARGETS = {
-    "conv": _OPS.conv.default,
-    "conv_transpose": _OPS.conv_transpose.default,
-    "linear": _OPS.linear.default,
-}
-
-
 def _default(node: fx.Node) -> Any:
     return node.args[0] if node.args else inspect.Signature.empty
 
 
 def _path(node: fx.Node) -> str:
     return module_path(node) or node.name
+
+
+def _quantized_path(quantizer: str) -> str:
+    return re.sub(r"[._]output_quantizer$", "", quantizer)
 
 
 def _as_lists(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -546,25 +622,73 @@ def _accumulator_axis(layer: Layer) -> int:
     return -1 if layer.op.name in ("linear", "matmul") else 1
 
 
-def _apply(codes: Tensor, grid: Grid, at: Absorbed, op: Op) -> tuple[Tensor, Grid, Tensor, Tensor]:
-    """Weight codes, weight grid, accumulator scale and bias of a layer with an affine absorbed."""
-    shape = [1] * codes.ndim
-    shape[op.channel_axis] = -1
-    grouped = op.channel_axis == 1 and codes.shape[1] != at.unit.numel()
-    if grouped:
-        uniform = bool((at.unit == at.unit[0]).all() and (at.sign == 1).all() and not at.dead.any())
-        if not uniform:
-            raise PassError("a grouped transposed convolution cannot absorb a BatchNorm")
-        return codes, grid, at.unit[0], at.bias.to(torch.int32)
-    keep = torch.where(at.dead, 0.0, at.sign).to(torch.int8).reshape(shape)
+def _with_affine(layer: Layer, a: Tensor, b: Tensor) -> Layer:
+    """The layer with y = a x + b behind it: in its weight scale, signs of codes, and int32 bias."""
+    assert layer.weight is not None
+    assert layer.weight_grid is not None
+    codes, grid = layer.weight, layer.weight_grid
+    if layer.unfolding is not None:
+        phases = math.prod(layer.unfolding.stride)
+        a, b = a.repeat_interleave(phases), b.repeat_interleave(phases)
+    at = absorb(a, b, layer.inputs[0].grid.scale, grid.scale)
+    keep = torch.where(at.dead, 0.0, at.sign).to(torch.int8)
     plain = bool((at.sign == 1).all()) and grid.axis is None and bool((at.unit == at.unit[0]).all())
-    scale = at.unit[0] if plain else at.unit
-    new = replace(
-        grid,
-        scale=at.weight_scale[0] if plain else at.weight_scale,
-        axis=grid.axis if plain else op.channel_axis,
+    return replace(
+        layer,
+        weight=codes * keep.reshape(-1, *[1] * (codes.ndim - 1)),
+        weight_grid=replace(
+            grid,
+            scale=at.weight_scale[0] if plain else at.weight_scale,
+            axis=grid.axis if plain else 0,
+        ),
+        scale=at.unit[0] if plain else at.unit,
+        bias=at.bias.to(torch.int32),
     )
-    return codes * keep, new, scale, at.bias.to(torch.int32)
+
+
+def _as_convolution(layer: Layer) -> Layer:
+    """A transposed convolution as a convolution with one output channel for every phase.
+
+    y[s i + r] = Σ_j x[i - j] w[s j + r]: for each phase r < s a convolution with the reversed taps
+    w[r], w[s + r], ...; interleaving the phases and cutting the padding gives y.
+    """
+    if not layer.op.name.startswith("conv_transpose"):
+        return layer
+    assert layer.weight is not None
+    assert layer.weight_grid is not None
+    stride, padding, extra, groups, dilation = layer.arguments
+    weight, axes = layer.weight, len(stride)
+    spread = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    taps = [
+        -(-(size + max(e - p, 0)) // s)
+        for size, s, e, p in zip(spread, stride, extra, padding, strict=True)
+    ]
+    full = weight.new_zeros(*weight.shape[:2], *(t * s for t, s in zip(taps, stride, strict=True)))
+    full[(..., *(slice(None, size, d) for size, d in zip(spread, dilation, strict=True)))] = weight
+    outputs = weight.shape[1]
+    split = [n for t, s in zip(taps, stride, strict=True) for n in (t, s)]
+    by_phase = full.reshape(groups, -1, outputs, *split)
+    tap_axes = [3 + 2 * i for i in range(axes)]
+    phase_axes = [4 + 2 * i for i in range(axes)]
+    reordered = by_phase.permute(0, 2, *phase_axes, 1, *tap_axes).flip(*range(-axes, 0))
+    phases = math.prod(stride)
+    codes = reordered.reshape(groups * outputs * phases, -1, *taps).contiguous()
+
+    def repeated(x: Tensor) -> Tensor:
+        return x if x.ndim == 0 else x.repeat_interleave(phases)
+
+    grid = layer.weight_grid
+    return replace(
+        layer,
+        op=TABLE[f"conv{axes}d"],
+        arguments=([1] * axes, [t - 1 for t in taps], [1] * axes, groups),
+        weight=codes,
+        weight_grid=replace(
+            grid, scale=repeated(grid.scale), axis=None if grid.axis is None else 0
+        ),
+        scale=repeated(layer.scale),
+        unfolding=Unfolding(tuple(stride), tuple(padding), tuple(t - 1 for t in taps)),
+    )
 
 
 def _bounds(node: fx.Node, op: Op) -> tuple[float, float] | tuple[None, None]:

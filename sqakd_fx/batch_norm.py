@@ -19,6 +19,8 @@ from sqakd_fx.ops import Kind, op_of
 from sqakd_fx.quantizer import Quantizer
 
 _BIAS_LIMIT = 2.0**30
+AFFINE_CODE = 127  # a lone multiplier is one weight code per channel: the largest, for a fine bias
+AFFINE_SCALE = torch.tensor(1.0 / AFFINE_CODE)
 
 
 def is_batch_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -115,6 +117,28 @@ class AbsorbedBatchNorm(nn.Module):
             offset = at.bias * at.unit - carried
             offset = torch.where(at.dead, offset + carried, offset)
             return x * torch.where(at.dead, 0.0, a).reshape(shape) + offset.reshape(shape)
+
+
+class AffineBatchNorm(nn.Module):
+    """BatchNorm with no layer to absorb it: exported as a per-channel multiplication of codes.
+
+    Called with a tensor (N, C, ...) on the grid of `x`. In evaluation its offset is on the int32 grid.
+    """
+
+    def __init__(self, module: nn.Module, x: Quantizer) -> None:
+        super().__init__()
+        self.batch_norm = module
+        self.scales = (x,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or not self.scales[0].enabled:
+            return self.batch_norm(x)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            a, b = affine_of(self.batch_norm)
+            at = absorb(a, b, self.scales[0].code_scale(), AFFINE_SCALE.to(a.device))
+            shape = (1, -1) + (1,) * (x.ndim - 2)
+            kept = torch.where(at.dead, 0.0, a)
+            return x * kept.reshape(shape) + (at.bias * at.unit).reshape(shape)
 
 
 class RoundedBias(nn.Module):

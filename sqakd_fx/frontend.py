@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -147,7 +147,7 @@ def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         graph_module = fx.GraphModule(tracer.root, graph, type(model).__name__)
         _drop_constant_inputs(graph_module, constants)
         try:
-            _propagate(graph_module, _ordered(graph_module, args, kwargs))
+            propagate_shapes(graph_module, _ordered(graph_module, args, kwargs))
         except Exception as error:
             raise TraceError(
                 f"the traced graph does not run on the example inputs ({_short(error)}); "
@@ -217,7 +217,8 @@ def _user_line(error: BaseException) -> str | None:
     return None
 
 
-def _propagate(graph_module: fx.GraphModule, inputs: list[Any]) -> None:
+def propagate_shapes(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    """Record every node's shape and dtype on one call's inputs."""
     with torch.no_grad():
         ShapeProp(graph_module).propagate(*inputs)
 
@@ -256,7 +257,7 @@ def _export(
         for node in graph_module.graph.nodes:
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             node.meta["module_path"] = str(stack[-1][0]).removeprefix("L__self__.") if stack else ""
-        _propagate(graph_module, list(_leaves((doubled_args, doubled_kwargs))))
+        propagate_shapes(graph_module, list(_leaves((doubled_args, doubled_kwargs))))
     except Exception as error:
         location = cause.location if cause else _user_line(error)
         first = f"{cause} " if cause else ""

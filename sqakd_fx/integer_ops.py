@@ -103,51 +103,6 @@ def _with_bias(total: Tensor, bias: Tensor | None, axis: int) -> Tensor:
     return total if bias is None else total + _channels(bias, axis, total.ndim)
 
 
-@torch.library.custom_op("sqakd_fx::conv_transpose", mutates_args=())
-def conv_transpose(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    accumulator_scale: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    output_padding: list[int],
-    groups: int,
-    dilation: list[int],
-) -> Tensor:
-    """int32 accumulator of a transposed convolution in 1 to 3 dimensions."""
-    kind = _exact_type(weight, (0, *range(2, weight.ndim)))
-    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.ndim - 3]
-    shifted = x.to(kind) - x_zero_point.to(kind)
-    total = function(
-        shifted, weight.to(kind), None, stride, padding, output_padding, groups, dilation
-    )
-    return _with_bias(torch.round(total), bias, 1)
-
-
-@conv_transpose.register_fake
-def _(  # type: ignore[no-untyped-def]
-    x,
-    x_scale,
-    x_zero_point,
-    weight,
-    weight_scale,
-    accumulator_scale,
-    bias,
-    stride,
-    padding,
-    output_padding,
-    groups,
-    dilation,
-):
-    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.ndim - 3]
-    y = function(x.float(), weight.float(), None, stride, padding, output_padding, groups, dilation)
-    return torch.empty_like(y, dtype=torch.int32)
-
-
 @torch.library.custom_op("sqakd_fx::linear", mutates_args=())
 def linear(
     x: Tensor,

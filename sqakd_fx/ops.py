@@ -7,6 +7,7 @@ the table; none has a list of classes of its own.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping
@@ -127,13 +128,18 @@ TABLE: Mapping[str, Op] = {
             "channel_shuffle movedim swapaxes tile gather index_select amax alias view_as "
             "reshape_as unfold to float",
         ),
+        *_rows(
+            Kind.TRANSPARENT,
+            "nearest_interpolate upsample_nearest1d upsample_nearest2d upsample_nearest3d zero_pad",
+        ),
         *_rows(Kind.JOINT, "cat stack maximum minimum"),
         *_rows(
             Kind.SMOOTH,
             "sigmoid hardsigmoid silu hardswish gelu softmax log_softmax tanh leaky_relu elu selu "
             "celu mish softplus prelu layer_norm group_norm instance_norm rms_norm local_response_norm "
             "scaled_dot_product_attention exp log sqrt rsqrt pow div erf sin cos neg abs sum norm "
-            "normalize embedding interpolate upsample grid_sample einsum where cumsum var std "
+            "normalize embedding interpolate upsample upsample_bilinear2d upsample_bicubic2d "
+            "upsample_linear1d upsample_trilinear3d grid_sample einsum where cumsum var std "
             "multi_head_attention_forward gru lstm rnn baddbmm pad softsign logsigmoid glu "
             "masked_fill sign square reciprocal linalg_vector_norm vector_norm",
         ),
@@ -252,7 +258,31 @@ def module_op_name(module: nn.Module) -> str | None:
 def op_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Op | None:
     """The node's row, None where the table has none."""
     name = op_name(node, modules)
+    if name in ("interpolate", "upsample") and _is_nearest(node, modules):
+        name = "nearest_interpolate"
+    elif name == "pad" and pad_amounts(node) is not None:
+        name = "zero_pad"
     return TABLE.get(name) if name else None
+
+
+def _is_nearest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True for an interpolation that copies values."""
+    if node.op == "call_module":
+        return getattr(modules[str(node.target)], "mode", "nearest") == "nearest"
+    mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest")
+    return mode == "nearest"
+
+
+def pad_amounts(node: fx.Node) -> tuple[int, ...] | None:
+    """What F.pad adds at each side, last axis first; None where it pads with other than zeros."""
+    if node.op != "call_function":
+        return None
+    given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+    amounts = given.get("pad")
+    constant = given.get("mode", "constant") in ("constant", 0, 0.0) and not given.get("value")
+    if not constant or not isinstance(amounts, list | tuple):
+        return None
+    return tuple(amounts) if all(isinstance(a, int) for a in amounts) else None
 
 
 def _tidy(name: str) -> str:
@@ -302,3 +332,22 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     meta = node.meta.get("tensor_meta")
     shape = getattr(meta, "shape", None)
     return None if shape is None else tuple(shape)
+
+
+def node_macs(node: fx.Node) -> int:
+    """Multiply-accumulates of a canonical convolution, linear layer or matrix product.
+
+    Sizes are those that shape propagation saw; 0 where they are unknown.
+    """
+    ins, outs = shape_of(node.all_input_nodes[0]), shape_of(node)
+    op = TABLE.get(getattr(node.target, "__name__", ""))
+    if ins is None or outs is None or op is None or op.kind is not Kind.COMPUTE:
+        return 0
+    if op.weight is None:
+        return math.prod(outs) * ins[-1]
+    weight = shape_of(node.args[op.weight])  # type: ignore[arg-type]
+    if weight is None:
+        return 0
+    if op.name.startswith("conv_transpose"):
+        return math.prod(ins) * math.prod(weight[1:])
+    return math.prod(outs) * math.prod(weight[1:])

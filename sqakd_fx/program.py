@@ -13,8 +13,9 @@ from torch import fx, nn
 
 from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.compiler import Compiled, LogEntry, Note, run_passes
-from sqakd_fx.frontend import Traced, flat_inputs, trace
+from sqakd_fx.frontend import Traced, flat_inputs, propagate_shapes, trace
 from sqakd_fx.graphs import constant_of
+from sqakd_fx.ops import node_macs
 from sqakd_fx.passes.canonicalize import Canonicalize
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
@@ -76,6 +77,7 @@ def build_program(
             return graph_module(*example)
 
     first = run_passes(traced.graph_module, [Canonicalize()], probe=probe, dump=dump)
+    propagate_shapes(first.graph_module, example)
     teacher = copy.deepcopy(first.graph_module)
     passes: list[Any] = [FoldBatchNorm()] if recipe.batch_norm == "fold" else []
     passes.append(InsertQuantizers(recipe))
@@ -148,6 +150,13 @@ def layer_facts(student: fx.GraphModule) -> list[LayerFacts]:
             )
         )
     return facts
+
+
+def multiply_accumulates(student: fx.GraphModule) -> int:
+    """Multiply-accumulates of all quantized layers, on the shapes of the example."""
+    return sum(
+        node_macs(node) for node in student.graph.nodes if node.meta.get("layer") is not None
+    )
 
 
 def enable_quantizers(student: fx.GraphModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def codes_by_tensor(student: fx.GraphModule, images: Tensor) -> dict[str, Tensor
             continue
         module = student.get_submodule(str(node.target))
         if isinstance(module, Quantizer) and module.role == "activation":
-            name = str(node.target).removesuffix(".output_quantizer")
+            name = re.sub(r"[._]output_quantizer$", "", str(node.target))
             found[name] = module.codes(recorder.values[node.args[0].name])
     return found
 

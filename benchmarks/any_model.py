@@ -1,0 +1,175 @@
+"""Every network of `networks.py` through the whole pipeline at W8A8: a table.
+
+    python benchmarks/any_model.py [GLOB ...] [--out FOLDER] [--table FILE]
+
+Each network runs in a process of its own; finished rows are kept in FOLDER and not run again. The
+packages that the networks come from are looked for, and a network whose package is absent is left
+out with a word. Columns: the front end; the share of multiply-accumulates in quantized layers (of
+those that torch's own counter sees in the float model); what stays whole in float and why; the traced
+graph against the float model; the export against the integer program at every quantized tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fnmatch
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from networks import NETWORKS
+from torch import nn
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from sqakd_fx.calibrate import calibrate
+from sqakd_fx.compiler import largest_difference, tensors_of
+from sqakd_fx.frontend import flat_inputs
+from sqakd_fx.pipeline import export_onnx
+from sqakd_fx.program import build_program, lower, multiply_accumulates
+from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.validate import validate
+
+SECONDS = 900
+
+
+def settle(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    """Random weights with BatchNorm statistics of the example, so that activations have a size."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        model(*args, **kwargs)
+    return model.eval()
+
+
+def float_macs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Multiply-accumulates of one float call, counted by torch."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*args, **kwargs)
+    return counter.get_total_flops() // 2
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One row of the table."""
+    started = time.perf_counter()
+    torch.manual_seed(0)
+    model, args, kwargs = NETWORKS[name]()
+    model = settle(model, args, kwargs)
+    with torch.no_grad():
+        wanted = tensors_of(_plain(copy.deepcopy(model)(*args, **kwargs)))
+    total = float_macs(copy.deepcopy(model), args, kwargs)
+    recipe = resolve_recipe("w8a8")
+    program = build_program(model, args, kwargs, recipe)
+    example = flat_inputs(program.traced, args, kwargs)
+    with torch.no_grad():
+        traced = largest_difference(wanted, tensors_of(program.teacher(*example)))
+    calibrate(program.student, [example], method="minmax")
+    lowered = lower(program.student).graph_module
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(lowered, program, recipe, path)
+        checked = validate(program.student, lowered, path, [example])
+    full = next(r for r in checked.runtimes if r.optimisation == "full")
+    off = next(r for r in checked.runtimes if r.optimisation == "off")
+    return {
+        "name": name,
+        "front_end": program.traced.front_end,
+        "macs": total,
+        "quantized": multiply_accumulates(program.student) / max(total, 1),
+        "islands": [f"{i.path}: {i.reason}" for i in program.traced.islands],
+        "float": [f"{n.node}: {n.reason}" for n in program.notes],
+        "traced_difference": traced,
+        "tensors": len(full.tensors),
+        "largest_full": max((t.largest for t in full.tensors), default=0),
+        "largest_off": max((t.largest for t in off.tensors), default=0),
+        "worst_share": max((t.share_above(0) for t in full.tensors), default=0.0),
+        "above_one": sum(t.share_above(1) * t.elements for t in full.tensors),
+        "float_heavy": list(checked.fusion.float_heavy),
+        "integer": checked.fusion.integer,
+        "failures": list(checked.failures),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _plain(output: Any) -> Any:
+    return tree_map(lambda x: x, output)
+
+
+def run_row(name: str, folder: Path) -> dict[str, Any]:
+    """The kept row, or a fresh one from a process of its own."""
+    path = folder / f"{name.replace('/', '-')}.json"
+    if not path.exists():
+        command = [sys.executable, "-W", "ignore", __file__, "--only", name, "--into", str(path)]
+        try:
+            done = subprocess.run(
+                command, timeout=SECONDS, capture_output=True, text=True, check=False
+            )
+            error = done.stderr.strip()
+        except subprocess.TimeoutExpired:
+            error = f"took over {SECONDS} s"
+        if not path.exists():
+            last = error.splitlines()[-1] if error else "the process died"
+            path.write_text(json.dumps({"name": name, "error": last, "traceback": error}))
+    row: dict[str, Any] = json.loads(path.read_text())
+    return row
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table."""
+    lines = [
+        "| network | front end | MACs quantized | islands | traced − eager | tensors | "
+        "ORT full: most steps off | share off | ORT unoptimised | heavy ops in float |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| {row['name']} | {row['error']} | | | | | | | | |")
+            continue
+        islands = "; ".join(row["islands"]) or "–"
+        lines.append(
+            f"| {row['name']} | {row['front_end']} | {row['quantized']:.1%} | {islands} | "
+            f"{row['traced_difference']:.0e} | {row['tensors']} | {row['largest_full']} | "
+            f"{row['worst_share']:.2%} | {row['largest_off']} | {len(row['float_heavy'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("globs", nargs="*", default=["*"])
+    parser.add_argument("--out", type=Path, default=Path("sqakd-out/any-model"))
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--only")
+    parser.add_argument("--into", type=Path)
+    options = parser.parse_args()
+    if options.only:
+        try:
+            row = measure(options.only)
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+        options.into.write_text(json.dumps(row))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in NETWORKS:
+        if any(fnmatch.fnmatch(name, glob) for glob in options.globs):
+            rows.append(run_row(name, options.out))
+            print(markdown(rows[-1:]).splitlines()[-1], flush=True)
+    if options.table:
+        options.table.write_text(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
