@@ -23,7 +23,7 @@ TORCHVISION = {
     "efficientnet_b0": 64,
     "efficientnet_v2_s": 64,
     "googlenet": 64,
-    "inception_v3": 128,
+    "inception_v3": 299,
     "maxvit_t": 224,
     "mnasnet0_5": 64,
     "mobilenet_v2": 64,

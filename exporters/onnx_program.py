@@ -42,12 +42,9 @@ def export_program(
     """
     lowered.graph.eliminate_dead_code()
     lowered.recompile()
-    tags = [
-        node.meta.get("quantized_tensor")
-        for node in lowered.graph.nodes
-        if str(getattr(node.target, "namespace", "")) == "sqakd_fx"
-    ]
-    model, names = _translate(lowered, example_inputs, translations, opset)
+    tag_of = {node.name: node.meta.get("quantized_tensor") for node in lowered.graph.nodes}
+    model, origins = _translate(lowered, example_inputs, translations, opset)
+    names, tags = list(origins), [tag_of.get(origin) for origin in origins.values()]
     ir_passes.ClearMetadataAndDocStringPass()(model)
     _forget_types(model)
     _lift_constants(model)
@@ -107,8 +104,8 @@ def _translate(
     example_inputs: Sequence[Any],
     translations: Mapping[Any, Callable[..., Any]],
     opset: int,
-) -> tuple[ir.Model, list[str]]:
-    """The ONNX model, and the value names of the integer ops in the order of the lowered graph."""
+) -> tuple[ir.Model, dict[str, str]]:
+    """The ONNX model, and for its values made by integer ops the lowered node each came from."""
     dynamic = {0: torch.export.Dim.DYNAMIC}
     shapes = tuple(
         dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs
@@ -132,12 +129,22 @@ def _translate(
         except Exception as error:
             raise ExportError(f"the student cannot be written as ONNX: {_reason(error)}") from error
     assert exported is not None
-    names = [
-        node.name
+    origins = {
+        node.name: _origin(node)
         for node in exported.exported_program.graph.nodes
         if str(getattr(node.target, "namespace", "")) == "sqakd_fx"
-    ]
-    return exported.model, names
+    }
+    return exported.model, origins
+
+
+def _origin(node: fx.Node) -> str:
+    """The name of the lowered node, through the graphs that torch.export made on the way."""
+    source: Any = next(iter(node.meta.get("from_node") or ()), None)
+    name = node.name
+    while source is not None:
+        name = source.name
+        source = next(iter(source.from_node), None)
+    return name
 
 
 def _takes_varargs(graph_module: fx.GraphModule) -> bool:

@@ -8,22 +8,23 @@ where islands would hold most of the parameters, `torch.export` gives an aten-le
 from __future__ import annotations
 
 import inspect
+import logging
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from sqakd_fx.attention import spell_out_attention
+from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import TraceError
-from sqakd_fx.ops import module_op_name
+from sqakd_fx.tracer import Tracer, arguments_by_name, line_outside_torch, traceable_torch
 
 FrontEnd = Literal["auto", "symbolic", "export"]
-_TORCH = str(Path(torch.__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -37,43 +38,15 @@ class Island:
 
 @dataclass(frozen=True)
 class Traced:
-    """A float graph: one fx graph module in evaluation mode, its islands, and who traced it."""
+    """A float graph: one fx graph module in evaluation mode, its islands, and who traced it.
+
+    `decisions` are lines of the user's code that branch on data, where the example's branch was taken.
+    """
 
     graph_module: fx.GraphModule
     islands: tuple[Island, ...]
     front_end: Literal["symbolic", "export"]
-
-
-class _Tracer(fx.Tracer):
-    """Symbolic tracing that knows where it is when it fails, and keeps `islands` whole."""
-
-    record_stack_traces = True
-
-    def __init__(self, islands: set[str]) -> None:
-        super().__init__()
-        self.islands = islands
-        self.path: list[str] = []
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.islands:
-            return True
-        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-            return False
-        return module_op_name(m) is not None or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        self.path.append(self.path_of_module(m))
-        result = super().call_module(m, forward, args, kwargs)
-        self.path.pop()
-        return result
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["module_path"] = self.path[-1] if self.path else ""
-        node.meta["is_module"] = node.op == "call_module"
-        return node
+    decisions: tuple[str, ...] = ()
 
 
 def trace(
@@ -125,16 +98,25 @@ def flat_inputs(
 
 
 def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """Trace with as few and as small islands as will do.
+
+    An island that torch.export refuses could never be exported: it is traced after all, with the
+    branches that the example takes.
+    """
+    spell_out_attention(model)
     islands: dict[str, Island] = {}
+    decided: set[str] = set()
     constants = _constants(model, args, kwargs)
+    example = arguments_by_name(model, args, kwargs)
     modules = dict(model.named_modules())
     while True:
-        tracer = _Tracer(set(islands))
+        tracer = Tracer(example, frozenset(islands), frozenset(decided))
         try:
-            graph = tracer.trace(model, constants or None)
+            with traceable_torch(tracer):
+                graph = tracer.trace(model, constants or None)
         except Exception as error:
             path, reason = _blame(error, tracer, modules)
-            if not path:
+            if not path or path in islands or path in decided:
                 location = _user_line(error)
                 raise TraceError(
                     f"the model's forward cannot be traced at {location or 'an unknown line'}: "
@@ -146,14 +128,75 @@ def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             continue
         graph_module = fx.GraphModule(tracer.root, graph, type(model).__name__)
         _drop_constant_inputs(graph_module, constants)
+        inputs = _ordered(graph_module, args, kwargs)
         try:
-            propagate_shapes(graph_module, _ordered(graph_module, args, kwargs))
+            propagate_shapes(graph_module, inputs)
         except Exception as error:
             raise TraceError(
                 f"the traced graph does not run on the example inputs ({_short(error)}); "
                 "the model's Python code depends on more than its inputs: try --set frontend=export"
             ) from error
-        return Traced(graph_module, tuple(islands.values()), "symbolic")
+        closed = [path for path in islands if not _can_be_exported(graph_module, path, inputs)]
+        if closed:
+            decided.update(closed)
+            islands = {path: island for path, island in islands.items() if path not in closed}
+            continue
+        _compare_on_two_batches(model, graph_module, args, kwargs)
+        decisions = tuple(dict.fromkeys(tracer.decisions))
+        return Traced(graph_module, tuple(islands.values()), "symbolic", decisions)
+
+
+def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:
+    """True where torch.export accepts the island on what it receives from the example."""
+    received: list[tuple[Any, ...]] = []
+
+    class Watch(fx.Interpreter):
+        def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if target == path:
+                received.append((args, kwargs))
+            return super().call_module(target, args, kwargs)
+
+    with torch.no_grad():
+        Watch(graph_module).run(*inputs)
+    logging.disable(logging.CRITICAL)  # torch.export prints the graph that it gave up on
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for args, kwargs in received:
+                torch.export.export(graph_module.get_submodule(path), args, kwargs)
+    except Exception:
+        return False
+    finally:
+        logging.disable(logging.NOTSET)
+    return True
+
+
+def _compare_on_two_batches(
+    model: nn.Module, graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise TraceError where the graph is another function than the model, or of one batch size only."""
+    doubled_args, doubled_kwargs = torch.utils._pytree.tree_map(
+        lambda x: torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.ndim else x, (args, kwargs)
+    )
+    with torch.no_grad():
+        for some_args, some_kwargs in ((args, kwargs), (doubled_args, doubled_kwargs)):
+            try:
+                wanted = tensors_of(model(*some_args, **some_kwargs))
+            except Exception:
+                continue  # a model for one batch size
+            try:
+                got = tensors_of(graph_module(*_ordered(graph_module, some_args, some_kwargs)))
+                difference = largest_difference(wanted, got)
+            except Exception as error:
+                raise TraceError(
+                    f"the traced graph does not run on another batch size ({_short(error)}): "
+                    "try --set frontend=export"
+                ) from error
+            if not difference <= 1e-3:
+                raise TraceError(
+                    f"the traced graph differs from the model by {difference:.1g}: its Python code "
+                    "depends on more than its inputs; try --set frontend=export"
+                )
 
 
 def _constants(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +241,7 @@ def _ordered(
     return [given[name] for name in names]
 
 
-def _blame(error: Exception, tracer: _Tracer, modules: dict[str, nn.Module]) -> tuple[str, str]:
+def _blame(error: Exception, tracer: Tracer, modules: dict[str, nn.Module]) -> tuple[str, str]:
     path = tracer.path[-1] if tracer.path else ""
     return (path if path in modules else ""), _short(error)
 
@@ -209,12 +252,7 @@ def _short(error: Exception) -> str:
 
 
 def _user_line(error: BaseException) -> str | None:
-    """file:line of the deepest frame that is neither torch's nor ours."""
-    own = str(Path(__file__).parent)
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((_TORCH, own, "<")) and "importlib" not in frame.filename:
-            return f"{frame.filename}:{frame.lineno}"
-    return None
+    return line_outside_torch(traceback.extract_tb(error.__traceback__))
 
 
 def propagate_shapes(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:

@@ -140,7 +140,7 @@ TABLE: Mapping[str, Op] = {
             "scaled_dot_product_attention exp log sqrt rsqrt pow div erf sin cos neg abs sum norm "
             "normalize embedding interpolate upsample upsample_bilinear2d upsample_bicubic2d "
             "upsample_linear1d upsample_trilinear3d grid_sample einsum where cumsum var std "
-            "multi_head_attention_forward gru lstm rnn baddbmm pad softsign logsigmoid glu "
+            "gru lstm rnn baddbmm pad softsign logsigmoid glu "
             "masked_fill sign square reciprocal linalg_vector_norm vector_norm",
         ),
         *_rows(
@@ -189,7 +189,6 @@ _MODULE_NAMES: Mapping[type[nn.Module], str] = {
     nn.AdaptiveAvgPool3d: "adaptive_avg_pool3d",
     nn.AdaptiveMaxPool1d: "adaptive_max_pool1d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-    nn.MultiheadAttention: "multi_head_attention_forward",
 }
 
 _ALIASES: Mapping[str, str] = {

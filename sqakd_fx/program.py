@@ -46,7 +46,11 @@ class Program:
             Note(i.path, f"stays in float as a whole: {i.reason} ({i.location})")
             for i in self.traced.islands
         )
-        return islands + tuple(note for entry in self.log for note in entry.notes)
+        decisions = tuple(
+            Note(line, "branches on data: the branch that the example takes is kept")
+            for line in self.traced.decisions
+        )
+        return islands + decisions + tuple(note for entry in self.log for note in entry.notes)
 
 
 def build_program(

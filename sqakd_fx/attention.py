@@ -1,0 +1,88 @@
+"""torch's own multi-head attention in operations that can be traced and quantized."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PlainAttention(nn.Module):
+    """nn.MultiheadAttention as three linear layers, scaled dot-product attention and a fourth.
+
+    Called as nn.MultiheadAttention is, on batched input; averaged weights are returned where asked.
+    """
+
+    def __init__(self, module: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads = module.num_heads
+        self.scale = module.head_dim**-0.5
+        self.batch_first = module.batch_first
+        packed = module.in_proj_weight
+        weights = (
+            packed.chunk(3)
+            if packed is not None
+            else (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        )
+        biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+        for name, weight, bias in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
+            setattr(self, name, _linear(weight, bias))
+        self.out_proj = module.out_proj
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        if not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v = (
+            projection(t).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection, t in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        scores = torch.matmul(q, k.transpose(-2, -1)) * self.scale
+        if attn_mask is not None:
+            per_head = attn_mask.ndim == 3
+            mask = attn_mask.unflatten(0, (-1, self.heads)) if per_head else attn_mask
+            scores = _masked(scores, mask)
+        if key_padding_mask is not None:
+            scores = _masked(scores, key_padding_mask[:, None, None, :])
+        weights = F.softmax(scores, dim=-1)
+        y = self.out_proj(torch.matmul(weights, v).transpose(1, 2).flatten(2))
+        y = y if self.batch_first else y.transpose(0, 1)
+        if not need_weights:
+            return y, None
+        return y, weights.mean(1) if average_attn_weights else weights
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """A True in a Boolean mask forbids, as nn.MultiheadAttention defines it."""
+    return scores.masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
+
+
+def spell_out_attention(model: nn.Module) -> None:
+    """Replace every nn.MultiheadAttention in place by the same function in plain operations."""
+    plain: dict[nn.Module, PlainAttention] = {}
+    for owner in list(model.modules()):
+        for name, child in list(owner.named_children()):
+            simple = type(child) is nn.MultiheadAttention
+            if not simple or child.bias_k is not None or child.add_zero_attn:
+                continue
+            if child not in plain:
+                plain[child] = PlainAttention(child).train(child.training)
+            setattr(owner, name, plain[child])

@@ -1,0 +1,274 @@
+"""Symbolic tracing that can look at the example when the model's Python code asks for a value.
+
+torch.fx gives up where code branches on a tensor's size, loops over an axis or calls `int()` on a
+size. This tracer answers such questions from one call on the example. A question about sizes is
+answered silently; one about the values of the data only where the caller allows it for the module that
+asks, because the answer is then part of the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sqakd_fx.ops import TABLE, module_op_name
+
+_TORCH = str(Path(torch.__file__).parent)
+_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "rand", "randn")
+_LIMITS = ("finfo", "iinfo")
+_SIZE_METHODS = {"size", "dim", "numel", "ndimension", "stride", "is_floating_point", "get_device"}
+_SIZE_ATTRIBUTES = {
+    "shape",
+    "ndim",
+    "dtype",
+    "device",
+    "layout",
+    "is_cuda",
+    "requires_grad",
+    "is_sparse",
+    "is_nested",
+    "is_quantized",
+    "itemsize",
+}
+
+
+class DependsOnData(Exception):
+    """Python code asks for a value that the data decides."""
+
+
+class _Proxy(fx.Proxy):
+    """A traced value whose size Python may ask for."""
+
+    def __getattr__(self, k: str) -> Any:
+        return _Attribute(self, k)
+
+    def __len__(self) -> int:
+        return len(self.tracer.example_of(self.node))  # type: ignore[attr-defined]
+
+    def __index__(self) -> int:
+        return int(self.tracer.answer(self.node))  # type: ignore[attr-defined]
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        return float(self.tracer.answer(self.node))  # type: ignore[attr-defined]
+
+
+class _Attribute(_Proxy):
+    """`x.shape` or the method `x.view`; becomes a node only when it is read."""
+
+    def __init__(self, root: _Proxy, attr: str) -> None:
+        self.root = root
+        self.attr = attr
+        self.tracer = root.tracer
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is None:
+            arguments = (self.root, self.attr)
+            self._node = self.tracer.create_proxy("call_function", getattr, arguments, {}).node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+class Tracer(fx.Tracer):
+    """Traces a model whose forward takes `example` (argument values by name).
+
+    Args:
+        example: the value of every argument of forward.
+        islands: paths of submodules that stay whole.
+        decided: paths of submodules that may branch on data.
+
+    After a failure `path` holds the module that was being traced, outermost first. `decisions` lists
+    the lines of code whose branch on data was decided by the example.
+    """
+
+    record_stack_traces = True
+
+    def __init__(
+        self, example: Mapping[str, Any], islands: frozenset[str], decided: frozenset[str]
+    ) -> None:
+        super().__init__()
+        self.example = dict(example)
+        self.islands = islands
+        self.decided = decided
+        self.path: list[str] = []
+        self.decisions: list[str] = []
+        self.values: dict[fx.Node, Any] = {}
+        self.from_data: dict[fx.Node, bool] = {}
+        self.computing = False
+
+    # -- what fx asks ----------------------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.islands or module_op_name(m) in TABLE
+
+    def call_module(
+        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.computing:
+            return forward(*args, **kwargs)
+        self.path.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.path.pop()
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.computing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)  # type: ignore[no-untyped-call]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["module_path"] = self.path[-1] if self.path else ""
+        node.meta["is_module"] = node.op == "call_module"
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.answer(obj.node))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter([obj[i] for i in range(len(self.example_of(obj.node)))])  # type: ignore[index]
+
+    # -- answers ---------------------------------------------------------------------------
+
+    def answer(self, node: fx.Node) -> Any:
+        """The node's value on the example; raises DependsOnData where that may not be asked."""
+        if self._is_from_data(node):
+            path = self.path[-1] if self.path else ""
+            if not any(path == d or path.startswith(f"{d}.") or d == "" for d in self.decided):
+                raise DependsOnData("its Python code asks for a value that depends on the data")
+            self.decisions.append(line_outside_torch(traceback.extract_stack()) or path)
+        return self.example_of(node)
+
+    def example_of(self, node: fx.Node) -> Any:
+        """The node's value on the example, of whatever kind."""
+        if node not in self.values:
+            self.computing = True
+            try:
+                with torch.no_grad():
+                    for one in self.graph.nodes:
+                        if one not in self.values:
+                            self.values[one] = self._compute(one)
+            finally:
+                self.computing = False
+        return self.values[node]
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.example.get(str(node.target).lstrip("*"))
+        if node.op == "get_attr":
+            return functools.reduce(getattr, str(node.target).split("."), self.root)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+
+    def _is_from_data(self, node: fx.Node) -> bool:
+        """True where the values of an input tensor, not only its size, reach the node."""
+        pending = [node]
+        while pending:
+            one = pending[-1]
+            if one in self.from_data:
+                pending.pop()
+                continue
+            if one.op == "placeholder":
+                self.from_data[one] = _holds_tensor(self.example.get(str(one.target).lstrip("*")))
+            elif _asks_for_size(one):
+                self.from_data[one] = False
+            else:
+                unknown = [source for source in one.all_input_nodes if source not in self.from_data]
+                if unknown:
+                    pending.extend(unknown)
+                    continue
+                self.from_data[one] = any(self.from_data[s] for s in one.all_input_nodes)
+            pending.pop()
+        return self.from_data[node]
+
+
+def _asks_for_size(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _SIZE_METHODS
+    if node.op != "call_function":
+        return False
+    return node.target is len or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)
+
+
+@contextlib.contextmanager
+def traceable_torch(tracer: Tracer) -> Iterator[None]:
+    """torch.arange and its like become nodes where a traced size is among their arguments."""
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if _has_proxy((args, kwargs)):
+                return tracer.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    def answered(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            return function(
+                *(tracer.answer(a.node) if isinstance(a, fx.Proxy) else a for a in args)
+            )
+
+        return call
+
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with contextlib.ExitStack() as stack:
+        for names, wrapped in ((_FACTORIES, recorded), (_LIMITS, answered)):
+            for name in names:
+                original = getattr(torch, name)
+                stack.callback(setattr, torch, name, original)
+                setattr(torch, name, wrapped(original))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+def _holds_tensor(value: Any) -> bool:
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return any(isinstance(leaf, torch.Tensor) for leaf in leaves)
+
+
+def _has_proxy(arguments: Any) -> bool:
+    leaves = torch.utils._pytree.tree_leaves(arguments)
+    return any(isinstance(leaf, fx.Proxy) for leaf in leaves)
+
+
+def line_outside_torch(frames: traceback.StackSummary) -> str | None:
+    """file:line of the deepest frame that is neither torch's nor ours."""
+    own = str(Path(__file__).parent)
+    for frame in reversed(frames):
+        if not frame.filename.startswith((_TORCH, own, "<")) and "importlib" not in frame.filename:
+            return f"{frame.filename}:{frame.lineno}"
+    return None
+
+
+def arguments_by_name(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The value of every argument of one call, defaults included; {} where the call does not fit."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return {}
+    bound.apply_defaults()
+    return dict(bound.arguments)
