@@ -54,10 +54,10 @@ def settle(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> n
     return model.eval()
 
 
-def float_macs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Multiply-accumulates of one float call, counted by torch."""
+def float_macs(teacher: nn.Module, inputs: tuple[Any, ...]) -> int:
+    """Multiply-accumulates of one call of the traced float graph, counted by torch."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*args, **kwargs)
+        teacher(*inputs)
     return counter.get_total_flops() // 2
 
 
@@ -69,10 +69,10 @@ def measure(name: str) -> dict[str, Any]:
     model = settle(model, args, kwargs)
     with torch.no_grad():
         wanted = tensors_of(_plain(copy.deepcopy(model)(*args, **kwargs)))
-    total = float_macs(copy.deepcopy(model), args, kwargs)
     recipe = resolve_recipe("w8a8")
     program = build_program(model, args, kwargs, recipe)
     example = flat_inputs(program.traced, args, kwargs)
+    total = float_macs(program.teacher, example)
     with torch.no_grad():
         traced = largest_difference(wanted, tensors_of(program.teacher(*example)))
     calibrate(program.student, [example], method="minmax")

@@ -332,8 +332,12 @@ class _Insertion:
             delta=self.recipe.delta,
             mu=self.recipe.mu,
         )
-        joint = "_" if value.op == "call_module" else "."  # never inside the module that it follows
-        name = set_attribute(self.graph_module, f"{node_path(value)}{joint}{what}", quantizer)
+        wanted = (
+            f"{value.target}_{what}"  # never inside the module or tensor that it follows
+            if value.op in ("call_module", "get_attr")
+            else f"{node_path(value)}.{what}"
+        )
+        name = set_attribute(self.graph_module, wanted, quantizer)
         self.modules[name] = quantizer
         return name, quantizer
 

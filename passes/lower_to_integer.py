@@ -162,6 +162,7 @@ class _Lowering:
         self.values: dict[fx.Node, Any] = {}
         self.floats: dict[Any, fx.Node] = {}
         self.attributes: dict[str, fx.Node] = {}
+        self.buffers: dict[str, list[tuple[str, Tensor]]] = {}
         self.grids: dict[str, tuple[str, str, Grid]] = {}
         self.notes: list[Note] = []
 
@@ -590,11 +591,15 @@ class _Lowering:
         )
 
     def _buffer(self, wanted: str, value: Tensor) -> fx.Node:
-        key = ("buffer", wanted)
-        if key not in self.floats:
-            name = set_attribute(self.lowered, wanted, value.detach().cpu().clone())
-            self.floats[key] = self._read(name)
-        return self.floats[key]
+        """A stored tensor called `wanted`, or like it where another one has that name."""
+        value = value.detach().cpu()
+        stored = self.buffers.setdefault(wanted, [])
+        for name, known in stored:
+            if known.dtype == value.dtype and torch.equal(known, value):
+                return self._read(name)
+        name = set_attribute(self.lowered, wanted, value.clone())
+        stored.append((name, value))
+        return self._read(name)
 
     def _read(self, name: str) -> fx.Node:
         if name not in self.attributes:

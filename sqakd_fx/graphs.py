@@ -105,3 +105,26 @@ def constant_of(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
         value = get_attribute(graph_module, str(node.target))
         return value if isinstance(value, torch.Tensor) else None
     return None
+
+
+def call_like(
+    graph_module: fx.GraphModule, like: fx.Node, target: Any, *args: Any, **kwargs: Any
+) -> fx.Node:
+    """A new call at the insertion point that stands for a part of what `like` computes."""
+    new = graph_module.graph.call_function(target, args, kwargs)
+    new.meta = {key: like.meta[key] for key in ("module_path", "stack_trace") if key in like.meta}
+    return new
+
+
+def replace_node(
+    graph_module: fx.GraphModule, node: fx.Node, target: Any, args: tuple[Any, ...]
+) -> bool:
+    """Put a call of `target` in the place of `node`, with its name and metadata; returns True."""
+    with graph_module.graph.inserting_before(node):
+        new = graph_module.graph.call_function(target, args)
+    new.meta = dict(node.meta)
+    name = node.name
+    node.replace_all_uses_with(new)
+    graph_module.graph.erase_node(node)
+    new.name = name
+    return True

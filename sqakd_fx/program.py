@@ -13,13 +13,17 @@ from torch import fx, nn
 
 from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.compiler import Compiled, LogEntry, Note, run_passes
-from sqakd_fx.frontend import Traced, flat_inputs, propagate_shapes, trace
+from sqakd_fx.frontend import Traced, flat_inputs, trace
 from sqakd_fx.graphs import constant_of
 from sqakd_fx.ops import node_macs
 from sqakd_fx.passes.canonicalize import Canonicalize
+from sqakd_fx.passes.decompose import Decompose
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
+from sqakd_fx.passes.fold_constants import FoldConstants
+from sqakd_fx.passes.functionalize import Functionalize
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.passes.lower_to_integer import LowerToInteger
+from sqakd_fx.passes.propagate_shapes import PropagateShapes
 from sqakd_fx.placement import LayerSettings
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
@@ -80,8 +84,19 @@ def build_program(
         with torch.no_grad():
             return graph_module(*example)
 
-    first = run_passes(traced.graph_module, [Canonicalize()], probe=probe, dump=dump)
-    propagate_shapes(first.graph_module, example)
+    first = run_passes(
+        traced.graph_module,
+        [
+            Functionalize(),
+            FoldConstants(),
+            Decompose(),
+            PropagateShapes(example),
+            Canonicalize(),
+            PropagateShapes(example),
+        ],
+        probe=probe,
+        dump=dump,
+    )
     teacher = copy.deepcopy(first.graph_module)
     passes: list[Any] = [FoldBatchNorm()] if recipe.batch_norm == "fold" else []
     passes.append(InsertQuantizers(recipe))

@@ -1,0 +1,215 @@
+"""Spell out operations that hide matrix products or moves of values.
+
+scaled_dot_product_attention(q, k, v)   matmul(softmax(matmul(q, kᵀ) · scale), v)
+einsum("bhid,bhjd->bhij", q, k)         permute(matmul(permute(q), permute(k)))
+x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from sqakd_fx.compiler import PassResult
+from sqakd_fx.graphs import call_like, constant_of, insert_attribute, replace_node
+from sqakd_fx.ops import op_name, shape_of
+
+
+@dataclass(frozen=True)
+class Decompose:
+    name: str = "decompose"
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        pass
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        modules = dict(graph_module.named_modules())
+        changed = False
+        for node in list(graph_module.graph.nodes):
+            if node.op in ("call_function", "call_method"):
+                spell_out = _DECOMPOSITIONS.get(op_name(node, modules) or "")
+                changed = (spell_out is not None and spell_out(graph_module, node)) or changed
+        graph_module.graph.eliminate_dead_code()
+        return PassResult(graph_module, changed)
+
+    def ensures(self, result: PassResult) -> None:
+        pass
+
+
+def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """softmax(q kᵀ scale + mask) v, with matrix products that can be quantized."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    query, key, value = (given[name] for name in names[:3])
+    q_shape, k_shape = shape_of(query), shape_of(key)
+    if q_shape is None or k_shape is None:
+        return False
+    scale = given.get("scale")
+    scale = 1 / math.sqrt(q_shape[-1]) if scale is None else scale
+    with graph_module.graph.inserting_before(node):
+
+        def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+            return call_like(graph_module, node, target, *args, **kwargs)
+
+        if given.get("enable_gqa") and q_shape[-3] != k_shape[-3]:
+            repeats = q_shape[-3] // k_shape[-3]
+            key = call(torch.repeat_interleave, key, repeats, dim=-3)
+            value = call(torch.repeat_interleave, value, repeats, dim=-3)
+        scores = call(torch.matmul, query, call(torch.transpose, key, -2, -1))
+        scores = call(torch.mul, scores, scale)
+        mask = given.get("attn_mask")
+        if given.get("is_causal"):
+            blocked = torch.ones(q_shape[-2], k_shape[-2], dtype=torch.bool).triu(1)
+            constant = insert_attribute(graph_module, node, f"{node.name}_causal_mask", blocked)
+            scores = call(torch.masked_fill, scores, constant, float("-inf"))
+        if isinstance(mask, fx.Node):
+            meta = mask.meta.get("tensor_meta")
+            if getattr(meta, "dtype", None) is torch.bool:
+                blocked_by = call(torch.logical_not, mask)
+                scores = call(torch.masked_fill, scores, blocked_by, float("-inf"))
+            else:
+                scores = call(torch.add, scores, mask)
+        weights = call(F.softmax, scores, dim=-1)
+    return replace_node(graph_module, node, torch.matmul, (weights, value))
+
+
+def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Every part of a split becomes a slice of its own."""
+    source = node.args[0]
+    shape = shape_of(source)  # type: ignore[arg-type]
+    picks = list(node.users)
+    if shape is None or not all(
+        user.target is operator.getitem and isinstance(user.args[1], int) for user in picks
+    ):
+        return False
+    meta = torch.empty(shape, device="meta")
+    rest = node.args[1:]
+    if any(isinstance(a, fx.Node) for a in (*rest, *node.kwargs.values())):
+        return False
+    if node.op == "call_method":
+        parts = getattr(meta, str(node.target))(*rest, **node.kwargs)
+    else:
+        parts = node.target(meta, *rest, **node.kwargs)  # type: ignore[operator]
+    is_unbind = op_name(node, {}) == "unbind"
+    axis = _split_axis(node, is_unbind) % len(shape)
+    if axis == 0:
+        return False
+    starts = list(
+        itertools.accumulate((0 if is_unbind else p.shape[axis] for p in parts), initial=0)
+    )
+    for user in picks:
+        index = cast(int, user.args[1]) % len(parts)
+        with graph_module.graph.inserting_before(user):
+            if is_unbind:
+                new = graph_module.graph.call_function(torch.select, (source, axis, index))
+            else:
+                length = parts[index].shape[axis]
+                new = graph_module.graph.call_function(
+                    torch.narrow, (source, axis, starts[index], length)
+                )
+        new.meta = dict(user.meta)
+        user.replace_all_uses_with(new)
+        graph_module.graph.erase_node(user)
+    graph_module.graph.erase_node(node)
+    return True
+
+
+def _split_axis(node: fx.Node, is_unbind: bool) -> int:
+    position = 1 if is_unbind else 2
+    given = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+    return cast(int, given)
+
+
+def _einsum(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """A matrix product with axes moved, where two operands share one summed axis."""
+    equation = node.args[0]
+    operands = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
+    if not isinstance(equation, str) or len(operands) != 2:
+        return False
+    if _einsum_with_weight(graph_module, node, equation.replace(" ", ""), operands):
+        return True
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    left, comma, right = terms.partition(",")
+    letters = (left, right, out)
+    if not (arrow and comma) or any(
+        len(set(term)) != len(term) or not term.isalpha() for term in letters
+    ):
+        return False
+    summed = [c for c in left if c in right and c not in out]
+    batch = [c for c in left if c in right and c in out]
+    rows = [c for c in left if c not in right]
+    columns = [c for c in right if c not in left]
+    if not (len(summed) == len(rows) == len(columns) == 1) or set(out) != set(
+        batch + rows + columns
+    ):
+        return False
+    a_order, b_order = batch + rows + summed, batch + summed + columns
+    made = batch + rows + columns
+    with graph_module.graph.inserting_before(node):
+        a, b = (
+            call_like(graph_module, node, torch.permute, operand, [term.index(c) for c in order])
+            for operand, term, order in (
+                (operands[0], left, a_order),
+                (operands[1], right, b_order),
+            )
+        )
+        product = call_like(graph_module, node, torch.matmul, a, b)
+    return replace_node(graph_module, node, torch.permute, (product, [made.index(c) for c in out]))
+
+
+def _einsum_with_weight(
+    graph_module: fx.GraphModule, node: fx.Node, equation: str, operands: Any
+) -> bool:
+    """Σ_c x[..., c] W[d, c] with a constant matrix is a linear layer."""
+    terms, _, out = equation.partition("->")
+    left, _, right = terms.partition(",")
+    weight = constant_of(graph_module, operands[1])
+    if weight is None or len(right) != 2 or len({*right} & {*left}) != 1:
+        return False
+    (summed,) = {*right} & {*left}
+    made = right.replace(summed, "")
+    order = [c for c in left if c != summed]
+    if set(out) != {*order, made} or not (left + out).isalpha():
+        return False
+    matrix = weight if right == made + summed else weight.t()
+    stored = insert_attribute(
+        graph_module, node, f"{operands[1].target}_matrix", nn.Parameter(matrix.detach().clone())
+    )
+    with graph_module.graph.inserting_before(node):
+        moved = [left.index(c) for c in (*order, summed)]
+        x = call_like(graph_module, node, torch.permute, operands[0], moved)
+        y = call_like(graph_module, node, F.linear, x, stored, None)
+    layout = [(*order, made).index(c) for c in out]
+    return replace_node(graph_module, node, torch.permute, (y, layout))
+
+
+def _baddbmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """beta · input + alpha · a b."""
+    names = ("input", "batch1", "batch2", "beta", "alpha")
+    given = {"beta": 1, "alpha": 1} | dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    with graph_module.graph.inserting_before(node):
+        total = call_like(graph_module, node, torch.matmul, given["batch1"], given["batch2"])
+        if given["alpha"] != 1:
+            total = call_like(graph_module, node, torch.mul, total, given["alpha"])
+        addend = given["input"]
+        if given["beta"] == 0:
+            return replace_node(graph_module, node, torch.mul, (total, 1))
+        if given["beta"] != 1:
+            addend = call_like(graph_module, node, torch.mul, addend, given["beta"])
+    return replace_node(graph_module, node, torch.add, (total, addend))
+
+
+_DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
+    "scaled_dot_product_attention": _attention,
+    "einsum": _einsum,
+    "baddbmm": _baddbmm,
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind"), _split),
+}

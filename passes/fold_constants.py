@@ -1,0 +1,88 @@
+"""Compute what depends on parameters alone.
+
+    Before:  w = standardise(self.weight); y = conv(x, w)
+    After:   y = conv(x, weight_standardise)            a parameter of its own, trained as it is
+
+So a weight that is sliced, transposed, standardised or joined is a parameter like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sqakd_fx.compiler import PassResult
+from sqakd_fx.graphs import drop_unused, get_attribute, insert_attribute, node_path
+from sqakd_fx.ops import op_name, shape_of
+
+_RANDOM = ("rand", "dropout", "bernoulli", "normal", "multinomial")
+_LARGEST_CONSTANT = 1 << 26
+
+
+@dataclass(frozen=True)
+class FoldConstants:
+    name: str = "fold_constants"
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        pass
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        changed = _fold_constants(graph_module, dict(graph_module.named_modules()))
+        graph_module.graph.eliminate_dead_code()
+        drop_unused(graph_module)
+        return PassResult(graph_module, changed)
+
+    def ensures(self, result: PassResult) -> None:
+        pass
+
+
+def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> bool:
+    """What depends on parameters alone is computed now: a standardised or sliced weight, a mask."""
+    constants: dict[fx.Node, Any] = {}
+    changed = False
+    for node in list(graph_module.graph.nodes):
+        if node.op == "get_attr":
+            constants[node] = get_attribute(graph_module, str(node.target))
+            continue
+        name = op_name(node, modules) or ""
+        if (
+            node.op not in ("call_function", "call_method")
+            or not name
+            or name.startswith(_RANDOM)
+            or shape_of(node) is None
+            or math.prod(shape_of(node) or ()) > _LARGEST_CONSTANT
+            or not all(source in constants for source in node.all_input_nodes)
+            or not all(isinstance(constants[s], torch.Tensor) for s in node.all_input_nodes)
+        ):
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), constants.__getitem__)
+        with torch.no_grad():
+            called: Any = node.target
+            value = (
+                called(*args, **kwargs)
+                if node.op == "call_function"
+                else getattr(args[0], called)(*args[1:], **kwargs)
+            )
+        if not isinstance(value, torch.Tensor):
+            continue
+        value = value.detach().clone(memory_format=torch.contiguous_format)
+        trained = any(isinstance(constants[s], nn.Parameter) for s in node.all_input_nodes)
+        stem = next((str(s.target) for s in node.all_input_nodes), node_path(node))
+        constant = insert_attribute(
+            graph_module,
+            node,
+            f"{stem}_{name}",
+            nn.Parameter(value) if trained and value.is_floating_point() else value,
+        )
+        constant.meta["module_path"] = node.meta.get("module_path", "")
+        constants[constant] = value
+        if trained and value.is_floating_point():
+            constants[constant] = nn.Parameter(value)
+        node.replace_all_uses_with(constant)
+        graph_module.graph.erase_node(node)
+        changed = True
+    return changed

@@ -1,0 +1,31 @@
+"""Record every node's shape and dtype on one call's inputs, for the passes that follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.passes.shape_prop import ShapeProp
+
+from sqakd_fx.compiler import PassResult
+
+
+@dataclass(frozen=True)
+class PropagateShapes:
+    """`example` holds one call's inputs in the order of the placeholders."""
+
+    example: tuple[Any, ...]
+    name: str = "propagate_shapes"
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        pass
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        with torch.no_grad():
+            ShapeProp(graph_module).propagate(*self.example)
+        return PassResult(graph_module, False)
+
+    def ensures(self, result: PassResult) -> None:
+        pass
