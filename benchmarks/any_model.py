@@ -31,13 +31,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import largest_difference, tensors_of
-from sqakd_fx.frontend import flat_inputs
 from sqakd_fx.pipeline import export_onnx
 from sqakd_fx.program import build_program, lower, multiply_accumulates
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.validate import validate
 
 SECONDS = 900
+RECURRENT = ("gru", "lstm", "rnn")
 PRODUCTS = ("Conv)", "ConvTranspose)", "Gemm)", "MatMul)")
 
 
@@ -71,7 +71,7 @@ def measure(name: str) -> dict[str, Any]:
         wanted = tensors_of(_plain(copy.deepcopy(model)(*args, **kwargs)))
     recipe = resolve_recipe("w8a8")
     program = build_program(model, args, kwargs, recipe)
-    example = flat_inputs(program.traced, args, kwargs)
+    example = program.traced.call.flatten(args, kwargs)
     total = float_macs(program.teacher, example)
     with torch.no_grad():
         traced = largest_difference(wanted, tensors_of(program.teacher(*example)))
@@ -88,7 +88,8 @@ def measure(name: str) -> dict[str, Any]:
         "front_end": program.traced.front_end,
         "macs": total,
         "quantized": multiply_accumulates(program.student) / max(total, 1),
-        "islands": [f"{i.path}: {i.reason}" for i in program.traced.islands],
+        "islands": [f"{i.path}: {i.reason}" for i in program.traced.islands]
+        + [f"{n.node}: {n.reason}" for n in program.notes if n.reason.startswith(RECURRENT)],
         "float": [f"{n.node}: {n.reason}" for n in program.notes],
         "traced_difference": traced,
         "tensors": len(full.tensors),

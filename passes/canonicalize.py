@@ -11,6 +11,7 @@ teacher that has none.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -309,7 +310,23 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return True
 
 
+def _view(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """A view that may copy: `contiguous` in front of it has been dropped."""
+    shape = node.args[1:] if len(node.args) > 1 else ()
+    if node.kwargs or not shape or any(isinstance(size, torch.dtype) for size in shape):
+        return False
+    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], list | tuple | fx.Node) else shape
+    if isinstance(sizes, fx.Node) and "tensor_meta" not in sizes.meta and _is_number(sizes):
+        sizes = (sizes,)
+    return replace_node(graph_module, node, torch.reshape, (node.args[0], sizes))
+
+
+def _is_number(node: fx.Node) -> bool:
+    return node.target is operator.getitem or node.meta.get("type") is int
+
+
 _SPECIAL = {
+    "view": _view,
     "addmm": _addmm,
     "matmul": _matmul,
     "convolution": _aten_convolution,

@@ -33,6 +33,9 @@ from sqakd_fx.placement import LayerSettings, layer_settings
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
 
+_MASKS = ("masked_fill", "where", "to")
+_LONGEST_SCORE = 16
+
 
 @dataclass(frozen=True)
 class InsertQuantizers:
@@ -209,6 +212,9 @@ class _Insertion:
         if len(tensors) < len(op.activations):
             self.notes.append(Note(node.name, f"stays in float: {op.name} with a plain number"))
             return
+        if self._is_score(node):
+            self.notes.append(Note(node.name, "stays in float: part of the scores of a softmax"))
+            return
         if not any(v in integer for v in tensors):
             self.notes.append(
                 Note(node.name, f"stays in float: no input of this {op.name} is made in integers")
@@ -221,6 +227,22 @@ class _Insertion:
             self._demand(value, node, self._wide_bits)
         node.meta["arithmetic"] = op.kind
         integer.add(node)
+
+    def _is_score(self, node: fx.Node) -> bool:
+        """True for a sum or product that only a softmax reads, as it is or summed further."""
+        pending, seen = list(node.users), 0
+        while pending:
+            user = pending.pop()
+            op = self.ops[user]
+            seen += 1
+            if op is None or seen > _LONGEST_SCORE:
+                return False
+            if op.name == "softmax":
+                continue
+            if op.kind not in (Kind.SUM, Kind.PRODUCT, Kind.TRANSPARENT) and op.name not in _MASKS:
+                return False
+            pending.extend(user.users)
+        return bool(node.users)
 
     def _demand(self, value: fx.Node, consumer: fx.Node, bits: int) -> None:
         wanted = self.demands.setdefault(value, {})

@@ -7,7 +7,6 @@ where islands would hold most of the parameters, `torch.export` gives an aten-le
 
 from __future__ import annotations
 
-import inspect
 import logging
 import traceback
 import warnings
@@ -20,9 +19,10 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from sqakd_fx.attention import spell_out_attention
+from sqakd_fx.calls import Call, call_of, two_samples
 from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import TraceError
-from sqakd_fx.tracer import Tracer, arguments_by_name, line_outside_torch, traceable_torch
+from sqakd_fx.tracer import Tracer, line_outside_torch, traceable_torch
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 
@@ -40,10 +40,11 @@ class Island:
 class Traced:
     """A float graph: one fx graph module in evaluation mode, its islands, and who traced it.
 
-    `decisions` are lines of the user's code that branch on data, where the example's branch was taken.
+    `call` is the example. `decisions` are lines of the user's code that branch on data, where the example's branch was taken.
     """
 
     graph_module: fx.GraphModule
+    call: Call
     islands: tuple[Island, ...]
     front_end: Literal["symbolic", "export"]
     decisions: tuple[str, ...] = ()
@@ -58,46 +59,31 @@ def trace(
 ) -> Traced:
     """Trace `model` (put in evaluation mode) and record every node's shape on the example.
 
-    The graph takes the example's tensors positionally: arguments first, then keyword arguments in
-    the order of the model's signature. Node metadata: `tensor_meta` and `module_path`.
+    The graph takes the tensors of a call by position, see `calls.py` for their names and order. Node
+    metadata: `tensor_meta` and `module_path`.
 
     Raises:
         TraceError: neither front end can trace the model; names the line that stands in the way.
     """
     model = model.eval()
-    example_kwargs = dict(example_kwargs or {})
+    call = call_of(model, example_args, example_kwargs or {})
     if front_end == "export":
-        return _export(model, example_args, example_kwargs, None)
+        return _export(model, call, None)
     try:
-        traced = _symbolic(model, example_args, example_kwargs)
+        traced = _symbolic(model, call)
     except TraceError as error:
         if front_end == "symbolic":
             raise
-        return _export(model, example_args, example_kwargs, error)
-    share = _island_share(traced)
-    if front_end == "auto" and share > 0.5:
+        return _export(model, call, error)
+    if front_end == "auto" and _island_share(traced) > 0.5:
         try:
-            return _export(model, example_args, example_kwargs, None)
+            return _export(model, call, None)
         except TraceError:
             return traced
     return traced
 
 
-def flat_inputs(
-    traced: Traced, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, ...]:
-    """Arguments of one call in the order of the graph's placeholders."""
-    names = [node.name for node in traced.graph_module.graph.nodes if node.op == "placeholder"]
-    given = dict(zip(names, args, strict=False)) | dict(kwargs)
-    missing = [name for name in names if name not in given]
-    if missing:
-        raise TraceError(
-            f"the model's input {missing[0]!r} is missing from this batch: give it in the data"
-        )
-    return tuple(given[name] for name in names)
-
-
-def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+def _symbolic(model: nn.Module, call: Call) -> Traced:
     """Trace with as few and as small islands as will do.
 
     An island that torch.export refuses could never be exported: it is traced after all, with the
@@ -106,14 +92,13 @@ def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     spell_out_attention(model)
     islands: dict[str, Island] = {}
     decided: set[str] = set()
-    constants = _constants(model, args, kwargs)
-    example = arguments_by_name(model, args, kwargs)
     modules = dict(model.named_modules())
+    inputs = tuple(call.tensors().values())
     while True:
-        tracer = Tracer(example, frozenset(islands), frozenset(decided))
+        tracer = Tracer(call, frozenset(islands), frozenset(decided))
         try:
             with traceable_torch(tracer):
-                graph = tracer.trace(model, constants or None)
+                graph = tracer.trace(model)
         except Exception as error:
             path, reason = _blame(error, tracer, modules)
             if not path or path in islands or path in decided:
@@ -127,8 +112,7 @@ def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             islands[path] = Island(path, reason, _user_line(error))
             continue
         graph_module = fx.GraphModule(tracer.root, graph, type(model).__name__)
-        _drop_constant_inputs(graph_module, constants)
-        inputs = _ordered(graph_module, args, kwargs)
+        _drop_assertions(graph_module)
         try:
             propagate_shapes(graph_module, inputs)
         except Exception as error:
@@ -141,9 +125,9 @@ def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             decided.update(closed)
             islands = {path: island for path, island in islands.items() if path not in closed}
             continue
-        _compare_on_two_batches(model, graph_module, args, kwargs)
+        _compare_on_two_batches(model, graph_module, call)
         decisions = tuple(dict.fromkeys(tracer.decisions))
-        return Traced(graph_module, tuple(islands.values()), "symbolic", decisions)
+        return Traced(graph_module, call, tuple(islands.values()), "symbolic", decisions)
 
 
 def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:
@@ -171,22 +155,22 @@ def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[A
     return True
 
 
-def _compare_on_two_batches(
-    model: nn.Module, graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+def _compare_on_two_batches(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> None:
     """Raise TraceError where the graph is another function than the model, or of one batch size only."""
-    doubled_args, doubled_kwargs = torch.utils._pytree.tree_map(
-        lambda x: torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.ndim else x, (args, kwargs)
-    )
+    once = call.tensors()
+    batch = next((len(x) for x in once.values() if x.ndim), 0)
+    twice = {
+        name: torch.cat([x, x]) if x.ndim and len(x) == batch else x for name, x in once.items()
+    }
     with torch.no_grad():
-        for some_args, some_kwargs in ((args, kwargs), (doubled_args, doubled_kwargs)):
+        for tensors in (once, twice):
+            args, kwargs = call.with_tensors(tensors)
             try:
-                wanted = tensors_of(model(*some_args, **some_kwargs))
+                wanted = tensors_of(model(*args, **kwargs))
             except Exception:
                 continue  # a model for one batch size
             try:
-                got = tensors_of(graph_module(*_ordered(graph_module, some_args, some_kwargs)))
-                difference = largest_difference(wanted, got)
+                difference = largest_difference(wanted, tensors_of(graph_module(*tensors.values())))
             except Exception as error:
                 raise TraceError(
                     f"the traced graph does not run on another batch size ({_short(error)}): "
@@ -199,46 +183,12 @@ def _compare_on_two_batches(
                 )
 
 
-def _constants(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of forward that the example leaves out or that are not tensors."""
-    try:
-        signature = inspect.signature(model.forward)
-        bound = signature.bind(*args, **kwargs)
-    except (TypeError, ValueError):
-        return {}
-    values: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        value = bound.arguments.get(name, parameter.default)
-        if not any(isinstance(x, torch.Tensor) for x in torch.utils._pytree.tree_leaves(value)):
-            values[name] = value
-    return values
-
-
-def _drop_constant_inputs(graph_module: fx.GraphModule, constants: dict[str, Any]) -> None:
-    graph = graph_module.graph
-    for node in reversed(list(graph.nodes)):
+def _drop_assertions(graph_module: fx.GraphModule) -> None:
+    for node in reversed(list(graph_module.graph.nodes)):
         if node.op == "call_function" and node.target is torch._assert and not node.users:
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if node.op != "placeholder":
-            continue
-        stem = str(node.target).lstrip("*")
-        if not node.users and any(stem == n or stem.startswith(f"{n}_") for n in constants):
-            graph.erase_node(node)
-    graph.set_codegen(fx.graph.CodeGen())
+            graph_module.graph.erase_node(node)
+    graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
-
-
-def _ordered(
-    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[Any]:
-    names = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
-    tensors = [x for x in args if isinstance(x, torch.Tensor)]
-    given = dict(zip([n for n in names if n not in kwargs], tensors, strict=False)) | kwargs
-    return [given[name] for name in names]
 
 
 def _blame(error: Exception, tracer: Tracer, modules: dict[str, nn.Module]) -> tuple[str, str]:
@@ -271,31 +221,37 @@ def _island_share(traced: Traced) -> float:
     return inside / total
 
 
-def _export(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    cause: TraceError | None,
-) -> Traced:
-    dynamic = torch.export.Dim.DYNAMIC
-    doubled_args, doubled_kwargs = torch.utils._pytree.tree_map(_two_samples, (args, kwargs))
-    shapes = torch.utils._pytree.tree_map(
-        lambda x: {0: dynamic} if isinstance(x, torch.Tensor) and x.ndim else None,
-        (doubled_args, doubled_kwargs),
-    )
+class _Flat(nn.Module):
+    """The model as a function of its named tensors, by position."""
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.model = model
+        self.call = call
+
+    def forward(self, *tensors: Any) -> Any:
+        args, kwargs = self.call.with_tensors(dict(zip(self.call.tensors(), tensors, strict=True)))
+        return self.model(*args, **kwargs)
+
+
+def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
+    call = two_samples(call)
+    tensors = call.tensors()
+    batch = next((len(x) for x in tensors.values() if x.ndim), 0)
+    dynamic = {0: torch.export.Dim.DYNAMIC}
+    shapes = tuple(dynamic if x.ndim and len(x) == batch else None for x in tensors.values())
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                model, doubled_args, doubled_kwargs, dynamic_shapes=_shapes(model, *shapes)
+                _Flat(model, call), tuple(tensors.values()), dynamic_shapes=(shapes,)
             )
         graph_module = program.module(check_guards=False)
         assert isinstance(graph_module, fx.GraphModule)
-        _flatten_signature(graph_module)
-        for node in graph_module.graph.nodes:
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            node.meta["module_path"] = str(stack[-1][0]).removeprefix("L__self__.") if stack else ""
-        propagate_shapes(graph_module, list(_leaves((doubled_args, doubled_kwargs))))
+        _tidy(graph_module, list(tensors))
+        propagate_shapes(graph_module, tuple(tensors.values()))
+        _compare_on_two_batches(model, graph_module, call)
     except Exception as error:
         location = cause.location if cause else _user_line(error)
         first = f"{cause} " if cause else ""
@@ -306,33 +262,35 @@ def _export(
             "on data in a submodule and use --set frontend=symbolic",
             location=location,
         ) from error
-    return Traced(graph_module, (), "export")
+    finally:
+        logging.disable(logging.NOTSET)
+    return Traced(graph_module, call, (), "export")
 
 
-def _shapes(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = list(inspect.signature(model.forward).parameters)
-    return dict(zip(names, args, strict=False)) | kwargs
-
-
-def _two_samples(x: Any) -> Any:
-    if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == 1:
-        return torch.cat([x, x])
-    return x
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
-
-
-def _flatten_signature(graph_module: fx.GraphModule) -> None:
-    """Plain positional inputs, no guards, no constant inputs."""
+def _tidy(graph_module: fx.GraphModule, names: Sequence[str]) -> None:
+    """Positional inputs of the call's names, module paths of the user's model, and no guards."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if (node.op == "call_module" and str(node.target).startswith("_guards")) or (
-            node.op == "placeholder"
-            and not node.users
-            and not isinstance(node.meta.get("val"), torch.Tensor)
-        ):
+        if node.op == "call_module" and str(node.target).startswith("_guards"):
             graph.erase_node(node)
+            continue
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = str(stack[-1][0]) if stack else ""
+        node.meta["module_path"] = path.removeprefix("L__self__.").removeprefix("model").lstrip(".")
+    for node, name in zip(graph.find_nodes(op="placeholder"), names, strict=True):
+        node.target = name
+        node.name = name
+    user = graph_module.model
+    del graph_module.model
+    for name, child in user.named_children():
+        graph_module.add_module(name, child)
+    for name, parameter in user.named_parameters(recurse=False):
+        graph_module.register_parameter(name, parameter)
+    for name, buffer in user.named_buffers(recurse=False):
+        graph_module.register_buffer(name, buffer)
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            node.target = str(node.target).removeprefix("model.")
+    graph_module._forward_pre_hooks.clear()
     graph.set_codegen(fx.graph.CodeGen())
     graph_module.recompile()

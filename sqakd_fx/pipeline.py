@@ -29,7 +29,6 @@ from sqakd_fx.distil import StepReport, distil, seed_everything
 from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import check_model, export_program, save_model
-from sqakd_fx.frontend import flat_inputs
 from sqakd_fx.losses import class_axis
 from sqakd_fx.program import Program, build_program, enable_quantizers, layer_facts, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
@@ -151,7 +150,7 @@ class _Inputs:
     def epoch(self, number: int) -> Iterator[tuple[Any, ...]]:
         self.batches.set_epoch(number)
         for batch in self.batches:
-            yield flat_inputs(self.program.traced, batch.args, batch.kwargs)
+            yield self.program.traced.call.flatten(batch.args, batch.kwargs)
 
     def count(self) -> int:
         known = self.batches.length()
@@ -413,7 +412,7 @@ def validation_batches(
     seen = 0
     if source.eval_data is not None:
         for batch, _ in _evaluation(source):
-            yield flat_inputs(program.traced, batch.args, batch.kwargs)
+            yield program.traced.call.flatten(batch.args, batch.kwargs)
         return
     if inputs is None:
         return
@@ -444,7 +443,7 @@ def evaluate(
     outputs: dict[str, list[Tensor]] = {name: [] for name in functions}
     targets: list[Tensor] = []
     for batch, target in _evaluation(source):
-        inputs = flat_inputs(program.traced, batch.args, batch.kwargs)
+        inputs = program.traced.call.flatten(batch.args, batch.kwargs)
         targets.append(torch.as_tensor(target))
         for name, function in functions.items():
             with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.compiler import Compiled, LogEntry, Note, run_passes
-from sqakd_fx.frontend import Traced, flat_inputs, trace
+from sqakd_fx.frontend import Traced, trace
 from sqakd_fx.graphs import constant_of
 from sqakd_fx.ops import node_macs
 from sqakd_fx.passes.canonicalize import Canonicalize
@@ -75,10 +75,8 @@ def build_program(
     traced = trace(
         copy.deepcopy(model).float(), example_args, example_kwargs, front_end=recipe.frontend
     )
-    example = flat_inputs(traced, example_args, example_kwargs or {})
-    names = tuple(
-        str(node.target) for node in traced.graph_module.graph.nodes if node.op == "placeholder"
-    )
+    tensors = traced.call.tensors()
+    example, names = tuple(tensors.values()), tuple(tensors)
 
     def probe(graph_module: fx.GraphModule) -> Any:
         with torch.no_grad():

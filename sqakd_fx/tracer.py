@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from sqakd_fx.calls import Call
 from sqakd_fx.ops import TABLE, module_op_name
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -83,10 +83,10 @@ class _Attribute(_Proxy):
 
 
 class Tracer(fx.Tracer):
-    """Traces a model whose forward takes `example` (argument values by name).
+    """Traces a model as a function of the tensors of its example call.
 
     Args:
-        example: the value of every argument of forward.
+        call: the example.
         islands: paths of submodules that stay whole.
         decided: paths of submodules that may branch on data.
 
@@ -95,12 +95,12 @@ class Tracer(fx.Tracer):
     """
 
     record_stack_traces = True
+    proxy_buffer_attributes = True
 
-    def __init__(
-        self, example: Mapping[str, Any], islands: frozenset[str], decided: frozenset[str]
-    ) -> None:
+    def __init__(self, call: Call, islands: frozenset[str], decided: frozenset[str]) -> None:
         super().__init__()
-        self.example = dict(example)
+        self.call = call
+        self.example = call.tensors()
         self.islands = islands
         self.decided = decided
         self.path: list[str] = []
@@ -111,6 +111,18 @@ class Tracer(fx.Tracer):
 
     # -- what fx asks ----------------------------------------------------------------------
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """One placeholder a tensor; everything else in the example's arguments is a constant."""
+        inputs = {n: self.create_proxy("placeholder", n, (), {}) for n in self.example}
+
+        def forward(root: nn.Module) -> Any:
+            args, kwargs = self.call.with_tensors(inputs)
+            return root.forward(*args, **kwargs)
+
+        return forward, [self.root]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.islands or module_op_name(m) in TABLE
 
@@ -119,7 +131,11 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if self.computing:
             return forward(*args, **kwargs)
-        self.path.append(self.path_of_module(m))
+        try:
+            path = self.path_of_module(m)
+        except NameError:  # made inside a forward, as in nn.ReLU()(x)
+            return forward(*args, **kwargs)
+        self.path.append(path)
         result = super().call_module(m, forward, args, kwargs)
         self.path.pop()
         return result
@@ -170,7 +186,7 @@ class Tracer(fx.Tracer):
 
     def _compute(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self.example.get(str(node.target).lstrip("*"))
+            return self.example[str(node.target)]
         if node.op == "get_attr":
             return functools.reduce(getattr, str(node.target).split("."), self.root)
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.values[n])
@@ -189,7 +205,7 @@ class Tracer(fx.Tracer):
                 pending.pop()
                 continue
             if one.op == "placeholder":
-                self.from_data[one] = _holds_tensor(self.example.get(str(one.target).lstrip("*")))
+                self.from_data[one] = True
             elif _asks_for_size(one):
                 self.from_data[one] = False
             else:
@@ -243,11 +259,6 @@ def traceable_torch(tracer: Tracer) -> Iterator[None]:
         yield
 
 
-def _holds_tensor(value: Any) -> bool:
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return any(isinstance(leaf, torch.Tensor) for leaf in leaves)
-
-
 def _has_proxy(arguments: Any) -> bool:
     leaves = torch.utils._pytree.tree_leaves(arguments)
     return any(isinstance(leaf, fx.Proxy) for leaf in leaves)
@@ -260,15 +271,3 @@ def line_outside_torch(frames: traceback.StackSummary) -> str | None:
         if not frame.filename.startswith((_TORCH, own, "<")) and "importlib" not in frame.filename:
             return f"{frame.filename}:{frame.lineno}"
     return None
-
-
-def arguments_by_name(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The value of every argument of one call, defaults included; {} where the call does not fit."""
-    try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    except (TypeError, ValueError):
-        return {}
-    bound.apply_defaults()
-    return dict(bound.arguments)

@@ -1,0 +1,111 @@
+"""One call of a model as named tensors: every tensor in its arguments has a name of its own.
+
+    forward(x, sizes, masks={"a": t}, scale=2.0)     x, sizes, masks_a          (scale is a constant)
+
+Nested tuples, lists and dicts are flattened in order; what is not a tensor belongs to the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_with_path
+
+from sqakd_fx.errors import TraceError
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a model, the example that everything else is measured by."""
+
+    signature: inspect.Signature
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, in the order of the model's signature."""
+        return _tensors(_bind(self.signature, self.args, self.kwargs))
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The tensors of another call, in the example's order.
+
+        Raises:
+            TraceError: an input is missing, or the call does not fit the model's signature.
+        """
+        given = _tensors(_bind(self.signature, args, kwargs))
+        missing = [name for name in self.tensors() if name not in given]
+        if missing:
+            raise TraceError(
+                f"the model's input {missing[0]!r} is missing from this batch: give it in the data"
+            )
+        return tuple(given[name] for name in self.tensors())
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) of the example with other values in place of its tensors."""
+        bound = _bind(self.signature, self.args, self.kwargs)
+        _visit(bound, lambda name, leaf: tensors[name] if isinstance(leaf, Tensor) else leaf)
+        return bound.args, bound.kwargs
+
+
+def call_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """The example call of a model; raises TraceError where it does not fit the model's forward."""
+    call = Call(inspect.signature(model.forward), tuple(args), dict(kwargs))
+    call.tensors()
+    return call
+
+
+def _bind(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TraceError(
+            f"the inputs do not fit the model's forward{signature}: {error}; give example_inputs() "
+            "as forward takes them"
+        ) from error
+
+
+def _tensors(bound: inspect.BoundArguments) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            found[name] = leaf
+        return leaf
+
+    _visit(bound, keep)
+    return found
+
+
+def _visit(bound: inspect.BoundArguments, replace: Callable[[str, Any], Any]) -> None:
+    """Put replace(name, leaf) in the place of every leaf."""
+    for argument, value in list(bound.arguments.items()):
+        kind = bound.signature.parameters[argument].kind
+        stem = [] if kind is inspect.Parameter.VAR_KEYWORD else [argument]
+        bound.arguments[argument] = tree_map_with_path(
+            lambda path, leaf, stem=stem: replace("_".join([*stem, *map(_key, path)]), leaf), value
+        )
+
+
+def _key(key: Any) -> str:
+    for attribute in ("idx", "key", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def two_samples(call: Call) -> Call:
+    """The call with every batched tensor's samples given twice where there is only one."""
+
+    def doubled(x: Any) -> Any:
+        single = isinstance(x, Tensor) and x.ndim and x.shape[0] == 1
+        return torch.cat([x, x]) if single else x
+
+    args, kwargs = call.with_tensors({k: doubled(v) for k, v in call.tensors().items()})
+    return Call(call.signature, args, kwargs)
