@@ -6,6 +6,7 @@ integer Clip stands behind QuantizeLinear. ONNX Runtime fuses this form into int
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -200,3 +201,30 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     _OPS.global_average_pool.default: _global_average_pool,
     _OPS.average_pool.default: _average_pool,
 }
+
+_FUSED = {
+    "conv": "QLinearConv",
+    "linear": "QGemm",
+    "matmul": "QLinearMatMul",
+    "add": "QLinearAdd",
+    "mul": "QLinearMul",
+    "mean": "QLinearGlobalAveragePool",
+    "avg_pool": "QLinearAveragePool",
+    "adaptive_avg_pool": "QLinearGlobalAveragePool or QLinearAveragePool",
+}
+
+
+def onnx_form(operation: str, *, integer: bool) -> str:
+    """What an operation of the op table becomes in this profile, in words."""
+    if operation == "quantizer":
+        return "QuantizeLinear, then below 8 bits a Clip on the codes"
+    if operation == "batch_norm" and integer:
+        return "a depthwise 1×1 Conv between DequantizeLinear and QuantizeLinear"
+    if not integer:
+        return "the float operator, between DequantizeLinear and QuantizeLinear where those stand"
+    stem = re.sub(r"\dd$", "", operation)
+    if stem.startswith("conv_transpose"):
+        return "a Conv with one output channel for each phase, then Reshape and Transpose of codes"
+    form = "DequantizeLinear, the float operator, QuantizeLinear"
+    kernel = _FUSED.get(stem)
+    return f"{form}; ONNX Runtime fuses them to {kernel}" if kernel else f"{form}, not fused"

@@ -128,9 +128,14 @@ def inspect(
     target: Annotated[str, typer.Argument(help="SOURCE, a result folder, or FILE.onnx")],
     stage: Annotated[str, typer.Option(help="traced, folded, quantized or lowered")] = "quantized",
     format_: Annotated[
-        str, typer.Option("--format", help="table, tree, code, dot or json")
+        str, typer.Option("--format", help="table, tree, code, dot, svg or json")
     ] = "table",
-    diff: Annotated[str | None, typer.Option(help="another stage to compare with")] = None,
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(help="two stages to compare", metavar="STAGE STAGE")
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(help="a node or module: why it has, or has not, a quantizer")
+    ] = None,
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     set_: Settings = None,
@@ -154,10 +159,64 @@ def inspect(
     resolved = _recipe(recipe, bits, set_)
     loaded = _source(target, weights, None, input_shape)
     if diff is not None:
-        inspection.check_choice("--diff", diff, inspection.STAGES)
-        inspection.show_difference(loaded, resolved, diff, stage)
+        for one in diff:
+            inspection.check_choice("--diff", one, inspection.STAGES)
+        inspection.show_difference(loaded, resolved, *diff)
+        return
+    if explain is not None:
+        inspection.show_explanation(loaded, resolved, explain, format_)
         return
     inspection.show_stage(loaded, resolved, stage, format_)
+
+
+@app.command()
+@_friendly
+def sensitivity(
+    source: SourceArgument,
+    budget: Annotated[
+        str | None, typer.Option(help="bits=3.2 (mean weight bits) or size=1.5MB")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the recipe that meets the budget")] = Path(
+        "mixed.toml"
+    ),
+    candidates: Annotated[str, typer.Option(help="weight bits to choose from")] = "2,3,4,6,8",
+    samples: Annotated[int, typer.Option(min=1, help="unlabelled inputs to measure on")] = 128,
+    json_: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    data: Data = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    debug: Debug = False,
+) -> None:
+    """Rank layers by what quantizing each alone costs; write a recipe with bits for each under a budget."""
+    from sqakd_fx.mixed_precision import parse_budget
+
+    limit = None if budget is None else parse_budget(budget)
+    widths = _widths(candidates) if limit is not None else ()
+    resolved = _recipe(recipe, bits, set_)
+    from sqakd_fx.sensitivity_report import choose_and_write, measure_source, show
+    from sqakd_fx.terminal import Live
+
+    with Live() as live:
+        live.stage("load", source)
+        loaded = _source(source, weights, data, input_shape)
+        layers = measure_source(loaded, resolved, widths, samples, live)
+    chosen = {} if limit is None else choose_and_write(resolved, layers, limit, out)
+    show(layers, chosen, as_json=json_)
+    if chosen and not json_:
+        print(f"wrote {out}: sqakd-fx quantize {source} --recipe {out}")
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        widths = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise RecipeError(f"--candidates takes bits like 2,4,8, not {text!r}") from None
+    if not widths or widths[0] < 1 or widths[-1] > 8:
+        raise RecipeError(f"--candidates {text}: bits run from 1 to 8")
+    return widths
 
 
 @app.command()

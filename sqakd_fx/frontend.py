@@ -22,7 +22,13 @@ from sqakd_fx.attention import spell_out_attention
 from sqakd_fx.calls import Call, call_of, two_samples
 from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import TraceError
-from sqakd_fx.tracer import Tracer, line_outside_torch, traceable_torch
+from sqakd_fx.tracer import (
+    Tracer,
+    line_outside_torch,
+    traceable_torch,
+    unwrapped,
+    wrapped_functions,
+)
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 
@@ -84,12 +90,27 @@ def trace(
 
 
 def _symbolic(model: nn.Module, call: Call) -> Traced:
+    """Trace through functions that the user's code wraps (torch.fx.wrap) where that gives no island."""
+    spell_out_attention(model)
+    wrapped = wrapped_functions()
+    if wrapped:
+        try:
+            with unwrapped(wrapped):
+                traced = _with_islands(model, call)
+        except TraceError:
+            pass
+        else:
+            if not traced.islands and not traced.decisions:
+                return traced
+    return _with_islands(model, call)
+
+
+def _with_islands(model: nn.Module, call: Call) -> Traced:
     """Trace with as few and as small islands as will do.
 
     An island that torch.export refuses could never be exported: it is traced after all, with the
     branches that the example takes.
     """
-    spell_out_attention(model)
     islands: dict[str, Island] = {}
     decided: set[str] = set()
     modules = dict(model.named_modules())

@@ -20,6 +20,7 @@ from torch import fx
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import Note, run_passes
 from sqakd_fx.errors import ExportError, RecipeError, StorageError
+from sqakd_fx.explanation import explain
 from sqakd_fx.graphs import node_path
 from sqakd_fx.ops import op_name, shape_of
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
@@ -30,7 +31,7 @@ from sqakd_fx.source import Source
 from sqakd_fx.storage import is_result_folder
 
 STAGES = ("traced", "folded", "quantized", "lowered")
-FORMATS = ("table", "tree", "code", "dot", "json")
+FORMATS = ("table", "tree", "code", "dot", "svg", "json")
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
@@ -112,6 +113,8 @@ def show_stage(source: Source, recipe: Recipe, stage: str, form: str) -> None:
         print(json.dumps(value, indent=2))
     elif form == "dot":
         print(_dot(graph_module))
+    elif form == "svg":
+        print(_svg(_dot(graph_module)))
     elif form == "tree":
         _print_tree(source.name, graph_module)
     else:
@@ -153,6 +156,37 @@ def _dot(graph_module: fx.GraphModule) -> str:
         lines.append(f'  "{row["name"]}" [label="{row["name"]}\\n{row["calls"]}{grid}"{style}];')
         lines += [f'  "{source}" -> "{row["name"]}";' for source in row["inputs"]]
     return "\n".join([*lines, "}"])
+
+
+def _svg(dot: str) -> str:
+    """Drawn by graphviz, through its Python package; raises RecipeError where either is absent."""
+    try:
+        import graphviz
+
+        return str(graphviz.Source(dot).pipe(format="svg", encoding="utf-8"))
+    except ImportError:
+        raise RecipeError(
+            "--format svg needs the Python package graphviz: pip install 'sqakd-fx[svg]', or use "
+            "--format dot"
+        ) from None
+    except graphviz.backend.ExecutableNotFound:
+        raise RecipeError(
+            "--format svg needs graphviz's program `dot`: install graphviz, or use --format dot"
+        ) from None
+
+
+def show_explanation(source: Source, recipe: Recipe, name: str, form: str) -> None:
+    """Print why the nodes of a name have, or have not, a quantizer."""
+    _, program = graph_at(source, recipe, "quantized")
+    found = explain(program, name)
+    if form == "json":
+        print(json.dumps(found, indent=2))
+        return
+    width = max(len(label) for facts in found for label in facts)
+    for facts in found:
+        for label, text in facts.items():
+            print(f"{label:<{width}}  {text}")
+        print()
 
 
 def show_difference(source: Source, recipe: Recipe, old: str, new: str) -> None:

@@ -13,10 +13,11 @@ import functools
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sqakd_fx.calls import Call
 from sqakd_fx.ops import TABLE, module_op_name
@@ -53,6 +54,11 @@ class _Proxy(fx.Proxy):
     def __len__(self) -> int:
         return len(self.tracer.example_of(self.node))  # type: ignore[attr-defined]
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """x[index] = value, as a new tensor that is called x from here on."""
+        new = self.tracer.create_proxy("call_function", with_item, (self, index, value), {})
+        self.node = new.node
+
     def __index__(self) -> int:
         return int(self.tracer.answer(self.node))  # type: ignore[attr-defined]
 
@@ -60,6 +66,13 @@ class _Proxy(fx.Proxy):
 
     def __float__(self) -> float:
         return float(self.tracer.answer(self.node))  # type: ignore[attr-defined]
+
+
+def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of x with x[index] = value."""
+    copy = x.clone()
+    copy[index] = value
+    return copy
 
 
 class _Attribute(_Proxy):
@@ -257,6 +270,32 @@ def traceable_torch(tracer: Tracer) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+_WRAPPED: dict[Any, Any] = fx._symbolic_trace._wrapped_fns_to_patch
+
+
+def wrapped_functions() -> dict[Any, Any]:
+    """Entries of torch.fx.wrap for Python functions outside torch."""
+    found = {}
+    for key, globals_ in _WRAPPED.items():
+        function = globals_.get(key[1])
+        if isinstance(function, FunctionType) and not function.__module__.startswith("torch."):
+            found[key] = globals_
+    return found
+
+
+@contextlib.contextmanager
+def unwrapped(entries: dict[Any, Any]) -> Iterator[None]:
+    """Trace into functions that torch.fx.wrap would keep whole."""
+    before = dict(_WRAPPED)
+    for key in entries:
+        del _WRAPPED[key]
+    try:
+        yield
+    finally:
+        _WRAPPED.clear()
+        _WRAPPED.update(before)
 
 
 def _has_proxy(arguments: Any) -> bool:
