@@ -89,7 +89,11 @@ def measure(name: str) -> dict[str, Any]:
         "macs": total,
         "quantized": multiply_accumulates(program.student) / max(total, 1),
         "islands": [f"{i.path}: {i.reason}" for i in program.traced.islands]
-        + [f"{n.node}: {n.reason}" for n in program.notes if n.reason.startswith(RECURRENT)],
+        + [f"{n.node}: {n.reason}" for n in program.notes if n.reason.startswith(RECURRENT)]
+        + [
+            f"{Path(line).name} branches on data: the example's branch is kept"
+            for line in program.traced.decisions
+        ],
         "float": [f"{n.node}: {n.reason}" for n in program.notes],
         "traced_difference": traced,
         "tensors": len(full.tensors),

@@ -42,6 +42,7 @@ def export_program(
     """
     lowered.graph.eliminate_dead_code()
     lowered.recompile()
+    example_inputs = [x.clone() if isinstance(x, torch.Tensor) else x for x in example_inputs]
     tag_of = {node.name: node.meta.get("quantized_tensor") for node in lowered.graph.nodes}
     model, origins = _translate(lowered, example_inputs, translations, opset)
     names, tags = list(origins), [tag_of.get(origin) for origin in origins.values()]

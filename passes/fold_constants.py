@@ -1,7 +1,10 @@
-"""Compute what depends on parameters alone.
+"""Compute what depends on parameters alone, and on sizes that no batch changes.
 
     Before:  w = standardise(self.weight); y = conv(x, w)
     After:   y = conv(x, weight_standardise)            a parameter of its own, trained as it is
+
+    Before:  y = x.reshape(x.size(0), x.size(1) * x.size(2))
+    After:   y = x.reshape(x.size(0), 3136)
 
 So a weight that is sliced, transposed, standardised or joined is a parameter like any other.
 """
@@ -31,13 +34,31 @@ class FoldConstants:
         pass
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        changed = _fold_constants(graph_module, dict(graph_module.named_modules()))
+        changed = _fold_numbers(graph_module.graph)
+        changed |= _fold_constants(graph_module, dict(graph_module.named_modules()))
         graph_module.graph.eliminate_dead_code()
         drop_unused(graph_module)
         return PassResult(graph_module, changed)
 
     def ensures(self, result: PassResult) -> None:
         pass
+
+
+def _fold_numbers(graph: fx.Graph) -> bool:
+    """Put the numbers that tracing found to be constant in the place of their nodes."""
+    changed = False
+    for node in list(graph.nodes):
+        if "constant" not in node.meta or node.op not in ("call_function", "call_method"):
+            continue
+        value = node.meta["constant"]
+        for user in list(node.users):
+            user.args, user.kwargs = fx.map_arg(
+                (user.args, user.kwargs),
+                lambda n, node=node, value=value: value if n is node else n,
+            )
+        graph.erase_node(node)
+        changed = True
+    return changed
 
 
 def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> bool:

@@ -26,6 +26,7 @@ class Functionalize:
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
         changed = _read_behind_changes_in_place(graph_module.graph, modules)
+        graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
 
     def ensures(self, result: PassResult) -> None:

@@ -37,7 +37,7 @@ from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
 from sqakd_fx.graphs import constant_of, get_attribute, module_path, set_attribute
 from sqakd_fx.grid import Grid, encode
-from sqakd_fx.ops import TABLE, Kind, Op, op_of, pad_amounts, shape_of
+from sqakd_fx.ops import TABLE, Kind, Op, op_of, pad_amounts, pad_value, shape_of
 from sqakd_fx.quantizer import Quantizer
 
 _OPS = torch.ops.sqakd_fx
@@ -214,15 +214,21 @@ class _Lowering:
             source = node.args[0] if node.args else None
             value = self.values.get(source) if isinstance(source, fx.Node) else None
             if isinstance(value, Codes) and op.name == "zero_pad":
-                padded = self.graph.call_function(
-                    F.pad, (value.node, pad_amounts(node)), {"value": value.grid.zero_point}
-                )
-                return replace(value, node=padded)
+                return self._padded(node, value)
             if isinstance(value, Codes):
+                if "max_pool" in op.name:  # torch pools integers only in the plain memory format
+                    plain = self.graph.call_method("contiguous", (value.node,))
+                    value = replace(value, node=plain)
                 return replace(value, node=self._on_codes(node, {source: value}))
         if op.kind is Kind.JOINT:
             return self._joint(node)
         return None
+
+    def _padded(self, node: fx.Node, value: Codes) -> Codes:
+        """Zero is the zero point; -inf, which max pooling reads, is the smallest code."""
+        code = value.grid.qmin if pad_value(node) == -math.inf else value.grid.zero_point
+        padded = self.graph.call_function(F.pad, (value.node, pad_amounts(node)), {"value": code})
+        return replace(value, node=padded)
 
     # -- quantizers ------------------------------------------------------------------------
 

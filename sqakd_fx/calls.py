@@ -2,7 +2,7 @@
 
     forward(x, sizes, masks={"a": t}, scale=2.0)     x, sizes, masks_a          (scale is a constant)
 
-Nested tuples, lists and dicts are flattened in order; what is not a tensor belongs to the model.
+Floating-point tensors are taken as float32. Nested tuples, lists and dicts are flattened in order; what is not a tensor belongs to the model.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _tensors(bound: inspect.BoundArguments) -> dict[str, Tensor]:
 
     def keep(name: str, leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            found[name] = leaf
+            found[name] = leaf.float() if leaf.is_floating_point() else leaf
         return leaf
 
     _visit(bound, keep)

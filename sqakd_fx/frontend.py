@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from sqakd_fx.attention import spell_out_attention
@@ -24,6 +24,7 @@ from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import TraceError
 from sqakd_fx.tracer import (
     Tracer,
+    asks_for_size,
     line_outside_torch,
     traceable_torch,
     unwrapped,
@@ -177,12 +178,16 @@ def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[A
 
 
 def _compare_on_two_batches(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> None:
-    """Raise TraceError where the graph is another function than the model, or of one batch size only."""
+    """Raise TraceError where the graph is another function than the model, or of one batch size only.
+
+    A number that is the same for both batch sizes is recorded as the node's `constant`.
+    """
     once = call.tensors()
     batch = next((len(x) for x in once.values() if x.ndim), 0)
     twice = {
         name: torch.cat([x, x]) if x.ndim and len(x) == batch else x for name, x in once.items()
     }
+    seen: list[dict[fx.Node, Any]] = []
     with torch.no_grad():
         for tensors in (once, twice):
             args, kwargs = call.with_tensors(tensors)
@@ -190,8 +195,9 @@ def _compare_on_two_batches(model: nn.Module, graph_module: fx.GraphModule, call
                 wanted = tensors_of(model(*args, **kwargs))
             except Exception:
                 continue  # a model for one batch size
+            numbers = _Numbers(graph_module)
             try:
-                difference = largest_difference(wanted, tensors_of(graph_module(*tensors.values())))
+                difference = largest_difference(wanted, tensors_of(numbers.run(*tensors.values())))
             except Exception as error:
                 raise TraceError(
                     f"the traced graph does not run on another batch size ({_short(error)}): "
@@ -202,13 +208,35 @@ def _compare_on_two_batches(model: nn.Module, graph_module: fx.GraphModule, call
                     f"the traced graph differs from the model by {difference:.1g}: its Python code "
                     "depends on more than its inputs; try --set frontend=export"
                 )
+            seen.append(numbers.found)
+    if len(seen) == 2:
+        for node, value in seen[0].items():
+            if seen[1].get(node) == value:
+                node.meta["constant"] = value
+
+
+class _Numbers(fx.Interpreter):
+    """Runs a graph and keeps the numbers that its nodes compute from sizes alone."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.found: dict[fx.Node, Any] = {}
+        self.of_sizes: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        sources = n.all_input_nodes
+        if asks_for_size(n) or (sources and all(s in self.of_sizes for s in sources)):
+            self.of_sizes.add(n)
+            if isinstance(value, int | float | torch.dtype):
+                self.found[n] = value
+        return value
 
 
 def _drop_assertions(graph_module: fx.GraphModule) -> None:
     for node in reversed(list(graph_module.graph.nodes)):
         if node.op == "call_function" and node.target is torch._assert and not node.users:
             graph_module.graph.erase_node(node)
-    graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 
 
@@ -257,7 +285,7 @@ class _Flat(nn.Module):
 
 def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
     call = two_samples(call)
-    tensors = call.tensors()
+    tensors = {name: x.clone() for name, x in call.tensors().items()}  # export guards a view's base
     batch = next((len(x) for x in tensors.values() if x.ndim), 0)
     dynamic = {0: torch.export.Dim.DYNAMIC}
     shapes = tuple(dynamic if x.ndim and len(x) == batch else None for x in tensors.values())
@@ -271,6 +299,7 @@ def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
         graph_module = program.module(check_guards=False)
         assert isinstance(graph_module, fx.GraphModule)
         _tidy(graph_module, list(tensors))
+        graph_module = fx.GraphModule(graph_module, graph_module.graph, type(model).__name__)
         propagate_shapes(graph_module, tuple(tensors.values()))
         _compare_on_two_batches(model, graph_module, call)
     except Exception as error:
@@ -303,6 +332,9 @@ def _tidy(graph_module: fx.GraphModule, names: Sequence[str]) -> None:
         node.name = name
     user = graph_module.model
     del graph_module.model
+    for name, value in list(vars(user).items()):
+        if isinstance(value, Tensor):
+            graph_module.register_buffer(name, value)
     for name, child in user.named_children():
         graph_module.add_module(name, child)
     for name, parameter in user.named_parameters(recurse=False):

@@ -260,7 +260,9 @@ def op_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Op | None:
     if name in ("interpolate", "upsample") and _is_nearest(node, modules):
         name = "nearest_interpolate"
     elif name == "pad" and pad_amounts(node) is not None:
-        name = "zero_pad"
+        pooled = all("max_pool" in (op_name(user, modules) or "") for user in node.users)
+        if pad_value(node) == 0 or pooled:
+            name = "zero_pad"
     return TABLE.get(name) if name else None
 
 
@@ -273,15 +275,24 @@ def _is_nearest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def pad_amounts(node: fx.Node) -> tuple[int, ...] | None:
-    """What F.pad adds at each side, last axis first; None where it pads with other than zeros."""
+    """What F.pad adds at each side, last axis first; None where it pads with other than 0 or -inf."""
     if node.op != "call_function":
         return None
-    given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
-    amounts = given.get("pad")
-    constant = given.get("mode", "constant") in ("constant", 0, 0.0) and not given.get("value")
+    amounts, mode = _argument(node, 1, "pad"), _argument(node, 2, "mode")
+    constant = mode in (None, "constant", 0, 0.0) and pad_value(node) in (0.0, -math.inf)
     if not constant or not isinstance(amounts, list | tuple):
         return None
     return tuple(amounts) if all(isinstance(a, int) for a in amounts) else None
+
+
+def pad_value(node: fx.Node) -> float:
+    """What F.pad pads with."""
+    value = _argument(node, 3, "value")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _argument(node: fx.Node, position: int, name: str) -> Any:
+    return node.kwargs.get(name, node.args[position] if len(node.args) > position else None)
 
 
 def _tidy(name: str) -> str:

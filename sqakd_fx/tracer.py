@@ -219,7 +219,7 @@ class Tracer(fx.Tracer):
                 continue
             if one.op == "placeholder":
                 self.from_data[one] = True
-            elif _asks_for_size(one):
+            elif asks_for_size(one):
                 self.from_data[one] = False
             else:
                 unknown = [source for source in one.all_input_nodes if source not in self.from_data]
@@ -231,11 +231,14 @@ class Tracer(fx.Tracer):
         return self.from_data[node]
 
 
-def _asks_for_size(node: fx.Node) -> bool:
+def asks_for_size(node: fx.Node) -> bool:
+    """True for `x.size(0)`, `x.shape`, `len(x)` and aten.sym_size."""
     if node.op == "call_method":
         return node.target in _SIZE_METHODS
     if node.op != "call_function":
         return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name == "aten::sym_size"
     return node.target is len or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)
 
 
@@ -259,6 +262,8 @@ def traceable_torch(tracer: Tracer) -> Iterator[None]:
             )
 
         return call
+
+    import torch._dynamo  # it keeps a list of torch's types when it is first imported: before ours stand in
 
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:

@@ -40,7 +40,7 @@ _HEAVY = (
     "Mul",
 )
 _GIVEN = "@given"
-_ARITHMETIC = ("QLinearAdd", "QLinearMul", "Add", "Mul", "Sub")
+_ARITHMETIC = ("Add", "Mul", "Sub", "AveragePool", "GlobalAveragePool")
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,14 @@ def _failures(result: Validation) -> list[str]:
 
 
 def _is_broken(tensor: TensorParity, optimisation: str) -> bool:
-    """Within 1 step everywhere and equal in 99.9 %; integer sums of the runtime may be 2 steps off."""
+    """Unoptimised within 1 step; optimised equal in 99.9 % of the codes and within 1 step.
+
+    The runtime's own integer sums and averages, in float32 of another order, may be 2 steps off.
+    """
+    if optimisation == "off":
+        return tensor.largest > 1
     if tensor.producer in _ARITHMETIC:
-        return tensor.largest > (2 if optimisation == "full" else 1)
+        return tensor.largest > 2 or tensor.share_above(1) > 0.001
     return tensor.largest > 1 or tensor.share_above(0) > 0.001
 
 
