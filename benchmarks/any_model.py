@@ -12,6 +12,7 @@ graph against the float model; the export against the integer program at every q
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import fnmatch
 import json
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,37 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+HEADER = """# Networks
+
+Every network below goes through the whole pipeline at W8A8 by
+
+    python benchmarks/any_model.py --table docs/networks.md
+
+with {versions}. Weights are random (BatchNorm statistics from
+the example), because what is measured is whether the compiler gives up and whether its output is exact.
+
+- **MACs quantized**: share of multiply-accumulates in quantized layers, of those that torch counts in the
+  float model.
+- **islands**: what stays whole in float, and why.
+- **traced - eager**: largest relative difference of the outputs.
+- **ORT full**: ONNX Runtime at full optimisation against the integer program, over all quantized tensors:
+  the most steps that any code is off, and the largest share of codes of one tensor that are off at all.
+- **ORT unoptimised**: the most steps off there.
+- **products in float**: convolutions, linear layers and products that the optimised graph runs in float.
+
+"""
+
+
+def versions() -> str:
+    """Of what the networks come from and run on."""
+    names = ("torch", "onnxruntime-gpu", "onnxruntime", "torchvision", "timm", "transformers")
+    found = []
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("globs", nargs="*", default=["*"])
@@ -174,7 +207,7 @@ def main() -> None:
             rows.append(run_row(name, options.out))
             print(markdown(rows[-1:]).splitlines()[-1], flush=True)
     if options.table:
-        options.table.write_text(markdown(rows))
+        options.table.write_text(HEADER.format(versions=versions()) + markdown(rows))
 
 
 if __name__ == "__main__":

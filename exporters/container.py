@@ -173,15 +173,14 @@ def _average_pool(
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
-    ceil_mode: bool,
+    end_padding: Sequence[int],
     count_include_pad: bool,
 ) -> Any:
     y = op.AveragePool(
         op.DequantizeLinear(x, x_scale, x_zero_point),
         kernel_shape=kernel,
         strides=stride,
-        pads=_pads(padding),
-        ceil_mode=int(ceil_mode),
+        pads=[*padding, *end_padding],
         count_include_pad=int(count_include_pad),
     )
     return _quantize(y, scale, zero_point, qmin, qmax)

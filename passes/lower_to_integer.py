@@ -37,7 +37,7 @@ from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
 from sqakd_fx.graphs import constant_of, get_attribute, module_path, set_attribute
 from sqakd_fx.grid import Grid, encode
-from sqakd_fx.ops import TABLE, Kind, Op, op_of, pad_amounts, pad_value, shape_of
+from sqakd_fx.ops import TABLE, Kind, Op, op_name, op_of, pad_amounts, pad_value, shape_of
 from sqakd_fx.quantizer import Quantizer
 
 _OPS = torch.ops.sqakd_fx
@@ -447,14 +447,17 @@ class _Lowering:
                 node,
                 _OPS.average_pool.default,
                 (x,),
-                (kernel, kernel, [0] * axes, False, True),
+                (kernel, kernel, [0] * axes, [0] * axes, True),
             )
-        settings = self._pool_settings(node, axes)
+        settings = self._pool_settings(node, axes, ins, outs)
         if settings is None:
             return None
         return Arithmetic(node, _OPS.average_pool.default, (x,), settings)
 
-    def _pool_settings(self, node: fx.Node, axes: int) -> tuple[Any, ...] | None:
+    def _pool_settings(
+        self, node: fx.Node, axes: int, ins: Sequence[int], outs: Sequence[int]
+    ) -> tuple[Any, ...] | None:
+        """Kernel, stride, padding at both ends, and whether padding counts."""
         names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
         defaults: dict[str, Any] = dict(zip(names, (None, None, 0, False, True), strict=True))
         if node.op == "call_module":
@@ -469,11 +472,21 @@ class _Lowering:
             return None
         if found["stride"] in (None, [], ()):
             found["stride"] = found["kernel_size"]
-        spread = [
+        kernel, stride, padding = (
             [v] * axes if isinstance(v, int) else list(v) * (axes if len(v) == 1 else 1)
             for v in (found["kernel_size"], found["stride"], found["padding"])
-        ]
-        return (*spread, bool(found["ceil_mode"]), bool(found["count_include_pad"]))
+        )
+        count_pads = bool(found["count_include_pad"]) and any(padding)
+        ends = list(padding)
+        if found["ceil_mode"]:
+            # ONNX Runtime's integer kernel is wrong with ceil_mode: the last window is padded instead
+            ends = [
+                p + max(0, (o - 1) * s + k - (i + 2 * p))
+                for i, o, k, s, p in zip(ins[2:], outs[2:], kernel, stride, padding, strict=True)
+            ]
+            if count_pads and ends != padding:
+                return None
+        return kernel, stride, padding, ends, count_pads
 
     def _drop_axes(self, value: Arithmetic, node: fx.Node) -> fx.Node:
         return node if value.keep_axes else self.graph.call_function(torch.flatten, (node, 1))
@@ -596,7 +609,16 @@ class _Lowering:
         self._bring_module(node)
         new = self.graph.node_copy(node, self._float)
         new.meta = dict(node.meta)
-        return new
+        return self._unfused_pad(node, new)
+
+    def _unfused_pad(self, node: fx.Node, new: fx.Node) -> fx.Node:
+        """ONNX Runtime 1.31 merges a Pad with zeros into a MaxPool, which pads with -inf."""
+        names = [op_name(user, self.modules) or "" for user in node.users]
+        is_pad = op_name(node, self.modules) == "pad" and pad_amounts(node) is not None
+        if not is_pad or not any("max_pool" in name for name in names):
+            return new
+        infinity = self._buffer("infinity", torch.tensor(math.inf))
+        return self.graph.call_function(torch.minimum, (new, infinity))
 
     def _bring_module(self, node: fx.Node) -> None:
         if node.op != "call_module" or str(node.target) in dict(self.lowered.named_modules()):

@@ -7,6 +7,7 @@ where islands would hold most of the parameters, `torch.export` gives an aten-le
 
 from __future__ import annotations
 
+import difflib
 import logging
 import traceback
 import warnings
@@ -63,8 +64,13 @@ def trace(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     front_end: FrontEnd = "auto",
+    islands: Sequence[str] = (),
+    decided: Sequence[str] = (),
 ) -> Traced:
     """Trace `model` (put in evaluation mode) and record every node's shape on the example.
+
+    `islands` are paths of submodules to keep whole in float; `decided` are paths of submodules whose
+    branches on data the example decides.
 
     The graph takes the tensors of a call by position, see `calls.py` for their names and order. Node
     metadata: `tensor_meta` and `module_path`.
@@ -74,10 +80,18 @@ def trace(
     """
     model = model.eval()
     call = call_of(model, example_args, example_kwargs or {})
+    modules = dict(model.named_modules())
+    for path in (*islands, *decided):
+        if path not in modules:
+            near = difflib.get_close_matches(path, modules, n=3, cutoff=0.4)
+            raise TraceError(
+                f"the recipe names a submodule {path!r} that the model has not: "
+                + (f"did you mean {', '.join(near)}?" if near else "`sqakd-fx inspect` lists them")
+            )
     if front_end == "export":
         return _export(model, call, None)
     try:
-        traced = _symbolic(model, call)
+        traced = _symbolic(model, call, islands, decided)
     except TraceError as error:
         if front_end == "symbolic":
             raise
@@ -90,30 +104,34 @@ def trace(
     return traced
 
 
-def _symbolic(model: nn.Module, call: Call) -> Traced:
+def _symbolic(
+    model: nn.Module, call: Call, islands: Sequence[str], decided: Sequence[str]
+) -> Traced:
     """Trace through functions that the user's code wraps (torch.fx.wrap) where that gives no island."""
     spell_out_attention(model)
     wrapped = wrapped_functions()
     if wrapped:
         try:
             with unwrapped(wrapped):
-                traced = _with_islands(model, call)
+                traced = _with_islands(model, call, islands, decided)
         except TraceError:
             pass
         else:
-            if not traced.islands and not traced.decisions:
+            if len(traced.islands) == len(islands) and not traced.decisions:
                 return traced
-    return _with_islands(model, call)
+    return _with_islands(model, call, islands, decided)
 
 
-def _with_islands(model: nn.Module, call: Call) -> Traced:
+def _with_islands(
+    model: nn.Module, call: Call, wanted: Sequence[str], by_example: Sequence[str]
+) -> Traced:
     """Trace with as few and as small islands as will do.
 
     An island that torch.export refuses could never be exported: it is traced after all, with the
     branches that the example takes.
     """
-    islands: dict[str, Island] = {}
-    decided: set[str] = set()
+    islands = {path: Island(path, "the recipe keeps it whole", None) for path in wanted}
+    decided = set(by_example)
     modules = dict(model.named_modules())
     inputs = tuple(call.tensors().values())
     while True:

@@ -274,14 +274,28 @@ def average_pool(
     kernel: list[int],
     stride: list[int],
     padding: list[int],
-    ceil_mode: bool,
+    end_padding: list[int],
     count_include_pad: bool,
 ) -> Tensor:
-    """Average pooling over windows, in 1 to 3 dimensions."""
+    """Average pooling over windows, in 1 to 3 dimensions, padded at each end of each axis."""
     real = (x.to(torch.float32) - x_zero_point.to(torch.float32)) * x_scale
-    function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
-    y = function(real, kernel, stride, padding, ceil_mode, count_include_pad)
+    pads = _both_ends(padding, end_padding)
+    ones = torch.ones_like(real[:1, :1])
+    counted = F.pad(ones, pads, value=float(count_include_pad))
+    y = _window_sums(F.pad(real, pads), kernel, stride) / _window_sums(counted, kernel, stride)
     return _saturate(torch.round(y / scale), zero_point, qmin, qmax)
+
+
+def _both_ends(starts: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Padding as F.pad takes it: the last axis first."""
+    return [p for pair in zip(reversed(starts), reversed(ends)) for p in pair]
+
+
+def _window_sums(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
+    if len(kernel) == 1:
+        return _window_sums(x.unsqueeze(2), [1, *kernel], [1, *stride]).squeeze(2)
+    function = F.avg_pool2d if len(kernel) == 2 else F.avg_pool3d
+    return function(x, kernel, stride, divisor_override=1)
 
 
 @average_pool.register_fake
@@ -296,9 +310,8 @@ def _(  # type: ignore[no-untyped-def]
     kernel,
     stride,
     padding,
-    ceil_mode,
+    end_padding,
     count_include_pad,
 ):
-    function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
-    y = function(x.float(), kernel, stride, padding, ceil_mode, count_include_pad)
-    return torch.empty_like(y, dtype=torch.uint8)
+    padded = F.pad(x.float(), _both_ends(padding, end_padding))
+    return torch.empty_like(_window_sums(padded, kernel, stride), dtype=torch.uint8)

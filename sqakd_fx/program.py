@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.compiler import Compiled, LogEntry, Note, run_passes
-from sqakd_fx.frontend import Traced, trace
+from sqakd_fx.frontend import Island, Traced, trace
 from sqakd_fx.graphs import constant_of
 from sqakd_fx.ops import node_macs
 from sqakd_fx.passes.canonicalize import Canonicalize
@@ -47,7 +47,7 @@ class Program:
     def notes(self) -> tuple[Note, ...]:
         """What stays in float or was left alone, and why."""
         islands = tuple(
-            Note(i.path, f"stays in float as a whole: {i.reason} ({i.location})")
+            Note(i.path, f"stays in float as a whole: {i.reason}{_way_out(i)}")
             for i in self.traced.islands
         )
         decisions = tuple(
@@ -55,6 +55,15 @@ class Program:
             for line in self.traced.decisions
         )
         return islands + decisions + tuple(note for entry in self.log for note in entry.notes)
+
+
+def _way_out(island: Island) -> str:
+    if island.location is None:
+        return ""
+    return (
+        f" ({island.location}); decided = [{island.path!r}] in the recipe would take the example's "
+        "branch"
+    )
 
 
 def build_program(
@@ -73,7 +82,12 @@ def build_program(
         TraceError, PassError, RecipeError.
     """
     traced = trace(
-        copy.deepcopy(model).float(), example_args, example_kwargs, front_end=recipe.frontend
+        copy.deepcopy(model).float(),
+        example_args,
+        example_kwargs,
+        front_end=recipe.frontend,
+        islands=recipe.islands,
+        decided=recipe.decided,
     )
     tensors = traced.call.tensors()
     example, names = tuple(tensors.values()), tuple(tensors)

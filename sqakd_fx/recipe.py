@@ -70,6 +70,10 @@ class Recipe(BaseModel):
 
     # graph
     frontend: Literal["auto", "symbolic", "export"] = "auto"
+    islands: tuple[str, ...] = Field((), description="submodules that stay whole in float")
+    decided: tuple[str, ...] = Field(
+        (), description="submodules whose branches on data the example decides"
+    )
     batch_norm: Literal["absorb", "fold"] = Field(
         "absorb", description="train BatchNorm live and absorb it at lowering, or fold it first"
     )

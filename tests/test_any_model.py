@@ -268,3 +268,16 @@ def test_a_forward_that_cannot_be_traced_names_its_line_and_a_way_out() -> None:
 
     with pytest.raises(TraceError, match=rf"{__file__}:\d+.*frontend=export"):
         trace(Numpy(), (ROWS,), front_end="symbolic")
+
+
+def test_the_recipe_keeps_a_submodule_whole_or_lets_the_example_decide(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DataDependent().eval()
+    recipe = resolve_recipe("w8a8", islands=["a"])
+    program = build_program(model, (ROWS,), {}, recipe)
+    assert {fact.name for fact in layer_facts(program.student)} == {"b"}
+    assert "recipe keeps it" in program.notes[0].reason
+    whole = build_program(model, (ROWS,), {}, resolve_recipe("w8a8"))
+    assert "decided = ['refine']" in whole.notes[0].reason
+    with pytest.raises(TraceError, match="did you mean refine"):
+        build_program(model, (ROWS,), {}, resolve_recipe("w8a8", decided=["refin"]))

@@ -78,6 +78,42 @@ def test_inspect_shows_every_stage_in_every_format(tmp_path: Path, form: str, st
         assert json.loads(done.stdout)["nodes"]
 
 
+def test_inspect_explains_a_layer_a_tensor_and_an_unknown_name(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(GOOD)
+    layer = sqakd("inspect", "model.py", "--explain", "0", "--bits", "w4a4", cwd=tmp_path).stdout
+    assert "first_last: the first layer has 8 bits" in layer
+    assert "QLinearConv" in layer
+    tensor = sqakd("inspect", "model.py", "--explain", "1", cwd=tmp_path)
+    assert "quantized by" in tensor.stdout, tensor.stderr
+    unknown = sqakd("inspect", "model.py", "--explain", "x.output_quantiser", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "did you mean" in unknown.stderr
+
+
+def test_inspect_compares_two_stages(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(GOOD)
+    done = sqakd("inspect", "model.py", "--diff", "traced", "quantized", cwd=tmp_path)
+    assert "+++ quantized" in done.stdout
+    assert "quantizer" in done.stdout
+
+
+def test_inspect_draws_svg_or_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(GOOD)
+    done = sqakd("inspect", "model.py", "--format", "svg", cwd=tmp_path)
+    assert "<svg" in done.stdout or (done.returncode == 2 and "graphviz" in done.stderr)
+
+
+def test_sensitivity_writes_a_recipe_that_quantize_takes(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        GOOD.replace("nn.Linear(144, 3)", "nn.Linear(144, 8), nn.Linear(8, 3)")
+    )
+    found = sqakd("sensitivity", "model.py", "--budget", "bits=3", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "mean weight bits" in found.stdout
+    done = sqakd("quantize", "model.py", "--recipe", "mixed.toml", "--steps", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_recipes_and_doctor_answer(tmp_path: Path) -> None:
     assert "paper/ewgs-w2a2" in sqakd("recipes", cwd=tmp_path).stdout
     assert "weight_bits = 2" in sqakd("recipes", "w2a2", cwd=tmp_path).stdout
