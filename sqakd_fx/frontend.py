@@ -7,6 +7,7 @@ where islands would hold most of the parameters, `torch.export` gives an aten-le
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import traceback
@@ -88,6 +89,7 @@ def trace(
                 f"the recipe names a submodule {path!r} that the model has not: "
                 + (f"did you mean {', '.join(near)}?" if near else "`sqakd-fx inspect` lists them")
             )
+    _register_dataclasses(model, call)
     if front_end == "export":
         return _export(model, call, None)
     try:
@@ -102,6 +104,29 @@ def trace(
         except TraceError:
             return traced
     return traced
+
+
+def _register_dataclasses(model: nn.Module, call: Call) -> None:
+    """Tell torch what is inside the dataclasses that the model returns."""
+    args, kwargs = call.with_tensors(call.tensors())
+    try:
+        with torch.no_grad():
+            pending = [model(*args, **kwargs)]
+    except Exception as error:
+        raise TraceError(
+            f"the model does not run on the example inputs ({_short(error)}): check "
+            "example_inputs() or --input-shape",
+            location=_user_line(error),
+        ) from error
+    while pending:
+        leaf = pending.pop()
+        if isinstance(leaf, Tensor):
+            continue
+        kind = type(leaf)
+        if dataclasses.is_dataclass(leaf) and kind not in torch.utils._pytree.SUPPORTED_NODES:
+            torch.export.register_dataclass(kind)
+        leaves = torch.utils._pytree.tree_leaves(leaf)
+        pending.extend(one for one in leaves if one is not leaf)
 
 
 def _symbolic(

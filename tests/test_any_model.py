@@ -25,10 +25,21 @@ from sqakd_fx.validate import Validation, validate
 
 
 @dataclass
-class Heads(dict):  # type: ignore[type-arg]
-    """An output as Hugging Face models give it: a mapping with attributes."""
+class Heads:
+    """An output of named parts."""
 
     logits: Tensor
+    features: Tensor
+
+
+class NamedParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Heads:
+        features = torch.relu(self.body(x))
+        return Heads(logits=self.head(features), features=features)
 
 
 class Attention(nn.Module):
@@ -201,6 +212,7 @@ MODELS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], int]] = {
     "parametrized": (Parametrized, (ROWS,), {}, 2),
     "u-net": (UNet, (IMAGE,), {}, 5),
     "masked": (Masked, (IMAGE,), {}, 1),
+    "dataclass": (NamedParts, (ROWS,), {}, 2),
     "half": (lambda: Functional().half(), (IMAGE.half(),), {}, 2),
 }
 
@@ -271,13 +283,11 @@ def test_a_forward_that_cannot_be_traced_names_its_line_and_a_way_out() -> None:
 
 
 def test_the_recipe_keeps_a_submodule_whole_or_lets_the_example_decide(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = DataDependent().eval()
-    recipe = resolve_recipe("w8a8", islands=["a"])
-    program = build_program(model, (ROWS,), {}, recipe)
-    assert {fact.name for fact in layer_facts(program.student)} == {"b"}
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), DataDependent()).eval()
+    program = build_program(model, (ROWS,), {}, resolve_recipe("w8a8", islands=["0"]))
+    assert {fact.name for fact in layer_facts(program.student)} == {"1.a", "1.b"}
     assert "recipe keeps it" in program.notes[0].reason
     whole = build_program(model, (ROWS,), {}, resolve_recipe("w8a8"))
-    assert "decided = ['refine']" in whole.notes[0].reason
-    with pytest.raises(TraceError, match="did you mean refine"):
-        build_program(model, (ROWS,), {}, resolve_recipe("w8a8", decided=["refin"]))
+    assert "decided = ['1.refine']" in whole.notes[0].reason
+    with pytest.raises(TraceError, match=r"did you mean 1\.refine"):
+        build_program(model, (ROWS,), {}, resolve_recipe("w8a8", decided=["1.refin"]))
