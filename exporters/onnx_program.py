@@ -48,6 +48,7 @@ def export_program(
     names, tags = list(origins), [tag_of.get(origin) for origin in origins.values()]
     ir_passes.ClearMetadataAndDocStringPass()(model)
     _forget_types(model)
+    _drop_defaults(model)
     _lift_constants(model)
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)
@@ -57,9 +58,7 @@ def export_program(
         tag = node.meta.get("quantized_tensor")
         value = model.graph.initializers.get(str(node.target)) if node.op == "get_attr" else None
         if tag is not None and value is not None:
-            value.metadata_props.update(
-                {f"sqakd_fx.{k}": str(v) for k, v in tag.items() if k != "name"}
-            )
+            value.metadata_props.update(_properties(tag))
     ir_passes.ShapeInferencePass()(model)
     model.producer_name = "sqakd-fx"
     model.producer_version = None
@@ -79,6 +78,9 @@ def save_model(model: ir.Model, path: Path) -> None:
             temporary.write_bytes(to_proto(model).SerializeToString(deterministic=True))
         else:
             ir.save(model, temporary, external_data=f"{path.name}.data")
+            proto = onnx.load(str(temporary), load_external_data=False)
+            proto.graph.quantization_annotation.extend(annotations(model))
+            temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
     write_atomically(path, write)
 
@@ -175,12 +177,45 @@ def _quiet() -> Iterator[None]:
 def _forget_types(model: ir.Model) -> None:
     """Types come from ONNX shape inference: the exporter's own describe integer accumulators."""
     outputs = set(model.graph.outputs)
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
     for node in model.graph:
         for value in node.outputs:
             value.metadata_props.clear()
             if value not in outputs:
                 value.type = None
                 value.shape = None
+
+
+def _properties(tag: Mapping[str, Any]) -> dict[str, str]:
+    return {f"sqakd_fx.{key}": str(value) for key, value in tag.items() if key != "name"}
+
+
+def _drop_defaults(model: ir.Model) -> None:
+    """Attributes that say what the operator does anyway."""
+    version = model.opset_imports[""]
+    for node in model.graph:
+        if node.domain:
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version, "")
+        for name, attribute in list(node.attributes.items()):
+            declared = schema.attributes.get(name)
+            usual = None if declared is None else declared.default_value
+            if (
+                usual is not None
+                and usual.name
+                and onnx.helper.get_attribute_value(usual)
+                == (
+                    attribute.value.encode()
+                    if isinstance(attribute.value, str)
+                    else attribute.value
+                )
+            ):
+                del node.attributes[name]
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale = node.inputs[1]
+            if scale is not None and scale.shape is not None and len(scale.shape) == 0:
+                node.attributes.pop("axis", None)
 
 
 def _name_values(
@@ -199,9 +234,10 @@ def _name_values(
             unique, count = f"{wanted}_{count}", count + 1
         taken.add(unique)
         value.name = unique
-        value.metadata_props.update(
-            {f"sqakd_fx.{key}": str(tag[key]) for key in ("bits", "qmin", "qmax", "family")}
-        )
+        value.metadata_props.update(_properties(tag))
+        producer = value.producer()
+        if producer is not None:
+            producer.metadata_props.update(_properties(tag))
     counts: dict[str, int] = {}
     for node in model.graph:
         stem = _stem(node)

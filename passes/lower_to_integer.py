@@ -296,12 +296,16 @@ class _Lowering:
         return Codes(code, grid, scale, zero_point)
 
     def _tag(self, node: fx.Node, name: str, grid: Grid, module: Quantizer) -> fx.Node:
+        """What the exported file says of a quantized tensor."""
         node.meta["quantized_tensor"] = {
             "name": name,
             "bits": grid.bits,
             "qmin": grid.qmin,
             "qmax": grid.qmax,
             "family": module.family.name,
+            "granularity": "tensor" if module.axis is None else "channel",
+            "module": module_path(node) or name.rpartition(".")[0],
+            "pass": "insert_quantizers",
         }
         return node
 

@@ -223,24 +223,33 @@ def _widths(text: str) -> tuple[int, ...]:
 @_friendly
 def export(
     result: Annotated[Path, typer.Argument(help="result folder of quantize")],
-    format_: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
+    profile: Annotated[
+        str,
+        typer.Option(help="container, packed, typed, qonnx, float or pt2; the recipe's if absent"),
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="file; in the result folder if absent")] = None,
     weights: Weights = None,
     data: Data = None,
     input_shape: Shape = None,
     debug: Debug = False,
 ) -> None:
-    """Export the trained student of a result folder again."""
+    """Export the trained student of a result folder again, in any profile."""
+    from sqakd_fx.exporters.profiles import PROFILES, write_profile
     from sqakd_fx.inspection import check_choice
-    from sqakd_fx.pipeline import export_onnx, load_student
+    from sqakd_fx.pipeline import export_job, load_student
     from sqakd_fx.program import lower
     from sqakd_fx.storage import read_json
 
-    check_choice("--format", format_, ("onnx",))
+    if profile:
+        check_choice("--profile", profile, tuple(PROFILES))
     spec = str(read_json(result / "program.json")["source"])
     program, resolved = load_student(result, _source(spec, weights, data, input_shape))
-    path = result / "model.onnx"
-    export_onnx(lower(program.student).graph_module, program, resolved, path)
-    print(f"wrote {path}")
+    default = result / PROFILES[profile][0] if profile else result / "model.onnx"
+    job = export_job(lower(program.student).graph_module, program, resolved)
+    exported = write_profile(profile or resolved.profile, job, out or default)
+    for note in exported.notes:
+        print(f"note: {note}")
+    print(f"wrote {exported.path}")
 
 
 @app.command()
@@ -250,6 +259,9 @@ def validate(
     weights: Weights = None,
     data: Data = None,
     input_shape: Shape = None,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="list every quantized tensor")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
     debug: Debug = False,
 ) -> None:
@@ -259,7 +271,7 @@ def validate(
     from sqakd_fx.inspection import result_of
     from sqakd_fx.pipeline import load_student, training_inputs, validation_batches
     from sqakd_fx.program import lower
-    from sqakd_fx.report import validation_lines
+    from sqakd_fx.report import tensor_table, validation_lines
     from sqakd_fx.storage import read_json
     from sqakd_fx.validate import validate as check
 
@@ -273,6 +285,8 @@ def validate(
     if json_:
         print(json.dumps(checked.as_dict(), indent=2))
     else:
+        if per_tensor:
+            print(tensor_table(checked))
         print("\n".join(validation_lines(checked)))
     if checked.failures:
         raise typer.Exit(1)

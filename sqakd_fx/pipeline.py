@@ -27,8 +27,7 @@ from sqakd_fx.checkpoint import clear_checkpoints
 from sqakd_fx.compiler import tensors_of
 from sqakd_fx.distil import StepReport, distil, seed_everything
 from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError
-from sqakd_fx.exporters.container import TRANSLATIONS
-from sqakd_fx.exporters.onnx_program import check_model, export_program, save_model
+from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.losses import class_axis
 from sqakd_fx.program import Program, build_program, enable_quantizers, layer_facts, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
@@ -255,7 +254,9 @@ def run(
         say.stage("export", "integer ONNX")
         lowered = lower(program.student).graph_module
         model_path = out / "model.onnx"
-        export_onnx(lowered, program, recipe, model_path)
+        exported = export_onnx(lowered, program, recipe, model_path)
+        for text in exported.notes:
+            say.note(text)
 
     with _timed(timings, "validate"):
         say.stage("validate", "trained graph, integer program, ONNX Runtime")
@@ -264,7 +265,7 @@ def run(
         )
     say.stage("report", "accuracy and speed")
     report = make_report(
-        source, program, recipe, checked, model_path, timings, distilled.notes, distilled.loss
+        source, program, recipe, checked, exported, timings, distilled.notes, distilled.loss
     )
     write_json(out / "report.json", report)
     text = reporting.markdown(report, layer_facts(program.student), program.notes)
@@ -378,31 +379,25 @@ def load_student(out: Path, source: Source) -> tuple[Program, Recipe]:
     return program, recipe
 
 
-def export_onnx(lowered: fx.GraphModule, program: Program, recipe: Recipe, path: Path) -> None:
-    """Write the integer program as ONNX and check it; raises ExportError or StorageError."""
-    model = export_program(
+def export_job(lowered: fx.GraphModule, program: Program, recipe: Recipe) -> Export:
+    """What the exporters need to know of a lowered student."""
+    return Export(
         lowered,
-        [_two(x) for x in program.example],
-        translations=TRANSLATIONS,
-        opset=recipe.opset,
-        metadata={
+        program.teacher,
+        program.example,
+        recipe.opset,
+        {
             "sqakd_fx.version": version("sqakd-fx"),
             "sqakd_fx.recipe": recipe.name,
             "sqakd_fx.bits": f"w{recipe.weight_bits}a{recipe.activation_bits}",
             "sqakd_fx.family": f"{recipe.weight_family}/{recipe.activation_family}",
-            "sqakd_fx.profile": "container",
         },
     )
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        trial = Path(folder) / path.name
-        save_model(model, trial)
-        check_model(trial)
-        for file in sorted(Path(folder).iterdir(), key=lambda p: p.suffix == ".onnx"):
-            file.replace(path.parent / file.name)
 
 
-def _two(x: Any) -> Any:
-    return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x
+def export_onnx(lowered: fx.GraphModule, program: Program, recipe: Recipe, path: Path) -> Exported:
+    """Write the integer program in the recipe's profile; raises ExportError or StorageError."""
+    return write_profile(recipe.profile, export_job(lowered, program, recipe), path)
 
 
 def validation_batches(
@@ -463,12 +458,13 @@ def make_report(
     program: Program,
     recipe: Recipe,
     checked: Validation,
-    model_path: Path,
+    exported: Exported,
     timings: Mapping[str, float],
     training_notes: Iterable[str],
     loss: float,
 ) -> dict[str, Any]:
     """Everything the result table shows: sizes, accuracy, speed, validation, timings."""
+    model_path = exported.path
     running = session(model_path)
     names = [i.name for i in running.get_inputs()]
 
@@ -481,17 +477,12 @@ def make_report(
         program,
         {"float": program.teacher, "student": program.student, "onnx": integer_onnx},
     )
-    example = [_two(x) if isinstance(x, Tensor) else x for x in program.example]
+    example = program.example
     with tempfile.TemporaryDirectory() as folder:
         float_path = Path(folder) / "float.onnx"
         float_bytes, float_ms = None, None
         try:
-            save_model(
-                export_program(
-                    program.teacher, example, translations={}, opset=recipe.opset, metadata={}
-                ),
-                float_path,
-            )
+            write_profile("float", export_job(program.student, program, recipe), float_path)
             float_bytes = float_path.stat().st_size
             float_ms = latency(float_path, example)
         except SqakdError:
@@ -536,6 +527,8 @@ def make_report(
         "seconds": dict(timings),
         "training_notes": list(training_notes),
         "layers": [asdict(f) for f in facts],
+        "stored_weights": [asdict(w) for w in exported.weights],
+        "export_notes": list(exported.notes),
         "stays_in_float": [asdict(n) for n in program.notes],
         "validation": checked.as_dict(),
         "validation_lines": reporting.validation_lines(checked),

@@ -110,6 +110,9 @@ class Recipe(BaseModel):
 
     # export
     opset: int = Field(21, ge=21, le=25)
+    profile: Literal["container", "packed", "typed"] = Field(
+        "container", description="how weights are stored in model.onnx"
+    )
 
     override: tuple[Override, ...] = ()
 

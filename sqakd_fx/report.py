@@ -66,10 +66,29 @@ def validation_lines(validation: Validation) -> list[str]:
     fusion = validation.fusion
     integer = ", ".join(f"{count} {name}" for name, count in sorted(fusion.integer.items()))
     lines.append(f"integer kernels in the runtime's optimised graph: {integer or 'none'}")
-    heavy = ", ".join(fusion.float_heavy)
+    heavy = "; ".join(f"{name}: {reason}" for name, reason in fusion.reasons.items())
     lines.append(f"convolutions, products and sums in float there: {heavy or 'none'}")
     lines += [f"FAILED: {failure}" for failure in validation.failures]
     return lines
+
+
+def tensor_table(validation: Validation) -> str:
+    """One line a quantized tensor and runtime: how many codes are how many steps off."""
+    lines = []
+    for runtime in validation.runtimes:
+        provider = runtime.provider.removesuffix("ExecutionProvider")
+        lines.append(f"ONNX Runtime {provider}, optimisation {runtime.optimisation}")
+        first = runtime.first_divergence
+        if first is not None:
+            lines.append(f"  first divergence: {first.name}, made by {first.producer}")
+        for tensor in runtime.tensors:
+            steps = ", ".join(
+                f"{count} off by {step}" for step, count in tensor.histogram.items() if step
+            )
+            lines.append(
+                f"  {tensor.name} ({tensor.producer}): {tensor.elements} codes, {steps or 'all equal'}"
+            )
+    return "\n".join(lines)
 
 
 def log_as_json(log: Sequence[LogEntry]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from sqakd_fx.compiler import tensors_of
 from sqakd_fx.errors import ParityError
 from sqakd_fx.losses import class_axis
+from sqakd_fx.stored_values import differing_values, file_names
 
 _INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 _HEAVY = (
@@ -40,6 +41,7 @@ _HEAVY = (
     "Mul",
 )
 _GIVEN = "@given"
+_SAMPLES_AT_ONCE = 32
 _ARITHMETIC = ("Add", "Mul", "Sub", "AveragePool", "GlobalAveragePool")
 
 
@@ -78,10 +80,11 @@ class RuntimeParity:
 
 @dataclass(frozen=True)
 class Fusion:
-    """What the runtime's own optimised graph runs in integers, and what in float."""
+    """What the runtime's own optimised graph runs in integers, and what in float, and why."""
 
     integer: dict[str, int]
     float_heavy: tuple[str, ...]
+    reasons: dict[str, str]
     other: dict[str, int]
 
 
@@ -145,7 +148,7 @@ def validate(
         ParityError: the runtime refuses the model.
     """
     student = student.eval()
-    names = _quantized_nodes(lowered)
+    names = file_names(lowered)
     with tempfile.TemporaryDirectory() as folder:
         fusion = fusion_report(model, Path(folder))
         probing, outputs = _piecewise(model)
@@ -163,7 +166,7 @@ def validate(
         differences = [0.0] * len(sessions)
         agreeing = [0] * len(sessions)
         student_difference, student_agreeing, samples, decisions = 0.0, 0, 0, 0
-        for inputs in batches:
+        for inputs in _in_parts(batches):
             inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
             with torch.no_grad():
                 device = next((p.device for p in student.parameters()), torch.device("cpu"))
@@ -208,7 +211,20 @@ def validate(
     result = Validation(
         samples, student_difference, student_agreeing / max(decisions, 1), runtimes, fusion
     )
-    return Validation(**(result.__dict__ | {"failures": tuple(_failures(result))}))
+    failures = (*differing_values(lowered, model), *_failures(result))
+    return Validation(**(result.__dict__ | {"failures": failures}))
+
+
+def _in_parts(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Batches of at most 32 samples: all codes of one part are held in memory at once."""
+    for inputs in batches:
+        size = len(inputs[0])
+        for start in range(0, size, _SAMPLES_AT_ONCE):
+            end = start + _SAMPLES_AT_ONCE
+            yield tuple(
+                x[start:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x
+                for x in inputs
+            )
 
 
 def _failures(result: Validation) -> list[str]:
@@ -245,23 +261,6 @@ def _is_broken(tensor: TensorParity, optimisation: str) -> bool:
 
 
 # -- the pieces --------------------------------------------------------------------------------
-
-
-def _quantized_nodes(lowered: fx.GraphModule) -> dict[str, str]:
-    """Lowered node name to the name of its tensor in the ONNX file."""
-    found: dict[str, str] = {}
-    taken: set[str] = set()
-    for node in lowered.graph.nodes:
-        tag = node.meta.get("quantized_tensor")
-        if tag is None or str(getattr(node.target, "namespace", "")) != "sqakd_fx":
-            continue
-        wanted = f"{tag['name']}_quantized"
-        unique, count = wanted, 1
-        while unique in taken:
-            unique, count = f"{wanted}_{count}", count + 1
-        taken.add(unique)
-        found[node.name] = unique
-    return found
 
 
 class _Recorder(fx.Interpreter):
@@ -303,12 +302,15 @@ def _piecewise(model: Path) -> tuple[bytes, list[str]]:
     typed = {v.name: v for v in (*proto.graph.value_info, *proto.graph.output)}
     finals = {o.name for o in proto.graph.output}
     for name in names:
+        known = typed.get(name) or onnx.helper.make_tensor_value_info(
+            name, onnx.TensorProto.UINT8, None
+        )
         given = onnx.ValueInfoProto()
-        given.CopyFrom(typed[name])
+        given.CopyFrom(known)
         given.name = cut[name]
         proto.graph.input.append(given)
         if name not in finals:
-            proto.graph.output.append(typed[name])
+            proto.graph.output.append(known)
     return proto.SerializeToString(), names
 
 
@@ -330,17 +332,50 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
     target = folder / "optimised.onnx"
     session(model, optimised_to=target)
     proto = onnx.load(str(target), load_external_data=False)
+    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    constants = {i.name for i in proto.graph.initializer}
     integer: Counter[str] = Counter()
     other: Counter[str] = Counter()
-    heavy = []
+    heavy: dict[str, str] = {}
     for node in proto.graph.node:
         if node.op_type.startswith(_INTEGER):
             integer[node.op_type] += 1
         elif node.op_type in _HEAVY:
-            heavy.append(f"{node.name} ({node.op_type})")
+            heavy[f"{node.name} ({node.op_type})"] = _why_float(node, makers, readers, constants)
         else:
             other[node.op_type] += 1
-    return Fusion(dict(integer), tuple(heavy), dict(other))
+    return Fusion(dict(integer), tuple(heavy), heavy, dict(other))
+
+
+def _why_float(
+    node: onnx.NodeProto,
+    makers: dict[str, str],
+    readers: dict[str, list[str]],
+    constants: set[str],
+) -> str:
+    """What keeps a node of the optimised graph from an integer kernel."""
+    floats = [
+        name
+        for name in node.input
+        if name and name not in constants and makers.get(name) != "DequantizeLinear"
+    ]
+    if floats:
+        made = makers.get(floats[0])
+        return (
+            f"its input {floats[0]} is float, made by {made}"
+            if made
+            else (f"its input {floats[0]} is a float input of the model")
+        )
+    if any(name in constants for name in node.input):
+        return "its weight or a constant is float"
+    after = {reader for name in node.output for reader in readers.get(name, ["an output"])}
+    if after != {"QuantizeLinear"}:
+        return f"its output is read in float, by {', '.join(sorted(after))}"
+    return "the runtime has no integer kernel for it in this form"
 
 
 def _largest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

@@ -1,0 +1,162 @@
+"""The target formats by name, each written, checked and moved into place as a whole."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from sqakd_fx.exporters.container import TRANSLATIONS
+from sqakd_fx.exporters.onnx_program import (
+    annotations,
+    check_model,
+    export_program,
+    save_model,
+)
+from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
+from sqakd_fx.exporters.pt2 import save_program
+from sqakd_fx.exporters.qonnx import to_qonnx
+from sqakd_fx.exporters.typed import type_weights
+from torch import Tensor, fx
+
+from sqakd_fx.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an exporter gets: the integer program, the float teacher, and an example call.
+
+    `provider` is the ONNX Runtime provider that must load the file.
+    """
+
+    lowered: fx.GraphModule
+    teacher: fx.GraphModule
+    example: Sequence[Any]
+    opset: int
+    metadata: Mapping[str, str]
+    provider: str = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The file, how its weights are stored, and what the exporter has to say."""
+
+    path: Path
+    weights: tuple[StoredWeight, ...]
+    notes: tuple[str, ...]
+
+
+Content = tuple[Sequence[StoredWeight], Sequence[str]]
+
+
+def _onnx(job: Export, program: fx.GraphModule, profile: str) -> ir.Model:
+    return export_program(
+        program,
+        [_two(x) for x in job.example],
+        translations=TRANSLATIONS,
+        opset=job.opset,
+        metadata={**job.metadata, "sqakd_fx.profile": profile},
+    )
+
+
+def _two(x: Any) -> Any:
+    """Two samples: torch takes an axis of size 1 for one that is always 1."""
+    return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x
+
+
+def _container(job: Export, path: Path) -> Content:
+    model = _onnx(job, job.lowered, "container")
+    save_model(model, path)
+    check_model(path)
+    stored = [(v.name, v.const_value) for _, v in weights_of(model) if v.const_value is not None]
+    return [StoredWeight(str(name), t.size, 8, t.size) for name, t in stored], ()
+
+
+def _packed(job: Export, path: Path) -> Content:
+    model = _onnx(job, job.lowered, "packed")
+    content = pack_weights(model, job.provider)
+    _slim(model)
+    save_model(model, path)
+    check_model(path)
+    return content
+
+
+def _typed(job: Export, path: Path) -> Content:
+    model = _onnx(job, job.lowered, "typed")
+    content = type_weights(model, job.provider)
+    save_model(model, path)
+    check_model(path)
+    return content
+
+
+def _qonnx(job: Export, path: Path) -> Content:
+    model = _onnx(job, job.lowered, "qonnx")
+    to_qonnx(model)
+    save_model(model, path)
+    return (), ()
+
+
+def _float(job: Export, path: Path) -> Content:
+    save_model(_onnx(job, job.teacher, "float"), path)
+    check_model(path)
+    return (), ()
+
+
+def _pt2(job: Export, path: Path) -> Content:
+    save_program(job.lowered, [_two(x) for x in job.example], path)
+    return (), ("loading it needs `import sqakd_fx.integer_ops` first",)
+
+
+_PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Mul", "Add")
+
+
+def _slim(model: ir.Model) -> None:
+    """Drop what shape inference finds again, metadata, and names of what is neither layer nor code."""
+    outer = {*model.graph.inputs, *model.graph.outputs}
+    coded = {str(note.tensor_name) for note in annotations(model)}
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+        value.type = value.shape = None
+    for index, node in enumerate(model.graph):
+        node.metadata_props.clear()
+        if node.op_type in _PLUMBING:
+            node.name = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value in outer:
+                continue
+            value.type = value.shape = None
+            if value.name not in coded:
+                value.name = f"t{index}"
+
+
+PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {
+    "container": ("model.onnx", _container),
+    "packed": ("model.packed.onnx", _packed),
+    "typed": ("model.typed.onnx", _typed),
+    "qonnx": ("model.qonnx.onnx", _qonnx),
+    "float": ("model.float.onnx", _float),
+    "pt2": ("model.pt2", _pt2),
+}
+"""Name to default file name and exporter."""
+
+
+def write_profile(profile: str, job: Export, path: Path) -> Exported:
+    """Write `path` in a profile; nothing half-written is left where it fails.
+
+    Raises:
+        ExportError: the program cannot be written in this profile. StorageError: the disk.
+    """
+    if profile not in PROFILES:
+        raise ExportError(f"there is no profile {profile!r}: choose {', '.join(PROFILES)}")
+    _, exporter = PROFILES[profile]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        weights, notes = exporter(job, Path(folder) / path.name)
+        for file in sorted(Path(folder).iterdir(), key=lambda p: p.name == path.name):
+            file.replace(path.parent / file.name)
+    return Exported(path, tuple(weights), tuple(notes))

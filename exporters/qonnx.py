@@ -1,0 +1,139 @@
+"""QONNX: float tensors with Quant and BipolarQuant nodes at arbitrary bits, for FPGA flows.
+
+    Quant(x, scale, zero_point, bits; signed, narrow, rounding_mode)
+        = (clip(round(x / scale + zero_point)) - zero_point) * scale
+
+Weights are stored in float, already on their grid; a channel whose sign BatchNorm flipped has a negative
+scale, and a grid without zero the zero point -1/2 (at 1 bit: BipolarQuant). Where a clip narrows the codes
+of an activation, a float Clip stands in front of its Quant.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+from sqakd_fx.exporters.packed import add_initializer, pack_codes
+
+from sqakd_fx.errors import ExportError
+
+DOMAIN = "qonnx.custom_op.general"
+
+
+def to_qonnx(model: ir.Model) -> None:
+    """Turn a container model into QONNX, in place.
+
+    Raises:
+        ExportError: the model computes on codes in a way that has no float form.
+    """
+    for node in list(model.graph):
+        if node.op_type == "QuantizeLinear":
+            _activation(model, node)
+        elif node.op_type == "DequantizeLinear":
+            _dequantized(model, node)
+        elif node.op_type == "Pad":
+            _pad_with_zero(model, node)
+    model.opset_imports[DOMAIN] = 1
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            node.metadata_props.update(value.metadata_props)
+            value.metadata_props.clear()
+            if value not in outputs:
+                value.type = value.shape = None
+    ir_passes.RemoveUnusedNodesPass()(model)
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    if value is None or value.const_value is None:
+        raise ExportError("qonnx: a scale or a zero point is computed, not stored")
+    return value.const_value.numpy()
+
+
+def _number(model: ir.Model, name: str, value: object) -> ir.Value:
+    known = model.graph.initializers.get(name)
+    return known or add_initializer(model, name, np.asarray(value, np.float32))
+
+
+def _activation(model: ir.Model, node: ir.Node) -> None:
+    """QuantizeLinear, and the Clip of codes behind it, become Clip and Quant."""
+    x, scale = node.inputs[0], _array(node.inputs[1])
+    zero_point = int(_array(node.inputs[2]))
+    last = node
+    users = list(node.outputs[0].consumers())
+    low, high = 0, 255
+    if len(users) == 1 and users[0].op_type == "Clip":
+        last = users[0]
+        low, high = int(_array(last.inputs[1])), int(_array(last.inputs[2]))
+    out = last.outputs[0]
+    bits = int(out.metadata_props.get("sqakd_fx.bits", "8"))
+    stem = str(out.name)
+    made = []
+    if (low, high) != (0, 2**bits - 1):
+        bounds = [
+            _number(model, f"{stem}_{end}", (code - zero_point) * scale)
+            for end, code in (("lower", low), ("upper", high))
+        ]
+        made.append(ir.node("Clip", [x, *bounds], name=f"{stem}/Clip"))
+        made[-1].outputs[0].name = f"{stem}/Clip:0"
+        x = made[-1].outputs[0]
+    parameters = [
+        _number(model, f"{stem}_scale", scale),
+        _number(model, f"{stem}_zero_point", zero_point),
+        _number(model, f"bits_{bits}", bits),
+    ]
+    attributes = {"signed": 0, "narrow": 0, "rounding_mode": "ROUND"}
+    made.append(ir.node("Quant", [x, *parameters], attributes, domain=DOMAIN, name=f"{stem}/Quant"))
+    model.graph.insert_before(node, made)
+    new = made[-1].outputs[0]
+    new.metadata_props.update(out.metadata_props)
+    ir.convenience.replace_all_uses_with(out, new)
+    name, out.name = out.name, f"{stem}_codes"
+    new.name = name
+    if last is not node:
+        model.graph.remove(last)
+    model.graph.remove(node)
+
+
+def _dequantized(model: ir.Model, node: ir.Node) -> None:
+    """Stored codes become floats behind a Quant; codes of activations are floats already."""
+    value = node.inputs[0]
+    assert value is not None
+    if value.const_value is None:
+        ir.convenience.replace_all_uses_with(node.outputs[0], value)
+        return
+    codes, scale = _array(value), _array(node.inputs[1])
+    wide = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
+    stem = str(value.name)
+    if codes.dtype != np.int8 or codes.ndim < 2:
+        real = add_initializer(model, f"{stem}_float", (codes * wide).astype(np.float32))
+        ir.convenience.replace_all_uses_with(node.outputs[0], real)
+        return
+    bits = int(value.metadata_props.get("sqakd_fx.bits", "8"))
+    packing = pack_codes(codes, (bits,)) or pack_codes(codes, (8,))
+    assert packing is not None
+    a, b = (x.reshape(-1, *[1] * (codes.ndim - 1)) if x.ndim else x for x in (packing.a, packing.b))
+    real = add_initializer(model, f"{stem}_float", (codes * wide).astype(np.float32))
+    if bits == 1 and (packing.b != 0).all():
+        inputs = [real, _number(model, f"{stem}_step", wide)]
+        quant = ir.node("BipolarQuant", inputs, domain=DOMAIN, name=f"{stem}/BipolarQuant")
+    else:
+        inputs = [
+            real,
+            _number(model, f"{stem}_step", wide * a),
+            _number(model, f"{stem}_zero_point", -b / a),
+            _number(model, f"bits_{packing.bits}", packing.bits),
+        ]
+        attributes = {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
+        quant = ir.node("Quant", inputs, attributes, domain=DOMAIN, name=f"{stem}/Quant")
+    quant.outputs[0].name = f"{stem}/Quant:0"
+    quant.outputs[0].metadata_props.update(value.metadata_props)
+    model.graph.insert_before(node, [quant])
+    ir.convenience.replace_all_uses_with(node.outputs[0], quant.outputs[0])
+
+
+def _pad_with_zero(model: ir.Model, node: ir.Node) -> None:
+    """A Pad of codes pads with the code of zero: in float that is zero."""
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    if given is not None and given.dtype == ir.DataType.UINT8:
+        node.replace_input_with(2, _number(model, "zero", 0.0))

@@ -1,0 +1,245 @@
+"""Every profile computes the same function, and a wrong file is found out and named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from sqakd_fx.exporters import onnx_program
+from sqakd_fx.exporters.capabilities import Form, Support, stored_codes, support
+from sqakd_fx.exporters.packed import pack_codes
+from sqakd_fx.exporters.profiles import Export, Exported, write_profile
+from torch import Tensor, nn
+
+from sqakd_fx.calibrate import calibrate
+from sqakd_fx.pipeline import export_job
+from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.validate import session, validate
+
+BITS = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a1")
+
+
+def job_of(
+    model: nn.Module, images: Tensor, bits: str, family: str = "lsq"
+) -> tuple[Program, Export]:
+    recipe = resolve_recipe(bits, settings=[f"weight_family={family}"])
+    program = build_program(model, (images,), {}, recipe)
+    calibrate(program.student, [(images,)])
+    return program, export_job(lower(program.student).graph_module, program, recipe)
+
+
+@pytest.mark.parametrize("family", ["lsq", "ewgs"])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("profile", ["container", "packed", "typed"])
+def test_a_profile_is_the_trained_function(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, profile: str, bits: str, family: str
+) -> None:
+    program, job = job_of(residual_net, images, bits, family)
+    exported = write_profile(profile, job, tmp_path / "model.onnx")
+    checked = validate(program.student, job.lowered, exported.path, [(images,)])
+    assert checked.failures == ()
+    if profile != "typed":
+        assert checked.fusion.float_heavy == ()
+
+
+def test_packed_weights_take_their_bits(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    found = {}
+    for bits in BITS:
+        _, job = job_of(residual_net, images, bits)
+        exported = write_profile("packed", job, tmp_path / f"{bits}.onnx")
+        inner = Counter(
+            w.bits for w in exported.weights if w.name not in ("conv.weight", "fc.weight")
+        )
+        found[bits] = set(inner)
+    assert found == {"w8a8": {8}, "w4a4": {4}, "w3a3": {4}, "w2a2": {2}, "w1a1": {2}}
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 4),
+    st.lists(st.sampled_from(["plain", "flipped", "odd", "dead"]), min_size=1, max_size=5),
+    st.data(),
+)
+def test_packing_gives_the_codes_back(bits: int, kinds: list[str], data: st.DataObject) -> None:
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    rows = []
+    for kind in kinds:
+        k = np.array(data.draw(st.lists(st.integers(low, high), min_size=3, max_size=3)))
+        rows.append({"plain": k, "flipped": -k, "odd": 2 * k + 1, "dead": 0 * k}[kind])
+    codes = np.stack(rows).astype(np.int8)
+    packing = pack_codes(codes, (2, 4))
+    assert packing is not None
+    width = 2 if bits <= 2 else 4
+    assert packing.bits <= width
+    a, b = (x.reshape(-1, 1) if x.ndim else x for x in (packing.a, packing.b))
+    assert np.array_equal(packing.stored * a + b, codes)
+    back = stored_codes(packing.stored, packing.bits).numpy()
+    assert np.array_equal(back.astype(np.int8), packing.stored)
+
+
+def test_the_runtime_is_asked_what_it_can_do() -> None:
+    assert support(Form.INT8) is Support.INTEGER
+    assert isinstance(support(Form.INT2_DIRECT), Support)
+
+
+def test_the_float_profile_is_the_teacher(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    _, job = job_of(residual_net, images, "w4a4")
+    exported = write_profile("float", job, tmp_path / "float.onnx")
+    running = session(exported.path)
+    (got,) = running.run(None, {running.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        assert np.allclose(got, residual_net(images).numpy(), atol=1e-4)
+
+
+def test_the_pt2_profile_is_the_integer_program(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    _, job = job_of(residual_net, images, "w2a2")
+    exported = write_profile("pt2", job, tmp_path / "model.pt2")
+    loaded = torch.export.load(exported.path).module()
+    assert torch.equal(loaded(images), job.lowered(images))
+
+
+def evaluated(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """A QONNX graph by the definitions of Quant and BipolarQuant, other operators by onnx's reference."""
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class Quant(OpRun):
+        op_domain = "qonnx.custom_op.general"
+
+        def _run(self, x, scale, zero, bits, signed=None, narrow=None, rounding_mode=None):  # type: ignore[no-untyped-def]
+            low = -(2 ** (bits - 1)) if signed else 0
+            high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+            q = np.round(np.clip(x / scale + zero, low, high))
+            return (((q - zero) * scale).astype(np.float32),)
+
+    class BipolarQuant(OpRun):
+        op_domain = "qonnx.custom_op.general"
+
+        def _run(self, x, scale):  # type: ignore[no-untyped-def]
+            return ((np.where(x >= 0, 1, -1) * scale).astype(np.float32),)
+
+    running = ReferenceEvaluator(model, new_ops=[Quant, BipolarQuant])
+    (y,) = running.run(None, {model.graph.input[0].name: x})
+    return y  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", ["lsq", "ewgs"])
+@pytest.mark.parametrize("bits", ["w4a4", "w2a2", "w1a1"])
+def test_the_qonnx_profile_follows_the_definition_of_quant(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, bits: str, family: str
+) -> None:
+    _, job = job_of(residual_net, images, bits, family)
+    exported = write_profile("qonnx", job, tmp_path / "model.onnx")
+    model = onnx.load(exported.path)
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["Quant"] > 0
+    assert "QuantizeLinear" not in kinds
+    assert "DequantizeLinear" not in kinds
+    got = evaluated(model, images.numpy())
+    assert np.allclose(got, job.lowered(images).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("profile", ["container", "packed", "typed", "qonnx"])
+def test_the_same_program_gives_the_same_bytes(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, profile: str
+) -> None:
+    texts = []
+    for name in "ab":
+        _, job = job_of(residual_net, images, "w2a2")
+        texts.append(write_profile(profile, job, tmp_path / f"{name}.onnx").path.read_bytes())
+    assert texts[0] == texts[1]
+
+
+def test_weights_beyond_the_limit_of_protobuf_lie_beside_the_model(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, job = job_of(residual_net, images, "w8a8")
+    monkeypatch.setattr(onnx_program, "_EXTERNAL_DATA_BYTES", 100)
+    exported = write_profile("container", job, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").exists()
+    assert validate(program.student, job.lowered, exported.path, [(images,)]).failures == ()
+
+
+def test_every_quantized_tensor_says_what_it_is(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    _, job = job_of(residual_net, images, "w4a4")
+    model = onnx.load(write_profile("container", job, tmp_path / "model.onnx").path)
+    annotated = {note.tensor_name for note in model.graph.quantization_annotation}
+    values = {v.name: {p.key: p.value for p in v.metadata_props} for v in model.graph.value_info}
+    nodes = {
+        o: {p.key: p.value for p in n.metadata_props} for n in model.graph.node for o in n.output
+    }
+    name = "layers.0.relu_1_quantized"
+    assert name in annotated, annotated
+    for found in (values[name], nodes[name]):
+        assert found["sqakd_fx.bits"] == "4"
+        assert found["sqakd_fx.family"] == "lsq"
+        assert found["sqakd_fx.granularity"] == "tensor"
+        assert found["sqakd_fx.module"] == "layers.0"
+        assert found["sqakd_fx.pass"] == "insert_quantizers"
+
+
+def change(path: Path, name: str, how: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Rewrite one initializer of a file."""
+    model = onnx.load(path)
+    (stored,) = [i for i in model.graph.initializer if i.name == name]
+    stored.CopyFrom(numpy_helper.from_array(how(numpy_helper.to_array(stored)), name))
+    onnx.save(model, path)
+
+
+@pytest.fixture
+def exported(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path
+) -> tuple[Program, Export, Exported]:
+    program, job = job_of(residual_net, images, "w4a4")
+    return program, job, write_profile("container", job, tmp_path / "model.onnx")
+
+
+WRONG = {
+    "activation scale": ("layers.0.relu_1.scale", lambda x: x * np.float32(1.0001), "layers.0.relu_1_quantized"),
+    "weight scale": ("layers.1.conv1.weight_scale", lambda x: x * np.float32(1.0001), "layers.1.conv1.weight"),
+    "zero point": ("layers.0.bn2.zero_point", lambda x: x + np.uint8(1), "layers.0.bn2_quantized"),
+    "bias": ("layers.0.conv2.bias", lambda x: np.roll(x, 1), "layers.0.conv2.bias"),
+    "weight": ("fc.weight", lambda x: np.roll(x, 1), "fc.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_number_in_the_file_is_caught_and_named(
+    exported: tuple[Program, Export, Exported], images: Tensor, case: str
+) -> None:
+    program, job, written = exported
+    name, how, telling = WRONG[case]
+    change(written.path, name, how)
+    checked = validate(program.student, job.lowered, written.path, [(images,)])
+    assert any(failure.startswith(telling) for failure in checked.failures), checked.failures
+
+
+def test_a_missing_clip_is_caught_and_named(
+    exported: tuple[Program, Export, Exported], images: Tensor
+) -> None:
+    program, job, written = exported
+    model = onnx.load(written.path)
+    clip = next(n for n in model.graph.node if n.op_type == "Clip" and "relu_1" in n.output[0])
+    maker = next(n for n in model.graph.node if n.output[0] == clip.input[0])
+    maker.output[0] = clip.output[0]
+    model.graph.node.remove(clip)
+    onnx.save(model, written.path)
+    checked = validate(program.student, job.lowered, written.path, [(images * 9,)])
+    assert any(clip.output[0] in failure for failure in checked.failures), checked.failures
