@@ -122,10 +122,14 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> None:
-    """Restore what `pack_optimizer` gave."""
+    """Restore what `pack_optimizer` gave, in the memory format of each parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter).copy_(tensor)
         entries.setdefault(int(index), {})[key] = tensor
     for index, values in state["values"].items():
         entries.setdefault(int(index), {}).update(values)

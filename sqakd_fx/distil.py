@@ -114,7 +114,9 @@ class _Run:
         checkpoints: Path | None,
         on_note: Callable[[str], None],
     ) -> None:
-        self.student, self.teacher, self.batches = student, teacher.eval(), batches
+        self.student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.teacher = teacher.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.batches = batches
         self.recipe, self.device, self.checkpoints = recipe, device, checkpoints
         self.steps_per_epoch = max(steps_per_epoch, 1)
         self.total = recipe.steps if recipe.steps is not None else recipe.epochs * steps_per_epoch
@@ -167,7 +169,11 @@ class _Run:
                 drawn += 1
                 total += self._one_step(inputs)
                 self.step += 1
-                due = self.step - reported >= _REPORT_STEPS or self.step == self.total
+                due = (
+                    self.step - reported >= _REPORT_STEPS
+                    or self.step == self.total
+                    or self._asks_for_checkpoint()
+                )
                 if due or signalled:
                     value = float(total) / (self.step - since)
                     if not math.isfinite(value):
@@ -202,9 +208,7 @@ class _Run:
 
     def _one_step(self, inputs: tuple[Any, ...]) -> Tensor:
         self._set_rates()
-        inputs = tuple(
-            x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for x in inputs
-        )
+        inputs = tuple(self._placed(x) for x in inputs)
         with torch.no_grad(), self._autocast():
             target = self.teacher(*inputs)
         with self._autocast():
@@ -216,6 +220,12 @@ class _Run:
         if self.average is not None:
             self.average.update(self.student)
         return loss.detach()
+
+    def _placed(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = x.to(self.device, non_blocking=True)
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.recipe.precision == "float32":
@@ -289,12 +299,13 @@ class _Run:
         self.rollbacks = int(checkpoint.state["rollbacks"])
         self.note(f"resumed at step {self.step} of {self.total}")
 
-    def _save_if_due(self, *, force: bool) -> None:
+    def _asks_for_checkpoint(self) -> bool:
         every = self.recipe.checkpoint_steps
-        due = time.monotonic() - self.saved_at >= self.recipe.checkpoint_seconds or (
-            every is not None and self.step % max(every // _REPORT_STEPS, 1) * _REPORT_STEPS == 0
-        )
-        if not (due or force):
+        return every is not None and self.step % every == 0
+
+    def _save_if_due(self, *, force: bool) -> None:
+        due = time.monotonic() - self.saved_at >= self.recipe.checkpoint_seconds
+        if not (due or force or self._asks_for_checkpoint()):
             return
         self.last_good = self._pack()
         self.saved_at = time.monotonic()

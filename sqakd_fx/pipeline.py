@@ -29,7 +29,14 @@ from sqakd_fx.distil import StepReport, distil, seed_everything
 from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.losses import class_axis
-from sqakd_fx.program import Program, build_program, enable_quantizers, layer_facts, lower
+from sqakd_fx.program import (
+    Program,
+    build_program,
+    distillation_teacher,
+    enable_quantizers,
+    layer_facts,
+    lower,
+)
 from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
 from sqakd_fx.source import Source
 from sqakd_fx.storage import (
@@ -216,7 +223,7 @@ def run(
     if inputs.batches.labels_ignored:
         say.note("the training data has labels: they are ignored")
 
-    teacher = program.teacher.to(device)
+    teacher = distillation_teacher(program).to(device)
     with _timed(timings, "distil"):
         total = recipe.steps if recipe.steps is not None else recipe.epochs * per_epoch
         say.stage("distil", f"{total} steps on {device.type}, no labels")
@@ -247,7 +254,6 @@ def run(
                 device,
             )
     program.student.cpu().eval()
-    program.teacher.cpu().eval()
     save_student(program, source, recipe, out)
 
     with _timed(timings, "lower and export"):

@@ -118,6 +118,11 @@ def build_program(
     )
 
 
+def distillation_teacher(program: Program) -> fx.GraphModule:
+    """The float model as training runs it: BatchNorm folded, a third of the time on a CPU."""
+    return run_passes(copy.deepcopy(program.teacher), [FoldBatchNorm()]).graph_module.eval()
+
+
 def lower(student: fx.GraphModule) -> Compiled:
     """The integer program of a trained student, on the CPU; the student is not changed.
 

@@ -30,6 +30,7 @@ class UnifiedQuantize(torch.autograd.Function):
     """Fake quantization by the equations at the top of this file.
 
     `x` has any shape; `s_in`, `offset` and `s_out` broadcast against it; `lo` is a scalar. Float32.
+    `s_out` is None where it is `s_in`: torch.compile takes no tensor twice.
     """
 
     @staticmethod
@@ -38,7 +39,7 @@ class UnifiedQuantize(torch.autograd.Function):
         x: Tensor,
         s_in: Tensor,
         offset: Tensor,
-        s_out: Tensor,
+        s_out: Tensor | None,
         lo: Tensor,
         delta: Tensor,
         mu: Tensor,
@@ -50,7 +51,7 @@ class UnifiedQuantize(torch.autograd.Function):
         ctx.save_for_backward(x, s_in, offset, s_out, lo, delta, mu)
         ctx.constants = (span, half, residual, modulated)
         q = torch.round(x / s_in + offset).clamp(lo, lo + span)
-        return (q - half) * s_out
+        return (q - half) * (s_in if s_out is None else s_out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,18 +63,27 @@ class UnifiedQuantize(torch.autograd.Function):
         clipped = v.clamp(lo, lo + span)
         inside = v == clipped
         q = torch.round(clipped)
-        g_q = g * s_out
-        g_v = g_q
+        seen = (q if residual else clipped) - half
+        slope = g  # s_out/s_in g_q: the gradient of x where the straight-through estimator holds
         if modulated:
+            g_q = g * (s_in if s_out is None else s_out)
             error = (clipped - q) / span
             g_v = g_q * (1 + delta * torch.sign(g_q) * error) + mu * error / span
-        g_v = torch.where(inside, g_v, 0.0)
-        g_x = g_v / s_in if needs[0] else None
-        g_in = (-g_v * (v - offset) / s_in).sum_to_size(s_in.shape) if needs[1] else None
-        g_offset = g_v.sum_to_size(offset.shape) if needs[2] else None
-        seen = q if residual else clipped
-        g_out = (g * (seen - half)).sum_to_size(s_out.shape) if needs[3] else None
-        g_lo = torch.where(inside, 0.0, g_q).sum_to_size(lo.shape) if needs[4] else None
+            slope = g_v / s_in
+        elif s_out is not None:
+            slope = g * (s_out / s_in)
+        slope = torch.where(inside, slope, 0.0)
+        g_x = slope if needs[0] else None
+        g_offset = (slope * s_in).sum_to_size(offset.shape) if needs[2] else None
+        g_in = g_out = g_lo = None
+        if needs[1]:
+            own = g * seen if s_out is None else 0.0
+            g_in = (own - slope * (v - offset)).sum_to_size(s_in.shape)
+        if s_out is not None and needs[3]:
+            g_out = (g * seen).sum_to_size(s_out.shape)
+        if needs[4]:
+            outer = torch.where(inside, 0.0, g * (s_in if s_out is None else s_out))
+            g_lo = outer.sum_to_size(lo.shape)
         return g_x, g_in, g_offset, g_out, g_lo, None, None, None, None, None, None
 
 
@@ -188,7 +198,7 @@ class Quantizer(nn.Module):
             self.transformed(x),
             along_axis(at.scale_in, self.axis, x.ndim),
             along_axis(at.offset, self.axis, x.ndim),
-            along_axis(at.scale_out, self.axis, x.ndim),
+            None if at.scale_out is at.scale_in else along_axis(at.scale_out, self.axis, x.ndim),
             at.lowest,
             self.delta,
             self.mu,

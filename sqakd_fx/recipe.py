@@ -96,9 +96,6 @@ class Recipe(BaseModel):
     reestimate_batch_norm: int = Field(
         0, ge=0, description="batches over which BatchNorm statistics are taken again before export"
     )
-    label_weight: float = Field(
-        0.0, ge=0, le=1, description="share of cross-entropy with labels, for comparison only"
-    )
 
     # engine
     seed: int = 0

@@ -345,7 +345,9 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
         if node.op_type.startswith(_INTEGER):
             integer[node.op_type] += 1
         elif node.op_type in _HEAVY:
-            heavy[f"{node.name or node.output[0]} ({node.op_type})"] = _why_float(node, makers, readers, constants)
+            heavy[f"{node.name or node.output[0]} ({node.op_type})"] = _why_float(
+                node, makers, readers, constants
+            )
         else:
             other[node.op_type] += 1
     return Fusion(dict(integer), tuple(heavy), heavy, dict(other))

@@ -70,21 +70,23 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
 ) -> None:
     (tmp_path / "model.py").write_text(MODEL)
     chance = random.Random(0)
-    kills = 0
     more: tuple[str, ...] = ("--out", "out")
-    while kills < 4:
+    for kill in range(20):
         run = start(tmp_path, *more)
-        wait_for_checkpoint(tmp_path, run)
-        time.sleep(chance.uniform(0, 0.5))
+        if kill % 4 == 0:
+            wait_for_checkpoint(tmp_path, run)
+            time.sleep(chance.uniform(0, 0.5))
+        else:
+            time.sleep(chance.uniform(0, 5))
         run.send_signal(signal.SIGKILL)
         run.communicate()
-        kills += 1
         more = ("--out", "out", "--resume")
-        assert not (tmp_path / "out" / "model.onnx").exists() or run.returncode == 0
+        if run.returncode == -signal.SIGKILL:
+            names = [p.name for p in (tmp_path / "out").glob("*.onnx")]
+            assert not names or (tmp_path / "out" / "model.onnx").read_bytes() == uninterrupted
     run = start(tmp_path, *more)
     _, error = run.communicate(timeout=300)
     assert run.returncode in (0, 1), error
-    assert "resumed at step" in error
     assert (tmp_path / "out" / "model.onnx").read_bytes() == uninterrupted
 
 
