@@ -389,7 +389,7 @@ def export_job(lowered: fx.GraphModule, program: Program, recipe: Recipe) -> Exp
     """What the exporters need to know of a lowered student."""
     return Export(
         lowered,
-        program.teacher,
+        distillation_teacher(program),
         program.example,
         recipe.opset,
         {
