@@ -32,7 +32,7 @@ def file_names(lowered: fx.GraphModule) -> dict[str, str]:
             continue
         stem = f"{tag['name']}_quantized"
         counts[stem] = counts.get(stem, 0) + 1
-        found[node.name] = stem if counts[stem] == 1 else f"{stem}_{counts[stem]}"
+        found[node.name] = stem if counts[stem] == 1 else f"{stem}_{counts[stem] - 1}"
     return found
 
 
