@@ -112,7 +112,7 @@ def _convolution(form: Form) -> ir.Model:
 def _stored(name: str, tensor: ir.TensorProtocol) -> ir.Value:
     return ir.Value(
         name=name,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.numpy().shape),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )

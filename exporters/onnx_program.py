@@ -79,7 +79,7 @@ def save_model(model: ir.Model, path: Path) -> None:
         else:
             ir.save(model, temporary, external_data=f"{path.name}.data")
             proto = onnx.load(str(temporary), load_external_data=False)
-            proto.graph.quantization_annotation.extend(annotations(model))
+            proto.graph.quantization_annotation.extend(tensor_annotations(model))
             temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
     write_atomically(path, write)
@@ -89,7 +89,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The ModelProto, with its quantization annotations."""
     proto = ir.serde.serialize_model(model)
     del proto.graph.quantization_annotation[:]
-    proto.graph.quantization_annotation.extend(annotations(model))
+    proto.graph.quantization_annotation.extend(tensor_annotations(model))
     return proto
 
 
@@ -132,6 +132,7 @@ def _translate(
         except Exception as error:
             raise ExportError(f"the student cannot be written as ONNX: {_reason(error)}") from error
     assert exported is not None
+    assert exported.exported_program is not None
     origins = {
         node.name: _origin(node)
         for node in exported.exported_program.graph.nodes
@@ -300,7 +301,7 @@ def _lift_constants(model: ir.Model) -> None:
         model.graph.initializers[value.name] = value
 
 
-def annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
+def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
     """One quantization_annotation for every quantized tensor: what DequantizeLinear reads."""
     found: dict[str, onnx.TensorAnnotation] = {}
     for node in model.graph:

@@ -12,10 +12,10 @@ import onnx_ir as ir
 import torch
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import (
-    annotations,
     check_model,
     export_program,
     save_model,
+    tensor_annotations,
 )
 from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
 from sqakd_fx.exporters.pt2 import save_program
@@ -117,7 +117,7 @@ _PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Mul", "Add")
 def _slim(model: ir.Model) -> None:
     """Drop what shape inference finds again, metadata, and names of what is neither layer nor code."""
     outer = {*model.graph.inputs, *model.graph.outputs}
-    coded = {str(note.tensor_name) for note in annotations(model)}
+    coded = {str(note.tensor_name) for note in tensor_annotations(model)}
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
         value.type = value.shape = None

@@ -156,7 +156,7 @@ def _module_arguments(
         amounts = [int(x) for x in module._reversed_padding_repeated_twice]  # type: ignore[union-attr]
         with graph_module.graph.inserting_before(node):
             padded = graph_module.graph.call_function(
-                F.pad, (given["input"], amounts), {"mode": module.padding_mode}
+                F.pad, (given["input"], amounts), {"mode": str(module.padding_mode)}
             )
         padded.meta["module_path"] = str(node.target)
         given["input"], given["padding"] = padded, 0
@@ -245,11 +245,13 @@ def _addmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _aten_convolution(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    x, w, b, stride, padding, dilation, transposed, output_padding, groups = node.args
-    axes = len(shape_of(w) or ()) - 2  # type: ignore[arg-type]
+    arguments: Any = node.args
+    x, w, b, stride, padding, dilation, transposed, output_padding, groups = arguments
+    axes = len(shape_of(w) or ()) - 2
+    args: tuple[Any, ...]
     as_tuple = [
         tuple(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation, output_padding)
-    ]  # type: ignore[arg-type]
+    ]
     op = TABLE[f"conv_transpose{axes}d" if transposed else f"conv{axes}d"]
     if transposed:
         args = (x, w, b, as_tuple[0], as_tuple[1], as_tuple[3], groups, as_tuple[2])

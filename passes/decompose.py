@@ -47,7 +47,7 @@ class Decompose:
 def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """softmax(q kᵀ scale + mask) v, with matrix products that can be quantized."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     query, key, value = (given[name] for name in names[:3])
     q_shape, k_shape = shape_of(query), shape_of(key)
     if q_shape is None or k_shape is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
 from sqakd_fx.batch_norm import affine_of, is_batch_norm, sole_compute_input
@@ -64,7 +65,9 @@ def _fold(graph_module: fx.GraphModule, layer: fx.Node, node: fx.Node, module: n
     shape = [1] * weight.ndim
     groups = int(layer.args[6]) if op.channel_axis == 1 else 1  # type: ignore[arg-type]
     if groups > 1:
-        grouped = weight.unflatten(0, (groups, -1)) * multiplier.reshape(groups, 1, -1, *shape[2:])
+        grouped = torch.unflatten(weight, 0, (groups, -1)) * multiplier.reshape(
+            groups, 1, -1, *shape[2:]
+        )
         folded: Tensor = grouped.flatten(0, 1)
     else:
         shape[op.channel_axis] = -1

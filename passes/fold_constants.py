@@ -51,11 +51,12 @@ def _fold_numbers(graph: fx.Graph) -> bool:
         if "constant" not in node.meta or node.op not in ("call_function", "call_method"):
             continue
         value = node.meta["constant"]
+
+        def number(n: fx.Node, node: fx.Node = node, value: Any = value) -> Any:
+            return value if n is node else n
+
         for user in list(node.users):
-            user.args, user.kwargs = fx.map_arg(
-                (user.args, user.kwargs),
-                lambda n, node=node, value=value: value if n is node else n,
-            )
+            user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), number)
         graph.erase_node(node)
         changed = True
     return changed

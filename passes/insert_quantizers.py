@@ -39,7 +39,7 @@ _LONGEST_SCORE = 16
 
 @dataclass(frozen=True)
 class InsertQuantizers:
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=lambda: Recipe.model_validate({}))
     name: str = "insert_quantizers"
 
     def requires(self, graph_module: fx.GraphModule) -> None:

@@ -498,11 +498,12 @@ class _Lowering:
     # -- clips and moves -------------------------------------------------------------------
 
     def _clip(self, node: fx.Node, op: Op) -> Any:
-        lower, upper = _bounds(node, op)
+        bounds = _bounds(node, op)
         source = cast(fx.Node, node.args[0])
         value = self.values[source]
-        if lower is None:
+        if bounds is None:
             return None
+        lower, upper = bounds
         if isinstance(value, Layer | Arithmetic):
             return replace(value, clip=value.clip.then(lower, upper))
         if isinstance(value, Codes) and _representable(value.grid, lower, upper):
@@ -717,7 +718,8 @@ def _as_convolution(layer: Layer) -> Layer:
         for size, s, e, p in zip(spread, stride, extra, padding, strict=True)
     ]
     full = weight.new_zeros(*weight.shape[:2], *(t * s for t, s in zip(taps, stride, strict=True)))
-    full[(..., *(slice(None, size, d) for size, d in zip(spread, dilation, strict=True)))] = weight
+    places = (..., *(slice(None, size, d) for size, d in zip(spread, dilation, strict=True)))
+    full[places] = weight
     outputs = weight.shape[1]
     split = [n for t, s in zip(taps, stride, strict=True) for n in (t, s)]
     by_phase = full.reshape(groups, -1, outputs, *split)
@@ -744,14 +746,14 @@ def _as_convolution(layer: Layer) -> Layer:
     )
 
 
-def _bounds(node: fx.Node, op: Op) -> tuple[float, float] | tuple[None, None]:
+def _bounds(node: fx.Node, op: Op) -> tuple[float, float] | None:
     if op.name == "relu":
         return 0.0, float("inf")
     if op.name == "relu6":
         return 0.0, 6.0
     lower, upper = node.args[1:3]
     if not all(v is None or isinstance(v, int | float) for v in (lower, upper)):
-        return None, None
+        return None
     return (
         float("-inf") if lower is None else float(cast(float, lower)),
         float("inf") if upper is None else float(cast(float, upper)),

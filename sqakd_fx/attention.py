@@ -43,13 +43,13 @@ class PlainAttention(nn.Module):
         if not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         q, k, v = (
-            projection(t).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, t in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+            torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
+            for x in (self.q_proj(query), self.k_proj(key), self.v_proj(value))
         )
         scores = torch.matmul(q, k.transpose(-2, -1)) * self.scale
         if attn_mask is not None:
             per_head = attn_mask.ndim == 3
-            mask = attn_mask.unflatten(0, (-1, self.heads)) if per_head else attn_mask
+            mask = torch.unflatten(attn_mask, 0, (-1, self.heads)) if per_head else attn_mask
             scores = _masked(scores, mask)
         if key_padding_mask is not None:
             scores = _masked(scores, key_padding_mask[:, None, None, :])

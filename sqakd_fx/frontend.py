@@ -373,7 +373,7 @@ def _tidy(graph_module: fx.GraphModule, names: Sequence[str]) -> None:
     for node, name in zip(graph.find_nodes(op="placeholder"), names, strict=True):
         node.target = name
         node.name = name
-    user = graph_module.model
+    user: Any = graph_module.model
     del graph_module.model
     for name, value in list(vars(user).items()):
         if isinstance(value, Tensor):

@@ -295,7 +295,7 @@ def _window_sums(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Ten
     if len(kernel) == 1:
         return _window_sums(x.unsqueeze(2), [1, *kernel], [1, *stride]).squeeze(2)
     function = F.avg_pool2d if len(kernel) == 2 else F.avg_pool3d
-    return function(x, kernel, stride, divisor_override=1)
+    return function(x, list(kernel), list(stride), divisor_override=1)
 
 
 @average_pool.register_fake

@@ -94,7 +94,9 @@ def _options(layer: LayerSensitivity) -> list[int]:
 def with_bits(recipe: Recipe, layers: Sequence[LayerSensitivity], bits: dict[str, int]) -> Recipe:
     """The recipe with an override for each layer whose bits were chosen."""
     chosen = [
-        Override(match=re.sub(r"([*?[])", r"[\1]", layer.name), weight_bits=bits[layer.name])
+        Override.model_validate(
+            {"match": re.sub(r"([*?[])", r"[\1]", layer.name), "weight_bits": bits[layer.name]}
+        )
         for layer in layers
         if layer.name in bits and not layer.is_fixed
     ]

@@ -6,6 +6,7 @@ computed again. Nothing is trained and no label is read.
 
 from __future__ import annotations
 
+import functools
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -86,9 +87,10 @@ def measure_sensitivity(
         count += weight
         for index, (name, group) in enumerate(groups.items()):
             for bits in _bits_to_try(group, candidates):
-                got = replay.again(
-                    group.nodes, lambda n, g=group, b=bits: _quantized(replay, n, g, b, recipe)
+                compute = functools.partial(
+                    _quantized, replay, group=group, bits=bits, recipe=recipe
                 )
+                got = replay.again(group.nodes, compute)
                 value = float(loss(got, wanted)) * weight
                 totals[name][bits] = totals[name].get(bits, 0.0) + value
             on_layer(index + 1, len(groups))
@@ -144,8 +146,8 @@ def _quantized(replay: _Replay, node: fx.Node, group: _Group, bits: int, recipe:
     """The layer's output with its inputs and its weight on their grids."""
     op = op_of(node, replay.modules)
     assert op is not None
-    args, kwargs = replay.fetch_args_kwargs_from_env(node)
-    args = list(args)
+    given, kwargs = replay.fetch_args_kwargs_from_env(node)
+    args: list[Any] = list(given)
     for position in op.activations:
         quantizer = _quantizer(
             group,
