@@ -718,7 +718,10 @@ def _as_convolution(layer: Layer) -> Layer:
         for size, s, e, p in zip(spread, stride, extra, padding, strict=True)
     ]
     full = weight.new_zeros(*weight.shape[:2], *(t * s for t, s in zip(taps, stride, strict=True)))
-    places = (..., *(slice(None, size, d) for size, d in zip(spread, dilation, strict=True)))
+    places: tuple[Any, ...] = (
+        ...,
+        *(slice(None, size, d) for size, d in zip(spread, dilation, strict=True)),
+    )
     full[places] = weight
     outputs = weight.shape[1]
     split = [n for t, s in zip(taps, stride, strict=True) for n in (t, s)]

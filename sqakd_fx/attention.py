@@ -25,8 +25,9 @@ class PlainAttention(nn.Module):
             else (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
         )
         biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-        for name, weight, bias in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
-            setattr(self, name, _linear(weight, bias))
+        self.q_proj, self.k_proj, self.v_proj = (
+            _linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+        )
         self.out_proj = module.out_proj
 
     def forward(
