@@ -64,6 +64,10 @@ class Range(NamedTuple):
     upper: Tensor
 
 
+_FARTHEST = 2.0**24
+"""Steps from zero beyond which a range is out of all bounds: it saturates, and never becomes NaN."""
+
+
 def straight_through(value: Tensor, source: Tensor) -> Tensor:
     """`value` forwards, bit for bit; the gradient of `source` backwards."""
     return value.detach() + (source - source.detach())
@@ -94,6 +98,7 @@ def _affine(lower: Tensor, upper: Tensor, levels: Levels) -> Interval:
     """[lower, upper] moved so that 0 is a code: the grid that is exported is the one trained on."""
     scale = (upper - lower) / levels.span
     ratio = lower / straight_through(scale.clamp_min(torch.finfo(torch.float32).tiny), scale)
+    ratio = torch.nan_to_num(ratio).clamp(-_FARTHEST, _FARTHEST)
     lowest = straight_through(torch.round(ratio).clamp(-levels.span, 0), ratio)
     return Interval(scale, _constant(0.0, scale), scale, lowest)
 
@@ -136,7 +141,7 @@ def _center_distance(p: Parameters, x: Tensor, levels: Levels) -> Interval:
 def _ewgs_weight(p: Parameters, x: Tensor, levels: Levels) -> Interval:
     scale = (p["upper"] - p["lower"]) / levels.span
     floored = straight_through(scale.clamp_min(torch.finfo(torch.float32).tiny), scale)
-    offset = levels.lowest - p["lower"] / floored
+    offset = levels.lowest - torch.nan_to_num(p["lower"] / floored).clamp(-_FARTHEST, _FARTHEST)
     return Interval(floored, offset, p["gain"] / levels.magnitude, _constant(levels.lowest, scale))
 
 
@@ -167,7 +172,7 @@ def _qil(x: Tensor, p: Parameters, levels: Levels) -> Tensor:
         torch.finfo(torch.float32).tiny
     )
     gamma = along_axis(p["gamma"], levels.axis, x.ndim)
-    inside = ((x.abs() - center + distance) / (2 * distance)).clamp(0, 1)
+    inside = torch.nan_to_num((x.abs() - center + distance) / (2 * distance)).clamp(0, 1)
     powered = torch.where(inside > 0, inside.clamp_min(1e-12) ** gamma, inside)
     return torch.sign(x) * powered
 
@@ -315,7 +320,8 @@ SAWB_COEFFICIENTS: dict[int, tuple[float, float]] = {
     7: (26.80, 29.40),
     8: (31.76, 35.04),
 }
-"""Clip = c1 sqrt(E[w²]) - c2 E[|w|] (SAWB, eq. 6); 1 bit is E[|w|], the least-squares answer."""
+"""Clip = c1 sqrt(E[w²]) - c2 E[|w|] (SAWB, eq. 6); 1 bit is E[|w|], the least-squares answer; 6 and 7
+bits, which the paper has not, are interpolated."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sqakd_fx.families import FAMILIES, Family, Interval, Levels, Side, straight
 from sqakd_fx.grid import Grid, along_axis
 
 _SMALLEST_SCALE = 2.0**-60
+_LARGEST_SCALE = 2.0**100
 
 
 class UnifiedQuantize(torch.autograd.Function):
@@ -178,7 +179,8 @@ class Quantizer(nn.Module):
         return Interval(scale_in, at.offset, scale_out, at.lowest)
 
     def _guard(self, scale: Tensor) -> Tensor:
-        """No dead range: a floor under the scale that lets the gradient through."""
+        """No dead range: a floor under the scale that lets the gradient through, and a ceiling."""
+        scale = torch.nan_to_num(scale, nan=0.0, posinf=_LARGEST_SCALE).clamp(max=_LARGEST_SCALE)
         floor = torch.maximum(scale.detach(), self.minimum_scale)
         if self.power_of_two:
             floor = torch.exp2(torch.round(torch.log2(floor)))
