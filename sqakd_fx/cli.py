@@ -116,6 +116,8 @@ def quantize(
         loaded = _source(source, weights, data, input_shape)
         folder = out or Path("sqakd-out") / loaded.name
         result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
+    if result is None:
+        return
     live.summary(result.report, folder)
     if result.validation.failures:
         print(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)

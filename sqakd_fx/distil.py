@@ -29,6 +29,16 @@ from sqakd_fx.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
+from sqakd_fx.distributed import (
+    any_process,
+    is_distributed,
+    is_first,
+    mean_of,
+    share_of,
+    synchronised,
+    weight_of_share,
+    with_reduced_gradients,
+)
 from sqakd_fx.errors import SqakdError, StorageError, TrainingError
 from sqakd_fx.losses import distillation_loss
 from sqakd_fx.recipe import Recipe
@@ -124,7 +134,9 @@ class _Run:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.average = _Average(student, recipe.weight_average) if recipe.weight_average else None
         self.loss = distillation_loss(recipe)
+        self.running = with_reduced_gradients(self.student)
         self.step = 0
+        self.parts = recipe.accumulate
         self.rate_factor = 1.0
         self.rollbacks = 0
         self.notes: list[str] = []
@@ -145,7 +157,7 @@ class _Run:
         self.student.train()
         mean = float("nan")
         self.last_good = self._pack()
-        with _signals() as signalled:
+        with synchronised(self.student), _signals() as signalled:
             while self.step < self.total:
                 try:
                     mean = self._until_end(on_report, signalled, mean)
@@ -174,8 +186,13 @@ class _Run:
                     or self.step == self.total
                     or self._asks_for_checkpoint()
                 )
-                if due or signalled:
-                    value = float(total) / (self.step - since)
+                stop = (
+                    any_process(bool(signalled), self.device)
+                    if due
+                    else (bool(signalled) and not is_distributed())
+                )
+                if due or stop:
+                    value = float(mean_of(total)) / (self.step - since)
                     if not math.isfinite(value):
                         raise _NotFinite
                     mean, now = value, time.monotonic()
@@ -184,8 +201,8 @@ class _Run:
                     on_report(StepReport(self.step, self.total, mean, float(rate), pace))
                     reported, since, clock = self.step, self.step, now
                     total = torch.zeros((), device=self.device)
-                    self._save_if_due(force=bool(signalled))
-                if signalled:
+                    self._save_if_due(force=stop)
+                if stop:
                     raise Interrupted(
                         f"stopped at step {self.step} of {self.total}: the state is saved, "
                         "go on with --resume"
@@ -208,17 +225,41 @@ class _Run:
 
     def _one_step(self, inputs: tuple[Any, ...]) -> Tensor:
         self._set_rates()
+        mine = share_of(inputs)
+        weight = weight_of_share(inputs, mine)
+        loss = self._backward(mine, weight)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.student)
+        return loss
+
+    def _backward(self, inputs: tuple[Any, ...], weight: float) -> Tensor:
+        """Gradients of the whole batch, in as many parts as fit into memory."""
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                total = torch.zeros((), device=self.device)
+                for part, share in _parts(inputs, self.parts):
+                    total += self._backward_of_part(part, weight * share)
+                return total
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if is_distributed() or self.parts >= len(inputs[0]):
+                    raise TrainingError(
+                        "training runs out of memory even in small parts: lower batch_size"
+                    ) from error
+                self.parts *= 2
+                self.note(f"out of memory: every batch is computed in {self.parts} parts from here")
+
+    def _backward_of_part(self, inputs: tuple[Any, ...], weight: float) -> Tensor:
         inputs = tuple(self._placed(x) for x in inputs)
         with torch.no_grad(), self._autocast():
             target = self.teacher(*inputs)
         with self._autocast():
-            output = self.student(*inputs)
-        loss = self.loss(output, target)
-        self.optimizer.zero_grad(set_to_none=True)
+            output = self.running(*inputs)
+        loss = weight * self.loss(output, target)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.student)
         return loss.detach()
 
     def _placed(self, x: Any) -> Any:
@@ -305,11 +346,11 @@ class _Run:
 
     def _save_if_due(self, *, force: bool) -> None:
         due = time.monotonic() - self.saved_at >= self.recipe.checkpoint_seconds
-        if not (due or force or self._asks_for_checkpoint()):
+        if not any_process(due or force or self._asks_for_checkpoint(), self.device):
             return
         self.last_good = self._pack()
         self.saved_at = time.monotonic()
-        if self.checkpoints is None:
+        if self.checkpoints is None or not is_first():
             return
         try:
             save_checkpoint(self.checkpoints, self.last_good)
@@ -352,6 +393,26 @@ class _Average:
     def copy_to(self, student: nn.Module) -> None:
         for name, parameter in student.named_parameters():
             parameter.copy_(self.values[name])
+
+
+def _parts(inputs: tuple[Any, ...], count: int) -> Iterator[tuple[tuple[Any, ...], float]]:
+    """A batch in parts along its first axis, with each part's share of the samples."""
+    size = len(inputs[0])
+    for index in range(min(count, size)):
+        part = tuple(
+            x.tensor_split(min(count, size))[index]
+            if isinstance(x, Tensor) and x.ndim and len(x) == size
+            else x
+            for x in inputs
+        )
+        yield part, len(part[0]) / size
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error)
+        for text in ("can't allocate memory", "not enough memory", "out of memory")
+    )
 
 
 def schedule(recipe: Recipe, step: int, total: int) -> float:

@@ -26,6 +26,7 @@ from sqakd_fx.calibrate import calibrate, quantizers_of
 from sqakd_fx.checkpoint import clear_checkpoints
 from sqakd_fx.compiler import tensors_of
 from sqakd_fx.distil import StepReport, distil, seed_everything
+from sqakd_fx.distributed import is_first, process_group
 from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.losses import class_axis
@@ -100,7 +101,7 @@ def quantize(
     metric: Callable[[Any, Any], float] | None = None,
     resume: bool = False,
     observer: Observer | None = None,
-) -> Result:
+) -> Result | None:
     """Quantize a trained float model by label-free distillation and export integer ONNX.
 
     Args:
@@ -111,6 +112,8 @@ def quantize(
         out: result folder.
         eval_data: labelled batches, only to report accuracy.
         metric: metric(outputs, targets) in place of top-1.
+
+    Returns the result; None in the processes of torchrun but the first.
 
     Raises:
         SqakdError: one sentence that says what is wrong and what to do.
@@ -187,16 +190,33 @@ def run(
     resume: bool = False,
     dump: Path | None = None,
     observer: Observer | None = None,
-) -> Result:
+) -> Result | None:
     """All stages from a loaded source to a validated result folder.
+
+    Under torchrun every process trains on its share of each batch; the first writes, reports and has the
+    result, the others have None.
 
     Raises:
         SqakdError: with nothing half-written; checkpoints of an interrupted run stay for `resume`.
     """
-    say = observer or Silent()
     device = choose_device(recipe.device)
-    claim_output_folder(out)
-    remove_temporaries(out)
+    with process_group(device):
+        return _run(source, recipe, out, device, resume, dump, observer if is_first() else None)
+
+
+def _run(
+    source: Source,
+    recipe: Recipe,
+    out: Path,
+    device: torch.device,
+    resume: bool,
+    dump: Path | None,
+    observer: Observer | None,
+) -> Result | None:
+    say = observer or Silent()
+    if is_first():
+        claim_output_folder(out)
+        remove_temporaries(out)
     seed_everything(recipe.seed)
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
     timings: dict[str, float] = {}
@@ -208,7 +228,7 @@ def run(
         )
     inputs = training_inputs(source, program, recipe)
     per_epoch = inputs.count()
-    if not resume:
+    if not resume and is_first():
         clear_checkpoints(out / "checkpoints")
 
     with _timed(timings, "calibrate"):
@@ -228,10 +248,12 @@ def run(
         total = recipe.steps if recipe.steps is not None else recipe.epochs * per_epoch
         say.stage("distil", f"{total} steps on {device.type}, no labels")
         history = out / "train.jsonl"
-        if not resume and history.exists():
+        if not resume and is_first() and history.exists():
             history.unlink()
 
         def on_report(step: StepReport) -> None:
+            if not is_first():
+                return
             say.training(step)
             _append_json(history, asdict(step))
 
@@ -253,6 +275,8 @@ def run(
                 itertools.islice(inputs.epoch(0), recipe.reestimate_batch_norm),
                 device,
             )
+    if not is_first():
+        return None
     program.student.cpu().eval()
     save_student(program, source, recipe, out)
 

@@ -102,6 +102,9 @@ class Recipe(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
+    accumulate: int = Field(
+        1, ge=1, description="parts that a batch is computed in, for less memory"
+    )
     checkpoint_seconds: float = Field(60.0, gt=0)
     checkpoint_steps: int | None = Field(None, ge=1)
 

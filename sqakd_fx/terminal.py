@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -30,7 +31,8 @@ class Live:
     """An observer of a run that draws progress on stderr and keeps a line for each stage."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, only one talks
+        self.console = Console(stderr=True, highlight=False, quiet=not first)
         self.progress_bar: Progress | None = None
         self.task: TaskID | None = None
         self.current: tuple[str, str] | None = None
