@@ -311,7 +311,10 @@ def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
         scale = node.inputs[1]
         assert value is not None
         assert scale is not None
-        if value.name in found:
+        bounded = node.op_type == "QuantizeLinear" and [
+            user.op_type for user in value.consumers()
+        ] == ["Clip"]
+        if value.name in found or bounded:
             continue
         note = onnx.TensorAnnotation(tensor_name=value.name)
         note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=scale.name)

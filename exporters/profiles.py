@@ -15,11 +15,11 @@ from sqakd_fx.exporters.onnx_program import (
     check_model,
     export_program,
     save_model,
-    tensor_annotations,
 )
 from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
 from sqakd_fx.exporters.pt2 import save_program
 from sqakd_fx.exporters.qonnx import to_qonnx
+from sqakd_fx.exporters.slim import slim
 from sqakd_fx.exporters.typed import type_weights
 from torch import Tensor, fx
 
@@ -79,7 +79,7 @@ def _container(job: Export, path: Path) -> Content:
 def _packed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "packed")
     content = pack_weights(model, job.provider)
-    _slim(model)
+    slim(model)
     save_model(model, path)
     check_model(path)
     return content
@@ -109,29 +109,6 @@ def _float(job: Export, path: Path) -> Content:
 def _pt2(job: Export, path: Path) -> Content:
     save_program(job.lowered, [_two(x) for x in job.example], path)
     return (), ("loading it needs `import sqakd_fx.integer_ops` first",)
-
-
-_PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Mul", "Add")
-
-
-def _slim(model: ir.Model) -> None:
-    """Drop what shape inference finds again, metadata, and names of what is neither layer nor code."""
-    outer = {*model.graph.inputs, *model.graph.outputs}
-    coded = {str(note.tensor_name) for note in tensor_annotations(model)}
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
-        value.type = value.shape = None
-    for index, node in enumerate(model.graph):
-        node.metadata_props.clear()
-        if node.op_type in _PLUMBING:
-            node.name = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-            if value in outer:
-                continue
-            value.type = value.shape = None
-            if value.name not in coded:
-                value.name = f"t{index}"
 
 
 PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {

@@ -129,9 +129,16 @@ def _constants(proto: onnx.ModelProto) -> dict[str, Array]:
     made_from: dict[str, str] = {}
     values: dict[str, Array] = {}
     for node in proto.graph.node:
-        if node.op_type not in ("Cast", "Mul", "Add") or node.input[0] not in found | values:
+        known = [values.get(name, found.get(name)) for name in node.input]
+        if node.op_type not in ("Cast", "Mul", "Add") or any(k is None for k in known):
             continue
-        value = (found | values)[node.input[0]].astype(np.int32)
+        value = known[0]
+        assert value is not None
+        if value.dtype == np.float32:  # the scale of a bias
+            if node.op_type == "Mul":
+                found[node.output[0]] = value * known[1]
+            continue
+        value = value.astype(np.int32)
         if node.op_type == "Mul":
             value = value * found[node.input[1]]
         elif node.op_type == "Add":

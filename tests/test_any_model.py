@@ -230,7 +230,7 @@ def compiled(
     return program, validate(program.student, lowered, folder / "model.onnx", [example])
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w2a2"])
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2", "w1a1"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_comes_through_whole(name: str, bits: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

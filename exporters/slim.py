@@ -1,0 +1,115 @@
+"""Make a packed file small: what a runtime or shape inference finds by itself is not stored.
+
+Left out: shapes and metadata of inner tensors, names of what is neither a layer nor a quantized tensor,
+attributes that say the default, zero points that are zero, and the scale of a bias, which is the product of
+two scales that are stored (the runtime folds the Mul when it loads the model).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from sqakd_fx.exporters.onnx_program import tensor_annotations
+
+_PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Mul", "Add")
+_USUAL = {"dilations": 1, "strides": 1, "pads": 0}
+
+
+def slim(model: ir.Model) -> None:
+    """Shrink a packed model in place; the function stays the same, bit for bit."""
+    for node in list(model.graph):
+        if node.op_type == "Conv":
+            _drop_usual_geometry(node)
+            _drop_zero_point_of_weight(node)
+        if node.op_type in ("Conv", "Gemm"):
+            _multiply_bias_scale(model, node)
+    _share_small_constants(model)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses():
+            del model.graph.initializers[name]
+    _forget(model)
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _drop_usual_geometry(node: ir.Node) -> None:
+    node.attributes.pop("kernel_shape", None)  # the weight says it
+    for name, usual in _USUAL.items():
+        attribute = node.attributes.get(name)
+        if attribute is not None and all(x == usual for x in attribute.as_ints()):
+            del node.attributes[name]
+
+
+def _reader(node: ir.Node, index: int) -> ir.Node | None:
+    """The DequantizeLinear behind an input."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    made = None if value is None else value.producer()
+    return made if made is not None and made.op_type == "DequantizeLinear" else None
+
+
+def _drop_zero_point_of_weight(node: ir.Node) -> None:
+    for index in (1, 2):
+        made = _reader(node, index)
+        if made is not None and len(made.inputs) > 2:
+            zero = _array(made.inputs[2])
+            if zero is not None and not zero.any():
+                made.resize_inputs(2)
+
+
+def _multiply_bias_scale(model: ir.Model, node: ir.Node) -> None:
+    x, weight, bias = (_reader(node, index) for index in range(3))
+    if x is None or weight is None or bias is None:
+        return
+    stored = bias.inputs[1]
+    factors = [_array(x.inputs[1]), _array(weight.inputs[1])]
+    wanted = _array(stored)
+    if stored is None or wanted is None or wanted.size < 2 or any(f is None for f in factors):
+        return
+    product = np.asarray(factors[0] * factors[1], np.float32)
+    if product.shape != wanted.shape or not np.array_equal(product, wanted):
+        return
+    made = ir.node("Mul", [x.inputs[1], weight.inputs[1]])
+    name = str(stored.name)
+    model.graph.insert_before(bias, [made])
+    ir.convenience.replace_all_uses_with(stored, made.outputs[0])
+    del model.graph.initializers[name]
+    made.outputs[0].name = name
+
+
+def _share_small_constants(model: ir.Model) -> None:
+    """One initializer for each zero point or scale, under a short name."""
+    seen: dict[tuple[str, bytes], ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        array = _array(value)
+        if array is None or array.ndim:
+            continue
+        first = seen.setdefault((str(array.dtype), array.tobytes()), value)
+        if first is not value:
+            ir.convenience.replace_all_uses_with(value, first)
+            del model.graph.initializers[name]
+    for index, value in enumerate(seen.values()):
+        old = str(value.name)
+        del model.graph.initializers[old]
+        value.name = f"c{index}"
+        model.graph.initializers[value.name] = value
+
+
+def _forget(model: ir.Model) -> None:
+    outer = {*model.graph.inputs, *model.graph.outputs}
+    coded = {str(note.tensor_name) for note in tensor_annotations(model)}
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+        value.type = value.shape = None
+    for index, node in enumerate(model.graph):
+        node.metadata_props.clear()
+        if node.op_type in _PLUMBING:
+            node.name = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value in outer:
+                continue
+            value.type = value.shape = None
+            if value.name not in coded and not str(value.name).endswith("accumulator_scale"):
+                value.name = f"t{index}"
