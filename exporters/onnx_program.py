@@ -302,19 +302,19 @@ def _lift_constants(model: ir.Model) -> None:
 
 
 def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
-    """One quantization_annotation for every quantized tensor: what DequantizeLinear reads."""
+    """One quantization_annotation for every quantized tensor: what a quantizer gives, what is read."""
     found: dict[str, onnx.TensorAnnotation] = {}
     for node in model.graph:
-        if node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
+        if node.op_type == "QuantizeLinear":
+            value = _bounded(node.outputs[0])
+        elif node.op_type == "DequantizeLinear":
+            value = node.inputs[0]
+        else:
             continue
-        value = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
         scale = node.inputs[1]
         assert value is not None
         assert scale is not None
-        bounded = node.op_type == "QuantizeLinear" and [
-            user.op_type for user in value.consumers()
-        ] == ["Clip"]
-        if value.name in found or bounded:
+        if value.name in found:
             continue
         note = onnx.TensorAnnotation(tensor_name=value.name)
         note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=scale.name)
@@ -323,3 +323,11 @@ def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
             note.quant_parameter_tensor_names.add(key="ZERO_POINT_TENSOR", value=zero_point.name)
         found[str(value.name)] = note
     return list(found.values())
+
+
+def _bounded(codes: ir.Value) -> ir.Value:
+    """Codes as the Clip that belongs to their quantizer leaves them."""
+    users = list(codes.consumers())
+    named = "_quantized" in str(codes.name)
+    bounded = not named and [user.op_type for user in users] == ["Clip"]
+    return users[0].outputs[0] if bounded else codes

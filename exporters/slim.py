@@ -1,8 +1,9 @@
 """Make a packed file small: what a runtime or shape inference finds by itself is not stored.
 
-Left out: shapes and metadata of inner tensors, names of what is neither a layer nor a quantized tensor,
-attributes that say the default, zero points that are zero, and the scale of a bias, which is the product of
-two scales that are stored (the runtime folds the Mul when it loads the model).
+Left out: shapes and metadata of inner tensors, names of what is neither a layer's weight or bias nor a
+quantized activation, attributes that say the default, zero points that are zero, and the scale of a bias,
+which is the product of two scales that are stored. Biases are stored in INT8 or INT16 where that holds them
+(the runtime folds the Mul and the Cast when it loads the model).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from sqakd_fx.exporters.onnx_program import tensor_annotations
+from sqakd_fx.exporters.packed import replace_initializer
 
+_BYTES_OF_A_CAST = 40
 _PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Mul", "Add")
 _USUAL = {"dilations": 1, "strides": 1, "pads": 0}
 
@@ -23,6 +26,7 @@ def slim(model: ir.Model) -> None:
             _drop_zero_point_of_weight(node)
         if node.op_type in ("Conv", "Gemm"):
             _multiply_bias_scale(model, node)
+            _narrow_bias(model, node)
     _share_small_constants(model)
     for name, value in list(model.graph.initializers.items()):
         if not value.uses():
@@ -78,8 +82,26 @@ def _multiply_bias_scale(model: ir.Model, node: ir.Node) -> None:
     made.outputs[0].name = name
 
 
+def _narrow_bias(model: ir.Model, node: ir.Node) -> None:
+    """INT32 as INT8 or INT16 and a Cast, where that takes fewer bytes."""
+    reader = _reader(node, 2)
+    stored = None if reader is None else reader.inputs[0]
+    bias = _array(stored)
+    if reader is None or stored is None or bias is None or len(stored.uses()) != 1:
+        return
+    for kind in (np.int8, np.int16):
+        narrow = bias.astype(kind)
+        saved = bias.nbytes - narrow.nbytes - _BYTES_OF_A_CAST
+        if saved > 0 and np.array_equal(narrow, bias):
+            replace_initializer(model, stored, ir.tensor(narrow, name=stored.name))
+            made = ir.node("Cast", [stored], {"to": int(ir.DataType.INT32)})
+            model.graph.insert_before(reader, [made])
+            reader.replace_input_with(0, made.outputs[0])
+            return
+
+
 def _share_small_constants(model: ir.Model) -> None:
-    """One initializer for each zero point or scale, under a short name."""
+    """One initializer for each number: zero points, scales of activations."""
     seen: dict[tuple[str, bytes], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         array = _array(value)
@@ -89,19 +111,23 @@ def _share_small_constants(model: ir.Model) -> None:
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)
             del model.graph.initializers[name]
-    for index, value in enumerate(seen.values()):
-        old = str(value.name)
-        del model.graph.initializers[old]
-        value.name = f"c{index}"
-        model.graph.initializers[value.name] = value
 
 
 def _forget(model: ir.Model) -> None:
     outer = {*model.graph.inputs, *model.graph.outputs}
-    coded = {str(note.tensor_name) for note in tensor_annotations(model)}
-    for value in model.graph.initializers.values():
+    activations = {
+        str(note.tensor_name)
+        for note in tensor_annotations(model)
+        if "_quantized" in note.tensor_name
+    }
+    codes = {_stored_codes(node) for node in model.graph if node.op_type == "DequantizeLinear"}
+    for index, (name, value) in enumerate(list(model.graph.initializers.items())):
         value.metadata_props.clear()
         value.type = value.shape = None
+        if value not in codes:
+            del model.graph.initializers[name]
+            value.name = f"c{index}"
+            model.graph.initializers[value.name] = value
     for index, node in enumerate(model.graph):
         node.metadata_props.clear()
         if node.op_type in _PLUMBING:
@@ -111,5 +137,16 @@ def _forget(model: ir.Model) -> None:
             if value in outer:
                 continue
             value.type = value.shape = None
-            if value.name not in coded and not str(value.name).endswith("accumulator_scale"):
+            if value.name not in activations:
                 value.name = f"t{index}"
+
+
+def _stored_codes(reader: ir.Node) -> ir.Value | None:
+    """The initializer that a DequantizeLinear reads, through the arithmetic of a packing."""
+    value = reader.inputs[0]
+    while value is not None:
+        made = value.producer()
+        if made is None or made.op_type not in ("Cast", "Mul", "Add"):
+            break
+        value = made.inputs[0]
+    return value

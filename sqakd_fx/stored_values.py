@@ -5,7 +5,7 @@ A scale that is off by one part in 10,000 changes few codes of any batch; here i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -38,63 +38,45 @@ def file_names(lowered: fx.GraphModule) -> dict[str, str]:
 
 def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
     """A sentence for each quantized tensor, weight or bias whose stored numbers differ."""
-    proto = onnx.load(str(model))
-    constants = _constants(proto)
-    around = _operators_around(proto)
+    proto = onnx.load(str(model), load_external_data=False)
+    constants = _Constants(proto, model.parent)
     names = file_names(lowered)
+    around = _operators_around(proto, set(names.values()))
     wrong: list[str] = []
-
-    def value_of(node: fx.Node, argument: str) -> torch.Tensor | None:
-        arguments = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-        source = node.args[arguments.index(argument)] if argument in arguments else None
-        return (
-            None if not isinstance(source, fx.Node) else get_attribute(lowered, str(source.target))
-        )
-
     for node in lowered.graph.nodes:
+        values = _arguments(lowered, node)
         if node.name in names:
             tensor = names[node.name]
             for index, argument in ((1, "scale"), (2, "zero_point")):
-                wanted = value_of(node, argument)
-                assert wanted is not None
                 for operator in around.get(tensor, ()):
-                    if not _equal(constants.get(operator.input[index]), wanted):
+                    if not _equal(constants.value(operator.input[index]), values[argument]):
                         what = argument.replace("_", " ")
                         wrong.append(
                             f"{tensor}: the {what} in its {operator.op_type} is not what was trained"
                         )
         elif node.target in (_OPS.conv.default, _OPS.linear.default):
-            wrong += _differing_layer(node, value_of, constants)
+            for codes, scale in (("weight", "weight_scale"), ("bias", "accumulator_scale")):
+                if codes in values:
+                    name = str(_argument(node, codes).target)
+                    wrong += constants.differing(name, values[codes], values[scale])
     return list(dict.fromkeys(wrong))
 
 
-def _differing_layer(
-    node: fx.Node,
-    value_of: Callable[[fx.Node, str], torch.Tensor | None],
-    constants: Mapping[str, Array],
-) -> list[str]:
+def _arguments(lowered: fx.GraphModule, node: fx.Node) -> dict[str, torch.Tensor]:
+    """The stored tensors that an integer operation reads, by argument."""
+    if str(getattr(node.target, "namespace", "")) != "sqakd_fx":
+        return {}
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    stored = {n: str(a.target) for n, a in zip(names, node.args) if isinstance(a, fx.Node)}
-    weight, scale = stored["weight"], stored["weight_scale"]
-    wrong = []
-    codes, step = value_of(node, "weight"), value_of(node, "weight_scale")
-    assert codes is not None
-    assert step is not None
-    if weight not in constants or scale not in constants:
-        wrong.append(f"{weight}: its codes or its scale are missing")
-    elif not np.array_equal(
-        _decoded(constants[weight], constants[scale]), _decoded(codes.numpy(), step.numpy())
-    ):
-        wrong.append(f"{weight}: its codes and scale are not what was trained")
-    for argument in ("bias", "accumulator_scale"):
-        wanted = value_of(node, argument)
-        if (
-            wanted is not None
-            and "bias" in stored
-            and not _equal(constants.get(stored[argument]), wanted)
-        ):
-            wrong.append(f"{stored[argument]}: the stored values are not what was trained")
-    return wrong
+    return {
+        name: get_attribute(lowered, str(value.target))
+        for name, value in zip(names, node.args)
+        if isinstance(value, fx.Node) and value.op == "get_attr"
+    }
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return node.args[names.index(name)]
 
 
 def _decoded(codes: Array, scale: Array) -> Array:
@@ -102,49 +84,87 @@ def _decoded(codes: Array, scale: Array) -> Array:
     return codes.astype(np.float32) * wide
 
 
+def _same_size(step: Array, scale: torch.Tensor) -> bool:
+    """True where the steps are equal up to their signs, which a channel's codes may have taken."""
+    return bool((np.abs(step) == np.abs(scale.numpy())).all())
+
+
 def _equal(found: Array | None, wanted: torch.Tensor) -> bool:
     expected = wanted.detach().cpu().numpy().reshape(-1)
     return found is not None and np.array_equal(found.reshape(-1), expected)
 
 
-def _operators_around(proto: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """The QuantizeLinear that makes each coded tensor, and every DequantizeLinear that reads it."""
+def _operators_around(proto: onnx.ModelProto, tensors: Set[str]) -> dict[str, list[onnx.NodeProto]]:
+    """The QuantizeLinear that makes each coded tensor, and every DequantizeLinear that reads it.
+
+    Codes are followed through what moves or clips them.
+    """
     makers = {name: node for node in proto.graph.node for name in node.output}
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in proto.graph.node:
-        if node.op_type == "QuantizeLinear":
-            found.setdefault(node.output[0], []).append(node)
-        elif node.op_type == "DequantizeLinear":
-            found.setdefault(node.input[0], []).append(node)
-        elif node.op_type == "Clip":
-            maker = makers.get(node.input[0])
-            if maker is not None and maker.op_type == "QuantizeLinear":
-                found.setdefault(node.output[0], []).append(maker)
+        if node.op_type == "DequantizeLinear":
+            name = node.input[0]
+            while (
+                name in makers and name not in tensors and makers[name].op_type != "QuantizeLinear"
+            ):
+                name = makers[name].input[0]
+            found.setdefault(name, []).append(node)
+    for name in tensors & makers.keys():
+        maker = makers[name]
+        if maker.op_type == "Clip":
+            maker = makers.get(maker.input[0], maker)
+        if maker.op_type == "QuantizeLinear":
+            found.setdefault(name, []).append(maker)
     return found
 
 
-def _constants(proto: onnx.ModelProto) -> dict[str, Array]:
-    """Initializers by name; packed weights as the codes that their Cast, Mul and Add make of them."""
-    found = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
-    made_from: dict[str, str] = {}
-    values: dict[str, Array] = {}
-    for node in proto.graph.node:
-        known = [values.get(name, found.get(name)) for name in node.input]
-        if node.op_type not in ("Cast", "Mul", "Add") or any(k is None for k in known):
-            continue
-        value = known[0]
-        assert value is not None
-        if value.dtype == np.float32:  # the scale of a bias
-            if node.op_type == "Mul":
-                found[node.output[0]] = value * known[1]
-            continue
-        value = value.astype(np.int32)
-        if node.op_type == "Mul":
-            value = value * found[node.input[1]]
-        elif node.op_type == "Add":
-            value = value + found[node.input[1]]
-        values[node.output[0]] = value
-        made_from[node.output[0]] = made_from.get(node.input[0], node.input[0])
-    for output, origin in made_from.items():
-        found[origin] = values[output]
-    return found
+class _Constants:
+    """The stored tensors of a file, read one at a time, and what Cast, Mul and Add make of them."""
+
+    def __init__(self, proto: onnx.ModelProto, folder: Path) -> None:
+        self.folder = str(folder)
+        self.stored = {i.name: i for i in proto.graph.initializer}
+        self.made = {
+            n.output[0]: n for n in proto.graph.node if n.op_type in ("Cast", "Mul", "Add")
+        }
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in proto.graph.node:
+            if node.op_type == "DequantizeLinear":
+                self.readers.setdefault(self.origin(node.input[0]), []).append(node)
+
+    def origin(self, name: str) -> str:
+        """The stored tensor behind the arithmetic of a packing."""
+        while name in self.made:
+            name = self.made[name].input[0]
+        return name
+
+    def value(self, name: str) -> Array | None:
+        """A tensor that does not depend on the inputs; integers are int32. None for others."""
+        if name in self.stored:
+            array = numpy_helper.to_array(self.stored[name], self.folder)
+            return array if array.dtype == np.float32 else array.astype(np.int32)
+        node = self.made.get(name)
+        known = [] if node is None else [self.value(n) for n in node.input]
+        if node is None or any(k is None for k in known):
+            return None
+        if node.op_type == "Cast":
+            return known[0]
+        return known[0] * known[1] if node.op_type == "Mul" else known[0] + known[1]
+
+    def differing(self, name: str, codes: torch.Tensor, scale: torch.Tensor) -> list[str]:
+        """What is wrong with the codes called `name` and with the scale that they are read with."""
+        readers = self.readers.get(name, [])
+        if name not in self.stored or not readers:
+            return [f"{name}: no DequantizeLinear reads it from the file"]
+        wanted = _decoded(codes.numpy(), scale.numpy())
+        wrong = []
+        for reader in readers:
+            found, step = self.value(reader.input[0]), self.value(reader.input[1])
+            zero = self.value(reader.input[2]) if len(reader.input) > 2 else None
+            if zero is not None and zero.any():
+                wrong.append(f"{name}: its zero point is not 0")
+            elif found is None or step is None:
+                wrong.append(f"{name}: its codes or its scale are computed, not stored")
+            elif not np.array_equal(_decoded(found, step), wanted) or not _same_size(step, scale):
+                wrong.append(f"{name}: its codes and scale are not what was trained")
+        return wrong
