@@ -306,7 +306,7 @@ def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
     found: dict[str, onnx.TensorAnnotation] = {}
     for node in model.graph:
         if node.op_type == "QuantizeLinear":
-            value = _bounded(node.outputs[0])
+            value: ir.Value | None = _bounded(node.outputs[0])
         elif node.op_type == "DequantizeLinear":
             value = node.inputs[0]
         else:

@@ -67,11 +67,10 @@ def _multiply_bias_scale(model: ir.Model, node: ir.Node) -> None:
     if x is None or weight is None or bias is None:
         return
     stored = bias.inputs[1]
-    factors = [_array(x.inputs[1]), _array(weight.inputs[1])]
-    wanted = _array(stored)
-    if stored is None or wanted is None or wanted.size < 2 or any(f is None for f in factors):
+    step, weight_step, wanted = _array(x.inputs[1]), _array(weight.inputs[1]), _array(stored)
+    if stored is None or wanted is None or step is None or weight_step is None or wanted.size < 2:
         return
-    product = np.asarray(factors[0] * factors[1], np.float32)
+    product = np.asarray(step * weight_step, np.float32)
     if product.shape != wanted.shape or not np.array_equal(product, wanted):
         return
     made = ir.node("Mul", [x.inputs[1], weight.inputs[1]])

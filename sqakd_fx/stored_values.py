@@ -141,15 +141,16 @@ class _Constants:
     def value(self, name: str) -> Array | None:
         """A tensor that does not depend on the inputs; integers are int32. None for others."""
         if name in self.stored:
-            array = numpy_helper.to_array(self.stored[name], self.folder)
+            array: Array = numpy_helper.to_array(self.stored[name], self.folder)
             return array if array.dtype == np.float32 else array.astype(np.int32)
         node = self.made.get(name)
-        known = [] if node is None else [self.value(n) for n in node.input]
-        if node is None or any(k is None for k in known):
+        first = None if node is None else self.value(node.input[0])
+        if node is None or first is None or node.op_type == "Cast":
+            return first
+        second = self.value(node.input[1])
+        if second is None:
             return None
-        if node.op_type == "Cast":
-            return known[0]
-        return known[0] * known[1] if node.op_type == "Mul" else known[0] + known[1]
+        return np.multiply(first, second) if node.op_type == "Mul" else np.add(first, second)
 
     def differing(self, name: str, codes: torch.Tensor, scale: torch.Tensor) -> list[str]:
         """What is wrong with the codes called `name` and with the scale that they are read with."""
