@@ -1,35 +1,39 @@
 """Accuracy of every method at equal budget, with labels and without: a table.
 
-    python benchmarks/accuracy.py [ROW_GLOB ...] [--epochs 5] [--seeds 1] [--out FOLDER] [--list]
+    python benchmarks/accuracy.py [ROW_GLOB ...] [--data cifar10|fashion] [--epochs 5] [--seeds 1]
+                                  [--out FOLDER] [--list]
 
 CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repository (a tar of JPEG files
-and a safetensors file). Every row starts from the same teacher and takes the same number of steps on the
-same augmented images (random crop with 4 pixels of padding, horizontal flip). A row is METHOD-BITS-LOSS:
-"default" is the preset of the bit width, other methods are families inside it; "sqakd" distils without
-labels, "labels" minimises cross-entropy with them. Finished rows are kept in FOLDER and not run again.
-What is measured is the exported model under ONNX Runtime, on all 10,000 test images.
+and a safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network.
+Every row starts from the same teacher and takes the same number of steps on the same augmented images
+(random crop, horizontal flip). A row is METHOD-BITS-LOSS: "default" is the preset of the bit width, other
+methods are families inside it; "sqakd" distils without labels, "labels" minimises cross-entropy with them.
+Finished rows are kept in FOLDER and not run again. What is measured is the exported model under ONNX
+Runtime, on all 10,000 test images. brevitas, torchao and nncf are other tools, each trained and measured
+in its own simulation, in a virtual environment that is made when it is first needed; they too minimise the
+KL to the teacher at temperature 4, with Adam and our schedule, at the learning rate in PEERS.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import io
 import json
 import statistics
-import tarfile
+import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from resnet20 import WEIGHTS, resnet20
+from image_sets import IMAGE_SETS, ImageSet
+from peers.client import Worker, WorkerFailed
+from peers.environment import default_folder
 from sqakd_fx.exporters.profiles import write_profile
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqakd_fx.calibrate import calibrate
@@ -39,9 +43,6 @@ from sqakd_fx.program import build_program, distillation_teacher, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.validate import session
 
-ARCHIVE = WEIGHTS.parents[1] / "data" / "cifar10-jpeg.tar.xz"
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-BATCH = 128
 DEFAULTS = [f"default-{bits}-sqakd" for bits in ("w8a8", "w4a4", "w2a2", "w1a1")]
 FULL = [
     f"{f}-{b}-{loss}"
@@ -55,57 +56,16 @@ FAMILIES = [
     for b in ("w4a4", "w2a2")
     for loss in ("sqakd", "labels")
 ]
-ROWS = [*DEFAULTS, *FULL, *FAMILIES]
-
-
-def images(part: str, folder: Path) -> tuple[Tensor, Tensor]:
-    """uint8 images (N, 3, 32, 32) and labels of "train" or "test"; decoded once and kept."""
-    kept = folder / f"cifar10-{part}.npz"
-    if not kept.exists():
-        names: list[tuple[str, bytes]] = []
-        with tarfile.open(ARCHIVE) as archive:
-            for member in archive:
-                handle = archive.extractfile(member) if member.isfile() else None
-                if (
-                    handle is not None
-                    and f"{part}/" in member.name
-                    and member.name.endswith(".jpg")
-                ):
-                    names.append((member.name, handle.read()))
-        names.sort()
-        classes = sorted({Path(name).parent.name for name, _ in names})
-        pixels = np.stack(
-            [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for _, data in names]
-        )
-        labels = np.array([classes.index(Path(name).parent.name) for name, _ in names])
-        np.savez(kept, pixels=pixels.transpose(0, 3, 1, 2), labels=labels)
-    found = np.load(kept)
-    return torch.from_numpy(found["pixels"]), torch.from_numpy(found["labels"])
-
-
-def normalised(pixels: Tensor) -> Tensor:
-    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels.float() / 255 - mean) / std
-
-
-def epoch_of(
-    pixels: Tensor, labels: Tensor, number: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled, cropped and flipped batches; the same number gives the same batches."""
-    chance = torch.Generator().manual_seed(1000 * seed + number)
-    order = torch.randperm(len(pixels), generator=chance)
-    for rows in order.split(BATCH):
-        if len(rows) < BATCH:
-            return
-        padded = F.pad(pixels[rows.to(pixels.device)].float(), (4, 4, 4, 4), mode="reflect")
-        dy, dx = torch.randint(0, 9, (2, BATCH, 1), generator=chance).to(pixels.device)
-        flip = torch.rand(BATCH, 1, generator=chance).to(pixels.device) < 0.5
-        across = torch.arange(32, device=pixels.device)
-        columns = torch.where(flip, 31 - across, across) + dx
-        index = torch.arange(BATCH, device=pixels.device)[:, None, None]
-        cropped = padded.permute(0, 2, 3, 1)[index, (across + dy)[:, :, None], columns[:, None, :]]
-        yield normalised(cropped.permute(0, 3, 1, 2)), labels[rows.to(pixels.device)]
+PEERS = {
+    "brevitas-w8a8-sqakd": 1e-4,
+    "brevitas-w4a4-sqakd": 1e-3,
+    "brevitas-w2a2-sqakd": 2e-3,
+    "torchao-w8a8-sqakd": 1e-4,
+    "nncf-w8a8-sqakd": 1e-4,
+}
+"""Learning rates."""
+CALIBRATION_BATCHES = 8
+ROWS = [*DEFAULTS, *FULL, *FAMILIES, *PEERS]
 
 
 class WithLabels(nn.Module):
@@ -126,10 +86,22 @@ class WithoutLabels(nn.Module):
         return self.net(x)  # type: ignore[no-any-return]
 
 
-def run_row(
-    name: str, seed: int, epochs: int, folder: Path, overrides: list[str]
-) -> dict[str, Any]:
-    """Train, export and measure one row."""
+@dataclass(frozen=True)
+class Job:
+    """What rows have in common: the images and their name, the folder of results, the budget."""
+
+    data: ImageSet
+    name: str
+    folder: Path
+    steps: int
+
+    def read(self, part: str) -> tuple[Tensor, Tensor]:
+        """uint8 images (N, C, H, W) and labels (N) of "train" or "test"."""
+        return self.data.read(part, self.folder)
+
+
+def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """Train, export and measure one row of ours."""
     started = time.perf_counter()
     method, bits, kind = name.rsplit("-", 2)
     settings = [*overrides]
@@ -137,13 +109,13 @@ def run_row(
         settings += [f"weight_family={method!r}", f"activation_family={method!r}"]
     if kind == "labels":
         settings.append("temperature=1.0")
-    recipe = resolve_recipe(bits, settings=settings, epochs=epochs, seed=seed)
+    recipe = resolve_recipe(bits, settings=settings, steps=job.steps, seed=seed)
     device = choose_device("auto")
-    pixels, labels = (x.to(device) for x in images("train", folder))
+    pixels, labels = (x.to(device) for x in job.read("train"))
     torch.manual_seed(seed)
-    program = build_program(resnet20(), (torch.zeros(2, 3, 32, 32),), {}, recipe)
+    program = build_program(job.data.teacher(), (torch.zeros(2, *job.data.shape),), {}, recipe)
     student = program.student.to(device)
-    first = epoch_of(pixels, labels, 0, seed)
+    first = job.data.epoch(pixels, labels, 0, seed)
     calibrate(
         student,
         [(next(first)[0],) for _ in range(recipe.calibration_batches)],
@@ -158,13 +130,13 @@ def run_row(
     done = distil(
         wrapped,  # type: ignore[arg-type]
         teacher,
-        lambda number: epoch_of(pixels, labels, number, seed),
+        lambda number: job.data.epoch(pixels, labels, number, seed),
         recipe,
-        steps_per_epoch=len(pixels) // BATCH,
+        steps_per_epoch=job.data.steps,
         device=device,
     )
     if recipe.reestimate_batch_norm:
-        batches = ((x,) for x, _ in epoch_of(pixels, labels, 0, seed))
+        batches = ((x,) for x, _ in job.data.epoch(pixels, labels, 0, seed))
         reestimate_batch_norm(
             student, [next(batches) for _ in range(recipe.reestimate_batch_norm)], device
         )
@@ -172,13 +144,13 @@ def run_row(
     path = write_profile(
         "packed",
         export_job(lower(student).graph_module, program, recipe),
-        folder / f"{name}-{seed}.onnx",
+        job.folder / f"{name}-{seed}.onnx",
     ).path
     return {
         "name": name,
         "seed": seed,
-        "epochs": epochs,
-        "accuracy": accuracy(path, folder),
+        "steps": job.steps,
+        "accuracy": accuracy(path, job),
         "loss": done.loss,
         "seconds": time.perf_counter() - started,
         "device": torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu",
@@ -186,56 +158,121 @@ def run_row(
     }
 
 
-def accuracy(path: Path, folder: Path) -> float:
+def run_peer(
+    job: Job, name: str, seed: int, environments: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train and measure one row of another tool.
+
+    Raises:
+        WorkerFailed: with what its process said.
+    """
+    started = time.perf_counter()
+    method, bits, _ = name.rsplit("-", 2)
+    worker = Worker(
+        method,
+        environments,
+        f"{job.name} {name}",
+        do="train",
+        data=job.name,
+        folder=str(job.folder.resolve()),
+        bits=int(bits.rpartition("a")[2]),
+        steps=job.steps,
+        seed=seed,
+        learning_rate=PEERS[name],
+        calibration_batches=CALIBRATION_BATCHES,
+    )
+    try:
+        answer = worker.receive()
+        while "accuracy" not in answer:
+            say(f"{name}: step {answer['step']} of {answer['steps']}, loss {answer['loss']:.4f}")
+            answer = worker.receive()
+    finally:
+        worker.close()
+    return {
+        "name": name,
+        "seed": seed,
+        "steps": job.steps,
+        "accuracy": answer["accuracy"],
+        "loss": answer["loss"],
+        "seconds": time.perf_counter() - started,
+        "device": answer["device"],
+        "learning_rate": PEERS[name],
+        "precision": "float32",
+    }
+
+
+def accuracy(path: Path, job: Job) -> float:
     """Top-1 in percent of an ONNX file on the test images."""
     running = session(path)
-    pixels, labels = images("test", folder)
+    pixels, labels = job.read("test")
     right = 0
     for rows in torch.arange(len(pixels)).split(500):
         (scores,) = running.run(
-            None, {running.get_inputs()[0].name: normalised(pixels[rows]).numpy()}
+            None, {running.get_inputs()[0].name: job.data.normalised(pixels[rows]).numpy()}
         )
         right += int((scores.argmax(1) == labels[rows].numpy()).sum())
     return 100 * right / len(pixels)
 
 
-def teacher_accuracy(folder: Path) -> float:
-    pixels, labels = images("test", folder)
-    net: nn.Module | fx.GraphModule = resnet20()
+def teacher_accuracy(job: Job) -> float:
+    pixels, labels = job.read("test")
+    net = job.data.teacher()
     with torch.no_grad():
-        found = torch.cat([net(normalised(part)).argmax(1) for part in pixels.split(500)])
-    return 100 * float((found == labels).float().mean())
+        parts = [net(job.data.normalised(part)).argmax(1) for part in pixels.split(500)]
+    return 100 * float((torch.cat(parts) == labels).float().mean())
+
+
+def progress(text: str) -> None:
+    """A line on a terminal, written over the one before."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<100}", end="\r", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("globs", nargs="*", default=["*"])
+    parser.add_argument("--data", choices=sorted(IMAGE_SETS), default="cifar10")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="in place of epochs")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--out", type=Path, default=Path("sqakd-out/accuracy"))
+    parser.add_argument("--environments", type=Path, default=default_folder())
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     names = [n for n in ROWS if any(fnmatch.fnmatch(n, g) for g in options.globs)]
     if options.list:
         print("\n".join(names))
         return
-    missing = [path for path in (WEIGHTS, ARCHIVE) if not path.exists()]
-    if missing:
-        raise SystemExit(f"{missing[0]} is not there: this benchmark needs it")
+    data = IMAGE_SETS[options.data]
+    for path, what in data.needs:
+        if not path.exists():
+            raise SystemExit(f"{path} ({what}) is not there: {options.data} needs it")
     warnings.simplefilter("ignore")
-    options.out.mkdir(parents=True, exist_ok=True)
-    float_accuracy = teacher_accuracy(options.out)
-    print(f"float: {float_accuracy:.2f}\n")
+    job = Job(
+        data, options.data, options.out / options.data, options.steps or options.epochs * data.steps
+    )
+    job.folder.mkdir(parents=True, exist_ok=True)
+    float_accuracy = teacher_accuracy(job)
+    print(f"{options.data}, {job.steps} steps; float: {float_accuracy:.2f}\n")
     print("| row | seeds | accuracy | minus float | seconds |\n|---|---|---|---|---|", flush=True)
     for name in names:
         found = []
-        for seed in range(options.seeds):
-            kept = options.out / f"{name}-{seed}-{options.epochs}.json"
-            if not kept.exists():
-                row = run_row(name, seed, options.epochs, options.out, options.settings)
-                kept.write_text(json.dumps(row, indent=2))
-            found.append(json.loads(kept.read_text()))
+        try:
+            for seed in range(options.seeds):
+                kept = job.folder / f"{name}-{seed}-{job.steps}.json"
+                if not kept.exists():
+                    if name in PEERS:
+                        row = run_peer(job, name, seed, options.environments, progress)
+                    else:
+                        row = run_row(job, name, seed, options.settings)
+                    kept.write_text(json.dumps(row, indent=2))
+                found.append(json.loads(kept.read_text()))
+        except (WorkerFailed, RuntimeError) as error:
+            if name not in PEERS:
+                raise
+            print(f"| {name} | failed: {error} |", flush=True)
+            continue
         scores = [row["accuracy"] for row in found]
         spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         mean = statistics.mean(scores)

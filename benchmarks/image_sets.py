@@ -1,0 +1,156 @@
+"""The image sets of `accuracy.py`, with their float networks: CIFAR-10 and Fashion-MNIST.
+
+Plain PyTorch, so that peers see the same batches in environments of their own.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from resnet20 import WEIGHTS, resnet20
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BATCH = 128
+ARCHIVE = WEIGHTS.parents[1] / "data" / "cifar10-jpeg.tar.xz"
+IDX = Path("/usr/share/datasets/fashion-mnist")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "fashion"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with 10 labels, how they are augmented, and a float network trained on them.
+
+    `read(part, folder)` gives uint8 images (N, C, H, W) and labels (N) of "train" or "test"; what it decodes
+    is kept in `folder`. `padding` pixels around an image are the room of the random crop. `needs` are files
+    that have to be there: path and where it comes from.
+    """
+
+    shape: tuple[int, int, int]
+    train_images: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int
+    read: Callable[[str, Path], tuple[Tensor, Tensor]]
+    teacher: Callable[[], nn.Module]
+    needs: tuple[tuple[Path, str], ...]
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch; the last, incomplete batch is left out."""
+        return self.train_images // BATCH
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
+        return (pixels.float() / 255 - mean) / std
+
+    def epoch(
+        self, pixels: Tensor, labels: Tensor, number: int, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled, cropped and flipped batches; the same number and seed give the same batches."""
+        chance = torch.Generator().manual_seed(1000 * seed + number)
+        order = torch.randperm(len(pixels), generator=chance)
+        size, room = self.shape[-1], self.padding
+        for rows in order.split(BATCH):
+            if len(rows) < BATCH:
+                return
+            chosen = pixels[rows.to(pixels.device)].float()
+            padded = F.pad(chosen, (room, room, room, room), mode="reflect")
+            offsets = torch.randint(0, 2 * room + 1, (2, BATCH, 1), generator=chance)
+            dy, dx = offsets.to(pixels.device)
+            flip = torch.rand(BATCH, 1, generator=chance).to(pixels.device) < 0.5
+            across = torch.arange(size, device=pixels.device)
+            columns = torch.where(flip, size - 1 - across, across) + dx
+            index = torch.arange(BATCH, device=pixels.device)[:, None, None]
+            rows_of = (across + dy)[:, :, None]
+            cropped = padded.permute(0, 2, 3, 1)[index, rows_of, columns[:, None, :]]
+            yield (
+                self.normalised(cropped.permute(0, 3, 1, 2)),
+                labels[rows.to(pixels.device)],
+            )
+
+
+def _cifar10(part: str, folder: Path) -> tuple[Tensor, Tensor]:
+    kept = folder / f"cifar10-{part}.npz"
+    if not kept.exists():
+        names: list[tuple[str, bytes]] = []
+        with tarfile.open(ARCHIVE) as archive:
+            for member in archive:
+                handle = archive.extractfile(member) if member.isfile() else None
+                if (
+                    handle is not None
+                    and f"{part}/" in member.name
+                    and member.name.endswith(".jpg")
+                ):
+                    names.append((member.name, handle.read()))
+        names.sort()
+        classes = sorted({Path(name).parent.name for name, _ in names})
+        pixels = np.stack(
+            [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for _, data in names]
+        )
+        labels = np.array([classes.index(Path(name).parent.name) for name, _ in names])
+        np.savez(kept, pixels=pixels.transpose(0, 3, 1, 2), labels=labels)
+    found = np.load(kept)
+    return torch.from_numpy(found["pixels"]), torch.from_numpy(found["labels"])
+
+
+def _idx(name: str) -> Tensor:
+    """A gzipped IDX file of bytes, of any number of axes."""
+    raw = gzip.decompress((IDX / name).read_bytes())
+    axes = raw[3]
+    shape = np.frombuffer(raw, ">i4", axes, 4)
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())
+
+
+def _fashion(part: str, folder: Path) -> tuple[Tensor, Tensor]:
+    stem = {"train": "train", "test": "t10k"}[part]
+    pixels, labels = _idx(f"{stem}-images-idx3-ubyte.gz"), _idx(f"{stem}-labels-idx1-ubyte.gz")
+    return pixels.unsqueeze(1), labels.long()
+
+
+def _fashion_net() -> nn.Module:
+    """The example's network, which was trained on all 60,000 images."""
+    sys.path.append(str(EXAMPLE))
+    from network import FashionNet
+
+    net: nn.Module = FashionNet()
+    net.load_state_dict(load_file(EXAMPLE / "weights.safetensors"))
+    return net.eval()
+
+
+IMAGE_SETS = {
+    "cifar10": ImageSet(
+        shape=(3, 32, 32),
+        train_images=50_000,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        padding=4,
+        read=_cifar10,
+        teacher=resnet20,
+        needs=(
+            (WEIGHTS, "a trained ResNet-20"),
+            (ARCHIVE, "CIFAR-10 as JPEG files"),
+        ),
+    ),
+    "fashion": ImageSet(
+        shape=(1, 28, 28),
+        train_images=60_000,
+        mean=(0.2860,),
+        std=(0.3530,),
+        padding=2,
+        read=_fashion,
+        teacher=_fashion_net,
+        needs=((IDX, "Debian package dataset-fashion-mnist"),),
+    ),
+}

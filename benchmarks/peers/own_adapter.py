@@ -1,0 +1,41 @@
+"""Ours: the training loop itself, which asks for a batch whenever it wants to take a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqakd_fx.calibrate import calibrate
+from sqakd_fx.distil import distil
+from sqakd_fx.program import build_program, distillation_teacher
+from sqakd_fx.recipe import resolve_recipe
+
+ENDLESS = 1_000_000
+
+
+def train(
+    setup: Mapping[str, Any], model: nn.Module, images: Tensor, batches: Iterator[Tensor]
+) -> None:
+    """Distil the preset of the bits, as the command line does, on the batches that are asked for."""
+    bits = setup["bits"]
+    recipe = resolve_recipe(
+        f"w{bits}a{bits}",
+        compile="always" if setup["compile"] else "never",
+        precision=setup["precision"],
+        steps=ENDLESS,
+    )
+    torch.use_deterministic_algorithms(images.device.type == "cpu", warn_only=True)
+    program = build_program(model.cpu(), (images[:2].cpu(),), {}, recipe)
+    student = program.student.to(images.device)
+    calibrate(student, [(images,)], method=recipe.initialisation)
+    distil(
+        student,
+        distillation_teacher(program).to(images.device),
+        lambda epoch: ((batch,) for batch in batches),
+        recipe,
+        steps_per_epoch=ENDLESS,
+        device=images.device,
+    )
