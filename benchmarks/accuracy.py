@@ -172,14 +172,16 @@ def run_peer(
         method,
         environments,
         f"{job.name} {name}",
-        do="train",
-        data=job.name,
-        folder=str(job.folder.resolve()),
-        bits=int(bits.rpartition("a")[2]),
-        steps=job.steps,
-        seed=seed,
-        learning_rate=PEERS[name],
-        calibration_batches=CALIBRATION_BATCHES,
+        {
+            "do": "train",
+            "data": job.name,
+            "folder": str(job.folder.resolve()),
+            "bits": int(bits.rpartition("a")[2]),
+            "steps": job.steps,
+            "seed": seed,
+            "learning_rate": PEERS[name],
+            "calibration_batches": CALIBRATION_BATCHES,
+        },
     )
     try:
         answer = worker.receive()

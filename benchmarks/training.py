@@ -85,11 +85,13 @@ def workers(
                     adapter,
                     folder,
                     f"{network} {name}",
-                    do="time",
-                    network=network,
-                    batch=batch,
-                    warm_up=WARM_UP,
-                    **options,
+                    {
+                        "do": "time",
+                        "network": network,
+                        "batch": batch,
+                        "warm_up": WARM_UP,
+                        **options,
+                    },
                 )
                 running[name] = worker
                 first[name] = worker.receive()["seconds"]

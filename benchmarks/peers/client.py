@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class WorkerFailed(Exception):
 class Worker:
     """A running worker; what it prints is kept in `log`."""
 
-    def __init__(self, adapter: str, folder: Path, name: str, **setup: Any) -> None:
+    def __init__(self, adapter: str, folder: Path, name: str, setup: Mapping[str, Any]) -> None:
         python = str(python_of(adapter, folder)) if adapter in PINNED else sys.executable
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{name.replace(' ', '-')}.log"
@@ -40,11 +41,11 @@ class Worker:
                 bufsize=1,
                 env=environment,
             )
-        self.send(**setup)
+        self.send(setup)
 
-    def send(self, **values: Any) -> None:
+    def send(self, values: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(values) + "\n")
+        self.process.stdin.write(json.dumps(dict(values)) + "\n")
         self.process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Worker:
         return answer
 
     def ask(self, do: str) -> dict[str, Any]:
-        self.send(do=do)
+        self.send({"do": do})
         return self.receive()
 
     def close(self) -> None:
