@@ -169,9 +169,11 @@ def settled(name: str, images: Tensor) -> nn.Module:
     model = NETWORKS[name].make()
     if name != "resnet20":
         model.train()
-        for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.momentum = None
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0
         with torch.no_grad():
             model(images)
+        for norm in norms:
+            norm.momentum = 0.1
     return model.eval()

@@ -1,21 +1,29 @@
-"""Brevitas: its FX flow, with the same quantized tensors as ours.
+"""Brevitas, with the same quantized tensors as ours as far as its graph flow goes.
 
 Weights are narrow and per channel, activations per tensor. At 8 bits the scales of weights are statistics,
 Brevitas' default; below, they are learned from an MSE-optimal start (its closest to LSQ). Scales of
 activations are learned from a percentile of the calibration data, its default. BatchNorm stays live. First
-and last layer, and every tensor that is added, have 8 bits.
+and last layer, and every tensor that is added, have 8 bits. Transformers go through the layer-wise flow, since
+the graph flow refuses their residual sums: there, sums and products of activations stay in float.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from brevitas import nn as qnn
 from brevitas.graph.calibrate import calibration_mode
-from brevitas.graph.quantize import QUANT_IDENTITY_MAP, preprocess_for_quantize, quantize
+from brevitas.graph.quantize import (
+    QUANT_IDENTITY_MAP,
+    layerwise_quantize,
+    preprocess_for_quantize,
+    quantize,
+)
 from brevitas.quant import (
+    Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
     Int8WeightPerChannelFloatMSE,
     Uint8ActPerTensorFloat,
@@ -33,14 +41,55 @@ def prepare(
     model: nn.Module, example: Tensor, bits: int, calibration: Sequence[Tensor]
 ) -> nn.Module:
     """A trainable simulation of `model` at `bits` bits, calibrated on batches of images."""
-    graph = preprocess_for_quantize(copy.deepcopy(model), merge_bn=False)
+    transformer = any(isinstance(m, nn.LayerNorm) for m in model.modules())
+    copied = copy.deepcopy(model)
+    quantized = _by_layers(copied, bits) if transformer else _by_graph(copied, bits)
+    quantized.eval()
+    with torch.no_grad(), calibration_mode(quantized):
+        for batch in calibration:
+            quantized(batch)
+    return quantized.train()
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    return model.eval()
+
+
+def _narrowed(quantizer: type, bits: int) -> type:
+    return type(quantizer.__name__, (quantizer,), {"bit_width": bits})
+
+
+def _weight(bits: int) -> type:
+    return Int8WeightPerChannelFloat if bits == 8 else _narrowed(Int8WeightPerChannelFloatMSE, bits)
+
+
+def _edges(layers: Sequence[nn.Module | None]) -> set[int]:
+    return {id(layers[0]), id(layers[-1])}
+
+
+def _by_layers(model: nn.Module, bits: int) -> nn.Module:
+    edges = _edges([m for m in model.modules() if isinstance(m, LAYERS)])
+    weight, signed = _weight(bits), _narrowed(Int8ActPerTensorFloat, bits)
+    layer: dict[str, Any] = {
+        "weight_quant": lambda m: Int8WeightPerChannelFloat if id(m) in edges else weight,
+        "input_quant": lambda m: Int8ActPerTensorFloat if id(m) in edges else signed,
+        "bias_quant": None,
+        "return_quant_tensor": False,
+    }
+    return layerwise_quantize(  # type: ignore[no-any-return]
+        model, {nn.Conv2d: (qnn.QuantConv2d, layer), nn.Linear: (qnn.QuantLinear, layer)}
+    )
+
+
+def _by_graph(model: nn.Module, bits: int) -> nn.Module:
+    graph = preprocess_for_quantize(model, merge_bn=False)
     modules = dict(graph.named_modules())
 
     def module_of(node: fx.Node) -> nn.Module | None:
         return modules[str(node.target)] if node.op == "call_module" else None
 
     layers = [node for node in graph.graph.nodes if isinstance(module_of(node), LAYERS)]
-    edges = {id(module_of(layers[0])), id(module_of(layers[-1]))}
+    edges = _edges([module_of(node) for node in layers])
     for node in graph.graph.nodes:
         readers = [module_of(user) for user in node.users]
         if isinstance(module_of(node), nn.ReLU) and all(
@@ -51,28 +100,28 @@ def prepare(
     requantized = {
         id(module_of(node))
         for node in layers
-        if id(module_of(node)) not in edges
+        if bits < 8
+        and id(module_of(node)) not in edges
         and not isinstance(module_of(node.all_input_nodes[0]), NarrowReLU)
     }
-
-    class Weight(Int8WeightPerChannelFloatMSE):  # type: ignore[misc]
-        bit_width = bits
-
-    class Activation(Uint8ActPerTensorFloat):  # type: ignore[misc]
-        bit_width = bits
-
-    low = bits < 8
-    layer = {
-        "weight_quant": lambda m: (
-            Weight if low and id(m) not in edges else Int8WeightPerChannelFloat
+    unsigned = {
+        id(module_of(node))
+        for node in layers
+        if isinstance(module_of(node.all_input_nodes[0]), nn.ReLU)
+    }
+    weight, activation = _weight(bits), _narrowed(Uint8ActPerTensorFloat, bits)
+    signed = _narrowed(Int8ActPerTensorFloat, bits)
+    layer: dict[str, Any] = {
+        "weight_quant": lambda m: Int8WeightPerChannelFloat if id(m) in edges else weight,
+        "input_quant": lambda m: (
+            None if id(m) not in requantized else activation if id(m) in unsigned else signed
         ),
-        "input_quant": lambda m: Activation if low and id(m) in requantized else None,
         "bias_quant": None,
         "return_quant_tensor": False,
     }
     wide = {"act_quant": Uint8ActPerTensorFloat, "return_quant_tensor": True}
-    narrow = {"act_quant": Activation, "return_quant_tensor": True}
-    graph = quantize(
+    narrow = {"act_quant": activation, "return_quant_tensor": True}
+    return quantize(  # type: ignore[no-any-return]
         graph,
         quant_identity_map=QUANT_IDENTITY_MAP,
         compute_layer_map={
@@ -83,12 +132,3 @@ def prepare(
         unsigned_act_tuple=(nn.ReLU, NarrowReLU),
         requantize_layer_handler_output=False,
     )
-    graph.eval()
-    with torch.no_grad(), calibration_mode(graph):
-        for batch in calibration:
-            graph(batch)
-    return graph.train()
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    return model.eval()
