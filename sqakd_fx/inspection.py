@@ -234,7 +234,7 @@ def show_onnx(path: Path, form: str) -> None:
 
 def show_doctor() -> None:
     """Print what is installed and what each missing thing costs."""
-    from sqakd_fx.distil import has_compiler
+    from sqakd_fx.compilation import has_compiler
 
     console = Console(highlight=False)
     table = Table("what", "found", "if it is missing")

@@ -25,7 +25,7 @@ from sqakd_fx.batches import Batch, Batches, input_batches, labelled_batches
 from sqakd_fx.calibrate import calibrate, quantizers_of
 from sqakd_fx.checkpoint import clear_checkpoints
 from sqakd_fx.compiler import tensors_of
-from sqakd_fx.distil import StepReport, distil, seed_everything
+from sqakd_fx.distil import StepReport, distil
 from sqakd_fx.distributed import is_first, process_group
 from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
@@ -38,6 +38,7 @@ from sqakd_fx.program import (
     layer_facts,
     lower,
 )
+from sqakd_fx.randomness import seed_everything
 from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
 from sqakd_fx.source import Source
 from sqakd_fx.storage import (

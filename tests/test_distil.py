@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
-from sqakd_fx.distil import Distilled, distil
+from sqakd_fx.distil import Batches, Distilled, distil
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.program import build_program
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe import Recipe, resolve_recipe
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 
@@ -29,7 +32,11 @@ class Hungry(nn.Module):
 
 
 def trained(
-    most: int = 99, *settings: str, scale: float = 1.0
+    most: int = 99,
+    *settings: str,
+    data: Batches = lambda epoch: [(ROWS,)],
+    checkpoints: Path | None = None,
+    resume: bool = False,
 ) -> tuple[Distilled, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
@@ -41,10 +48,12 @@ def trained(
     done = distil(
         student,  # type: ignore[arg-type]
         teacher,
-        lambda epoch: [(scale * ROWS,)],
+        data,
         recipe,
         steps_per_epoch=1,
         device=torch.device("cpu"),
+        checkpoints=checkpoints,
+        resume=resume,
     )
     return done, program.student.state_dict()
 
@@ -69,4 +78,63 @@ def test_a_sample_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:
 
 def test_a_loss_that_is_not_finite_rolls_back_and_then_stops_with_a_name() -> None:
     with pytest.raises(TrainingError, match=r"not finite.*learning_rate"):
-        trained(99, scale=float("nan"))
+        trained(data=lambda epoch: [(ROWS * float("nan"),)])
+
+
+def test_an_average_of_weights_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    _, whole = trained(99, "weight_average=0.9")
+    batches = [(ROWS,)]
+
+    def interrupted(epoch: int) -> list[tuple[Tensor]]:
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return batches
+
+    settings = ["weight_average=0.9", "checkpoint_steps=1"]
+    with pytest.raises(KeyboardInterrupt):
+        trained(99, *settings, data=interrupted, checkpoints=tmp_path)
+    _, resumed = trained(99, *settings, checkpoints=tmp_path, resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+class Pull:
+    """A craft that pulls one parameter towards 0 and counts what it is asked."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.calls: list[tuple[str, int, int]] = []
+
+    def before_step(self, step: int, total: int) -> None:
+        self.calls.append(("before", step, total))
+
+    def penalty(self) -> Tensor:
+        return 1000 * self.parameter.square().sum()
+
+    def after_step(self, step: int, total: int) -> None:
+        self.calls.append(("after", step, total))
+
+    def finish(self) -> None:
+        self.calls.append(("finish", -1, -1))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+def test_a_craft_acts_around_every_step_and_adds_to_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Pull] = []
+
+    def only_pull(student: nn.Module, recipe: Recipe, total: int) -> list[Pull]:
+        made.append(Pull(next(p for n, p in student.named_parameters() if n.endswith("bias"))))
+        return made[-1:]
+
+    monkeypatch.setattr("sqakd_fx.distil.low_bit_craft", only_pull)
+    plain, _ = trained(99, "learning_rate=1e-4")
+    around = [(when, step, 6) for step in range(6) for when in ("before", "after")]
+    assert made[0].calls == [*around, ("finish", -1, -1)]
+    assert plain.loss > 10
+    parts, _ = trained(99, "learning_rate=1e-4", "accumulate=5")
+    assert parts.loss == pytest.approx(plain.loss, rel=1e-5)

@@ -1,0 +1,62 @@
+"""The optimiser of a student, and its learning rates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from sqakd_fx.calibrate import quantizers_of
+from sqakd_fx.errors import TrainingError
+from sqakd_fx.recipe import Recipe
+
+
+def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weights with decay, everything else without, quantizer parameters at their own rate.
+
+    Raises:
+        TrainingError: the student has no parameters.
+    """
+    of_quantizers = {
+        id(p) for q in quantizers_of(student).values() for p in q.parameters(recurse=False)
+    }
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    ranges: list[nn.Parameter] = []
+    for parameter in student.parameters():
+        if id(parameter) in of_quantizers:
+            ranges.append(parameter)
+        elif parameter.ndim > 1:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    groups = [
+        {"params": decayed, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+        {"params": plain, "lr": recipe.learning_rate, "weight_decay": 0.0},
+        {"params": ranges, "lr": recipe.quantizer_learning_rate, "weight_decay": 0.0},
+    ]
+    groups = [group | {"initial_lr": group["lr"]} for group in groups if group["params"]]
+    if not groups:
+        raise TrainingError("the student has no parameters to train: use --steps 0")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=recipe.momentum, fused=True)
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, fused=True)
+
+
+def schedule(recipe: Recipe, step: int, total: int) -> float:
+    """Learning-rate factor of a step: linear warm-up, then cosine to 0 or constant."""
+    warm = int(recipe.warmup * total)
+    if step < warm:
+        return (step + 1) / warm
+    if recipe.schedule == "constant":
+        return 1.0
+    done = (step - warm) / max(total - warm, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Every group's learning rate: the recipe's times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor

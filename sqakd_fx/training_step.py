@@ -1,0 +1,112 @@
+"""What one step computes: the gradient of a batch, in as many parts as fit into memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sqakd_fx.craft import Craft
+from sqakd_fx.distributed import (
+    is_distributed,
+    share_of,
+    weight_of_share,
+    with_reduced_gradients,
+)
+from sqakd_fx.errors import TrainingError
+from sqakd_fx.losses import distillation_loss
+from sqakd_fx.recipe import Recipe
+
+
+class GradientStep:
+    """Computes the gradients of a batch's loss; `parts` grows where memory runs out.
+
+    Called with a tuple of model inputs, the whole batch over all processes, it leaves the gradients in
+    the student's parameters and returns the detached loss: this process's part of the mean.
+    """
+
+    def __init__(
+        self,
+        student: fx.GraphModule,
+        teacher: nn.Module,
+        craft: Sequence[Craft],
+        recipe: Recipe,
+        device: torch.device,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self.student, self.teacher, self.craft = student, teacher, craft
+        self.device, self.on_note = device, on_note
+        self.half = recipe.precision == "bf16"
+        self.parts = recipe.accumulate
+        self.loss = distillation_loss(recipe)
+        self.running = with_reduced_gradients(student)
+
+    def __call__(self, inputs: tuple[Any, ...]) -> Tensor:
+        """Raises TrainingError where not even one sample fits into memory."""
+        mine = share_of(inputs)
+        weight = weight_of_share(inputs, mine)
+        while True:
+            self.student.zero_grad(set_to_none=True)
+            try:
+                total = torch.zeros((), device=self.device)
+                for part, share in _parts(mine, self.parts):
+                    total += self._of_part(part, weight * share)
+                return total
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if is_distributed() or self.parts >= len(mine[0]):
+                    raise TrainingError(
+                        "training runs out of memory even in small parts: lower batch_size"
+                    ) from error
+                self.parts *= 2
+            self.on_note(f"out of memory: every batch is computed in {self.parts} parts from here")
+
+    def _of_part(self, inputs: tuple[Any, ...], weight: float) -> Tensor:
+        inputs = tuple(self._placed(x) for x in inputs)
+        with torch.no_grad(), self._autocast():
+            target = self.teacher(*inputs)
+        with self._autocast():
+            output = self.running(*inputs)
+        loss = self.loss(output, target)
+        for craft in self.craft:
+            penalty = craft.penalty()
+            if penalty is not None:
+                loss = loss + penalty
+        loss = weight * loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _placed(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = x.to(self.device, non_blocking=True)
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.half:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _parts(inputs: tuple[Any, ...], count: int) -> Iterator[tuple[tuple[Any, ...], float]]:
+    """A batch in parts along its first axis, with each part's share of the samples."""
+    size = len(inputs[0])
+    for index in range(min(count, size)):
+        part = tuple(
+            x.tensor_split(min(count, size))[index]
+            if isinstance(x, Tensor) and x.ndim and len(x) == size
+            else x
+            for x in inputs
+        )
+        yield part, len(part[0]) / size
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error)
+        for text in ("can't allocate memory", "not enough memory", "out of memory")
+    )
