@@ -1,6 +1,7 @@
 """Step time and peak memory of training: float distillation, ours, and other tools.
 
-    python benchmarks/training.py [NETWORK_GLOB ...] [--rows ROW_GLOB ...] [--seconds S] [--scaling]
+    python benchmarks/training.py [NETWORK_GLOB ...] [--rows ROW_GLOB ...] [--seconds S]
+    python benchmarks/training.py --scaling bits layers batch
 
 A step is the teacher's forward pass, the student's forward and backward pass, and Adam's update, on a fixed
 batch. Every row is a process of its own; they take turns, one step each, so that what slows the machine down
@@ -156,29 +157,26 @@ def table(title: str, found: dict[str, Measured], failed: dict[str, str]) -> str
     return "\n".join(lines) + "\n"
 
 
-def scaling(seconds: float, folder: Path) -> str:
-    """Step time of ours, compiled, against the eager float step: over bits, layers and batch."""
+def scaling(over: str, seconds: float, folder: Path) -> Iterator[str]:
+    """Lines of a table: ours, compiled, against the eager float step, over bits, layers or batch."""
     pair = {REFERENCE: ROWS[REFERENCE], "ours w4a4 compiled": ROWS["ours w4a4 compiled"]}
     by_bits = {f"ours w{b}a{b} compiled": _own(b, True) for b in (8, 4, 2, 1)}
-    cases = [
-        ("resnet20", 128, {REFERENCE: ROWS[REFERENCE], **by_bits}),
-        *((name, 128, pair) for name in ("resnet8", "resnet14", "resnet32")),
-        *(("resnet20", batch, pair) for batch in (32, 64, 256)),
-    ]
-    lines = [
-        "| network | batch | bits | float eager, ms | ours compiled, ms | ratio |",
-        "|---|---|---|---|---|---|",
-    ]
-    for network, batch, rows in cases:
+    cases = {
+        "bits": [("resnet20", 128, {REFERENCE: ROWS[REFERENCE], **by_bits})],
+        "layers": [(name, 128, pair) for name in ("resnet8", "resnet14", "resnet20", "resnet32")],
+        "batch": [("resnet20", batch, pair) for batch in (32, 64, 128, 256)],
+    }
+    yield "| network | batch | bits | float eager, ms | ours compiled, ms | ratio |"
+    yield "|---|---|---|---|---|---|"
+    for network, batch, rows in cases[over]:
         found, failed = measure(rows, network, batch, seconds, folder)
         base = found.pop(REFERENCE)
         for name, row in found.items():
-            lines.append(
+            yield (
                 f"| {network} | {batch} | {name.split()[1]} | {1000 * base.step:.1f} "
                 f"| {1000 * row.step:.1f} | {row.step / base.step:.2f} |"
             )
-        lines += [f"| {network} | {batch} | {name}: failed: {w} |" for name, w in failed.items()]
-    return "\n".join(lines) + "\n"
+        yield from (f"| {network} | {batch} | {n}: failed: {why} |" for n, why in failed.items())
 
 
 def machine() -> str:
@@ -196,12 +194,16 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=["*"], help="globs of rows")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each row")
     parser.add_argument("--batch", type=int, help="in place of each network's own")
-    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--scaling", nargs="+", choices=("bits", "layers", "batch"))
     parser.add_argument("--environments", type=Path, default=default_folder())
     options = parser.parse_args()
     print(machine() + "\n")
+    for over in options.scaling or ():
+        print(f"### Scaling over {over}\n")
+        for line in scaling(over, options.seconds, options.environments):
+            print(line, flush=True)
+        print()
     if options.scaling:
-        print(scaling(options.seconds, options.environments))
         return
     rows = {
         name: row

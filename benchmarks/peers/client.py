@@ -26,10 +26,11 @@ class Worker:
         python = str(python_of(adapter, folder)) if adapter in PINNED else sys.executable
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{name.replace(' ', '-')}.log"
-        # NNCF builds an extension at its first import and gives up after a minute.
+        # NNCF builds an extension at its first import, with ninja, and gives up after a minute.
         environment = os.environ | {
             "NNCF_EXTENSION_LOAD_TIMEOUT": "0",
             "PYTHONPATH": str(WORKER.parents[1]),
+            "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
