@@ -41,7 +41,7 @@ from sqakd_fx.distil import distil
 from sqakd_fx.pipeline import choose_device, export_job, reestimate_batch_norm
 from sqakd_fx.program import build_program, distillation_teacher, lower
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.validate import session
+from sqakd_fx.runtime import session
 
 DEFAULTS = [f"default-{bits}-sqakd" for bits in ("w8a8", "w4a4", "w2a2", "w1a1")]
 FULL = [

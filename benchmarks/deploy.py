@@ -38,10 +38,10 @@ from resnet20 import resnet20
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
+from sqakd_fx.fusion import fusion_report
 from sqakd_fx.pipeline import export_job
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.validate import fusion_report
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "resnet20": lambda: (resnet20(), torch.randn(8, 3, 32, 32)),

@@ -40,6 +40,7 @@ from sqakd_fx.program import (
 )
 from sqakd_fx.randomness import seed_everything
 from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
+from sqakd_fx.runtime import latency, session
 from sqakd_fx.source import Source
 from sqakd_fx.storage import (
     claim_output_folder,
@@ -50,7 +51,7 @@ from sqakd_fx.storage import (
     write_json,
     write_text,
 )
-from sqakd_fx.validate import Validation, latency, session, validate
+from sqakd_fx.validate import Validation, validate
 
 _VALIDATION_SAMPLES = 512
 

@@ -10,10 +10,9 @@ runs on integer kernels.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,14 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.compiler import tensors_of
-from sqakd_fx.errors import ParityError
+from sqakd_fx.fusion import Fusion, fusion_report
 from sqakd_fx.losses import class_axis
+from sqakd_fx.runtime import providers, session
+from sqakd_fx.sections import Section, cut, given
 from sqakd_fx.stored_values import differing_values, file_names
 
-_INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
-_HEAVY = (
-    "Conv",
-    "ConvTranspose",
-    "Gemm",
-    "MatMul",
-    "FusedConv",
-    "FusedMatMul",
-    "FusedGemm",
-    "Add",
-    "Mul",
-)
-_GIVEN = "@given"
 _SAMPLES_AT_ONCE = 32
+_CODES_AT_ONCE = 1 << 27
 _ARITHMETIC = ("Add", "Mul", "Sub", "AveragePool", "GlobalAveragePool")
 
 
@@ -79,16 +68,6 @@ class RuntimeParity:
 
 
 @dataclass(frozen=True)
-class Fusion:
-    """What the runtime's own optimised graph runs in integers, and what in float, and why."""
-
-    integer: dict[str, int]
-    float_heavy: tuple[str, ...]
-    reasons: dict[str, str]
-    other: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Validation:
     """The verdict: `failures` is empty where the export is the trained function."""
 
@@ -103,128 +82,210 @@ class Validation:
         return asdict(self) | {"passed": not self.failures}
 
 
-def session(
-    model: Path | bytes,
-    *,
-    provider: str = "CPUExecutionProvider",
-    optimise: bool = True,
-    threads: int = 0,
-    optimised_to: Path | None = None,
-) -> ort.InferenceSession:
-    """An ONNX Runtime session; raises ParityError where the runtime refuses the model."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    if optimised_to is not None:
-        options.optimized_model_filepath = str(optimised_to)
-    try:
-        return ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=[provider]
-        )
-    except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise ParityError(f"ONNX Runtime refuses the model: {first}") from error
-
-
-def providers() -> list[str]:
-    """Execution providers to validate on: CPU, and CUDA where a session really gets it."""
-    found = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available():
-        found.insert(0, "CUDAExecutionProvider")
-    return found
-
-
 def validate(
     student: fx.GraphModule,
     lowered: fx.GraphModule,
     model: Path,
     batches: Iterable[tuple[Tensor, ...]],
 ) -> Validation:
-    """Compare on `batches` (inputs in the graph's order), a batch at a time.
+    """Compare on `batches` (inputs in the graph's order), at most 32 samples at a time.
+
+    Codes are held until the last section of the model that reads them has run.
 
     Raises:
         ParityError: the runtime refuses the model.
     """
     student = student.eval()
+    device = next((p.device for p in student.parameters()), torch.device("cpu"))
     names = file_names(lowered)
     with tempfile.TemporaryDirectory() as folder:
         fusion = fusion_report(model, Path(folder))
-        probing, outputs = _piecewise(model)
-        sessions = [
-            (
-                provider,
-                label,
-                session(model, provider=provider, optimise=label == "full"),
-                session(probing, provider=provider, optimise=label == "full"),
-            )
-            for provider in providers()
-            for label in ("off", "full")
-        ]
-        counters: list[dict[str, Counter[int]]] = [{} for _ in sessions]
-        differences = [0.0] * len(sessions)
-        agreeing = [0] * len(sessions)
-        student_difference, student_agreeing, samples, decisions = 0.0, 0, 0, 0
-        for inputs in _in_parts(batches):
-            inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
-            with torch.no_grad():
-                device = next((p.device for p in student.parameters()), torch.device("cpu"))
-                trained = tensors_of(student(*(x.to(device) for x in inputs)))
-                reference, codes = _run_reference(lowered, inputs, names)
-            samples += len(inputs[0])
-            wanted = [t.cpu() for t in trained]
-            student_difference = max(student_difference, _largest(wanted, reference))
-            same, total = _same_decisions(wanted, reference)
-            student_agreeing += same
-            decisions += total
-            for index, (_, _, whole, piecewise) in enumerate(sessions):
-                feeds = {i.name: x.numpy() for i, x in zip(whole.get_inputs(), inputs, strict=True)}
-                got = [torch.from_numpy(y) for y in whole.run(None, feeds)]
-                differences[index] = max(differences[index], _largest(got, reference))
-                same, _ = _same_decisions(got, wanted)
-                agreeing[index] += same
-                known = {f"{name}{_GIVEN}": c.numpy() for name, c in codes.items()}
-                wants = {i.name for i in piecewise.get_inputs()}
-                made = piecewise.run(
-                    outputs, {k: v for k, v in (feeds | known).items() if k in wants}
-                )
-                for name, value in zip(outputs, made, strict=True):
-                    if name in codes:
-                        _count(counters[index].setdefault(name, Counter()), value, codes[name])
-        producers = _producers(model)
-        runtimes = tuple(
-            RuntimeParity(
-                provider,
-                label,
-                tuple(
-                    TensorParity(
-                        name, producers.get(name, "?"), sum(c.values()), dict(sorted(c.items()))
-                    )
-                    for name, c in counters[index].items()
-                ),
-                differences[index],
-                agreeing[index] / max(decisions, 1),
-            )
-            for index, (provider, label, _, _) in enumerate(sessions)
-        )
+    runs = [_Run(p, label, model) for p in providers() for label in ("off", "full")]
+    sections: list[Section] = []
+    trained, whole = _Agreement(), [_Agreement() for _ in runs]
+    samples = 0
+    for inputs in _in_parts(batches):
+        inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
+        if not sections:
+            sections = cut(model, _code_counts(lowered, inputs, names), _CODES_AT_ONCE)
+            for run in runs:
+                run.open(sections)
+        feeds = {i.name: x.numpy() for i, x in zip(runs[0].whole.get_inputs(), inputs, strict=True)}
+
+        def check(index: int, codes: Mapping[str, Tensor], feeds: Any = feeds) -> None:
+            for run in runs:
+                run.check(index, codes, feeds)
+
+        with torch.no_grad():
+            reference = tensors_of(_Recorder(lowered, names, sections, check).run(*inputs))
+            wanted = [t.cpu() for t in tensors_of(student(*(x.to(device) for x in inputs)))]
+        samples += len(inputs[0])
+        trained.add(wanted, reference, reference)
+        for run, agreement in zip(runs, whole, strict=True):
+            got = [torch.from_numpy(y) for y in run.whole.run(None, feeds)]
+            agreement.add(got, reference, wanted)
+    producers = _producers(model)
     result = Validation(
-        samples, student_difference, student_agreeing / max(decisions, 1), runtimes, fusion
+        samples,
+        trained.difference,
+        trained.share,
+        tuple(
+            RuntimeParity(
+                run.provider,
+                run.label,
+                tuple(
+                    TensorParity(name, producers.get(name, "?"), c.total(), dict(sorted(c.items())))
+                    for name, c in run.in_order()
+                ),
+                agreement.difference,
+                agreement.share,
+            )
+            for run, agreement in zip(runs, whole, strict=True)
+        ),
+        fusion,
     )
-    failures = (*differing_values(lowered, model), *_failures(result))
-    return Validation(**(result.__dict__ | {"failures": failures}))
+    unseen = set(names.values()) - {name for section in sections for name in section.outputs}
+    missing = [f"{name}: the model has no such quantized tensor" for name in sorted(unseen)]
+    failures = (
+        *differing_values(lowered, model),
+        *(missing if sections else ()),
+        *_failures(result),
+    )
+    return replace(result, failures=failures)
+
+
+class _Agreement:
+    """Largest difference of outputs and equal predictions, summed over batches."""
+
+    def __init__(self) -> None:
+        self.difference = 0.0
+        self.same = 0
+        self.decisions = 0
+
+    @property
+    def share(self) -> float:
+        return self.same / max(self.decisions, 1)
+
+    def add(self, got: list[Tensor], values: list[Tensor], predictions: list[Tensor]) -> None:
+        """Differences of values from `values`, of predictions from those of `predictions`."""
+        self.difference = max(self.difference, _largest(got, values))
+        same, total = _same_decisions(got, predictions)
+        self.same += same
+        self.decisions += total
+
+
+class _Run:
+    """One provider at one optimisation level: the whole model, its sections, and counted differences."""
+
+    def __init__(self, provider: str, label: str, model: Path) -> None:
+        self.provider, self.label, self.model = provider, label, model
+        self.whole = session(model, provider=provider, optimise=label == "full")
+        self.sections: list[tuple[Section, ort.InferenceSession]] = []
+        self.counts: dict[str, Counter[int]] = {}
+
+    def open(self, sections: Sequence[Section]) -> None:
+        self.sections = [
+            (
+                section,
+                session(
+                    section.model,
+                    provider=self.provider,
+                    optimise=self.label == "full",
+                    data_folder=self.model.absolute().parent,
+                ),
+            )
+            for section in sections
+        ]
+
+    def in_order(self) -> Iterator[tuple[str, Counter[int]]]:
+        """The counted differences by tensor, in the order of the model."""
+        for section, _ in self.sections:
+            for name in section.outputs:
+                if name in self.counts:
+                    yield name, self.counts[name]
+
+    def check(self, index: int, codes: Mapping[str, Tensor], feeds: Mapping[str, Any]) -> None:
+        """Run one section on the integer program's codes and count what comes out different."""
+        section, running = self.sections[index]
+        read = {given(name): codes[name].numpy() for name in section.inputs}
+        made = running.run(list(section.outputs), read | {n: feeds[n] for n in section.floats})
+        for name, value in zip(section.outputs, made, strict=True):
+            if name in codes:
+                _count(self.counts.setdefault(name, Counter()), value, codes[name])
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the integer program, and each section as soon as all its codes are there."""
+
+    def __init__(
+        self,
+        lowered: fx.GraphModule,
+        names: Mapping[str, str],
+        sections: Sequence[Section],
+        check: Callable[[int, Mapping[str, Tensor]], None],
+    ) -> None:
+        super().__init__(lowered)
+        self.names, self.sections, self.check = names, sections, check
+        self.codes: dict[str, Tensor] = {}
+        known = set(names.values())
+        self.missing = [known & {*s.outputs, *s.inputs} for s in sections]
+        self.readers = Counter(
+            name for s in sections for name in {*s.outputs, *s.inputs} if name in known
+        )
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        name = self.names.get(n.name)
+        if name is not None and name in self.readers:
+            self.codes[name] = value
+            self._check_sections(name)
+        return value
+
+    def _check_sections(self, name: str) -> None:
+        for index, (section, missing) in enumerate(zip(self.sections, self.missing, strict=True)):
+            if name not in missing:
+                continue
+            missing.remove(name)
+            if missing:
+                continue
+            self.check(index, self.codes)
+            for read in {*section.outputs, *section.inputs} & self.codes.keys():
+                self.readers[read] -= 1
+                if not self.readers[read]:
+                    del self.codes[read]
+
+
+def _code_counts(
+    lowered: fx.GraphModule, inputs: tuple[Any, ...], names: Mapping[str, str]
+) -> dict[str, int]:
+    """How many codes each quantized tensor has for a batch of this size, from one sample."""
+
+    class Counting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n.name in names:
+                counts[names[n.name]] = value.numel() * size
+            return value
+
+    counts: dict[str, int] = {}
+    size = len(inputs[0])
+    with torch.no_grad():
+        Counting(lowered).run(*_part(inputs, 0, 1))
+    return counts
 
 
 def _in_parts(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """Batches of at most 32 samples: all codes of one part are held in memory at once."""
+    """Batches of at most 32 samples."""
     for inputs in batches:
-        size = len(inputs[0])
-        for start in range(0, size, _SAMPLES_AT_ONCE):
-            end = start + _SAMPLES_AT_ONCE
-            yield tuple(
-                x[start:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x
-                for x in inputs
-            )
+        for start in range(0, len(inputs[0]), _SAMPLES_AT_ONCE):
+            yield _part(inputs, start, start + _SAMPLES_AT_ONCE)
+
+
+def _part(inputs: tuple[Any, ...], start: int, end: int) -> tuple[Any, ...]:
+    size = len(inputs[0])
+    return tuple(
+        x[start:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in inputs
+    )
 
 
 def _failures(result: Validation) -> list[str]:
@@ -260,60 +321,6 @@ def _is_broken(tensor: TensorParity, optimisation: str) -> bool:
     return tensor.largest > 1 or tensor.share_above(0) > 0.001
 
 
-# -- the pieces --------------------------------------------------------------------------------
-
-
-class _Recorder(fx.Interpreter):
-    """Runs the integer program and keeps the codes of its quantized tensors."""
-
-    def __init__(self, lowered: fx.GraphModule, names: dict[str, str]) -> None:
-        super().__init__(lowered)
-        self.names = names
-        self.codes: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.names:
-            self.codes[self.names[n.name]] = value
-        return value
-
-
-def _run_reference(
-    lowered: fx.GraphModule, inputs: Sequence[Any], names: dict[str, str]
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    recorder = _Recorder(lowered, names)
-    return tensors_of(recorder.run(*inputs)), recorder.codes
-
-
-def _piecewise(model: Path) -> tuple[bytes, list[str]]:
-    """The model cut at every quantized activation: its codes come in from outside and go out."""
-    proto = onnx.load(str(model))
-    constants = {i.name for i in proto.graph.initializer}
-    names = [
-        a.tensor_name
-        for a in proto.graph.quantization_annotation
-        if a.tensor_name not in constants and "_quantized" in a.tensor_name
-    ]
-    cut = {name: f"{name}{_GIVEN}" for name in names}
-    for node in proto.graph.node:
-        for index, name in enumerate(node.input):
-            if name in cut:
-                node.input[index] = cut[name]
-    typed = {v.name: v for v in (*proto.graph.value_info, *proto.graph.output)}
-    finals = {o.name for o in proto.graph.output}
-    for name in names:
-        known = typed.get(name) or onnx.helper.make_tensor_value_info(
-            name, onnx.TensorProto.UINT8, None
-        )
-        given = onnx.ValueInfoProto()
-        given.CopyFrom(known)
-        given.name = cut[name]
-        proto.graph.input.append(given)
-        if name not in finals:
-            proto.graph.output.append(known)
-    return proto.SerializeToString(), names
-
-
 def _producers(model: Path) -> dict[str, str]:
     """Which operator makes each quantized tensor, looking through Clip and QuantizeLinear."""
     proto = onnx.load(str(model), load_external_data=False)
@@ -325,59 +332,6 @@ def _producers(model: Path) -> dict[str, str]:
             node = by_output[node.input[0]]
         found[name] = node.op_type
     return found
-
-
-def fusion_report(model: Path, folder: Path) -> Fusion:
-    """Read the graph that ONNX Runtime itself made of the model at full optimisation."""
-    target = folder / "optimised.onnx"
-    session(model, optimised_to=target)
-    proto = onnx.load(str(target), load_external_data=False)
-    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
-    readers: dict[str, list[str]] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
-    constants = {i.name for i in proto.graph.initializer}
-    integer: Counter[str] = Counter()
-    other: Counter[str] = Counter()
-    heavy: dict[str, str] = {}
-    for node in proto.graph.node:
-        if node.op_type.startswith(_INTEGER):
-            integer[node.op_type] += 1
-        elif node.op_type in _HEAVY:
-            heavy[f"{node.name or node.output[0]} ({node.op_type})"] = _why_float(
-                node, makers, readers, constants
-            )
-        else:
-            other[node.op_type] += 1
-    return Fusion(dict(integer), tuple(heavy), heavy, dict(other))
-
-
-def _why_float(
-    node: onnx.NodeProto,
-    makers: dict[str, str],
-    readers: dict[str, list[str]],
-    constants: set[str],
-) -> str:
-    """What keeps a node of the optimised graph from an integer kernel."""
-    floats = [
-        name
-        for name in node.input
-        if name and name not in constants and makers.get(name) != "DequantizeLinear"
-    ]
-    if floats:
-        made = makers.get(floats[0])
-        return (
-            f"its input {floats[0]} is float, made by {made}"
-            if made
-            else (f"its input {floats[0]} is a float input of the model")
-        )
-    if any(name in constants for name in node.input):
-        return "its weight or a constant is float"
-    after = {reader for name in node.output for reader in readers.get(name, ["an output"])}
-    if after != {"QuantizeLinear"}:
-        return f"its output is read in float, by {', '.join(sorted(after))}"
-    return "the runtime has no integer kernel for it in this form"
 
 
 def _largest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -403,16 +357,3 @@ def _count(counter: Counter[int], got: np.ndarray[Any, Any], wanted: Tensor) -> 
     steps = np.abs(got.astype(np.int32) - wanted.numpy().astype(np.int32))
     values, counts = np.unique(steps, return_counts=True)
     counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-
-
-def latency(model: Path, inputs: Sequence[Tensor], *, runs: int = 20, threads: int = 1) -> float:
-    """Median milliseconds of one call."""
-    running = session(model, threads=threads)
-    feeds = {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
-    running.run(None, feeds)
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        running.run(None, feeds)
-        times.append(time.perf_counter() - started)
-    return 1000 * float(np.median(times))

@@ -23,7 +23,8 @@ from sqakd_fx.calibrate import calibrate
 from sqakd_fx.pipeline import export_job
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.validate import session, validate
+from sqakd_fx.runtime import session
+from sqakd_fx.validate import validate
 
 BITS = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a1")
 
@@ -195,6 +196,33 @@ def test_every_quantized_tensor_says_what_it_is(
         assert found["sqakd_fx.pass"] == "insert_quantizers"
 
 
+def test_validation_in_many_sections_finds_what_one_section_finds(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, job = job_of(residual_net, images, "w4a4")
+    path = write_profile("container", job, tmp_path / "model.onnx").path
+    change(path, "layers.0.conv2.bias", lambda x: x + np.int32(40))
+    found = []
+    for most in (1 << 27, 4000, 1):
+        monkeypatch.setattr("sqakd_fx.validate._CODES_AT_ONCE", most)
+        found.append(validate(program.student, job.lowered, path, [(images,), (images[:3],)]))
+    assert found[0] == found[1] == found[2]
+    (first, *_) = (runtime.first_divergence for runtime in found[0].runtimes)
+    assert first is not None
+    assert (first.name, first.producer) == ("layers.0.bn2_quantized", "Conv")
+
+
+def test_sections_read_weights_that_lie_beside_the_model(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, job = job_of(residual_net, images, "w2a2")
+    monkeypatch.setattr(onnx_program, "_EXTERNAL_DATA_BYTES", 100)
+    monkeypatch.setattr("sqakd_fx.validate._CODES_AT_ONCE", 4000)
+    exported = write_profile("packed", job, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").exists()
+    assert validate(program.student, job.lowered, exported.path, [(images,)]).failures == ()
+
+
 def change(path: Path, name: str, how: Callable[[np.ndarray], np.ndarray]) -> None:
     """Rewrite one initializer of a file."""
     model = onnx.load(path)
@@ -231,15 +259,89 @@ def test_a_wrong_number_in_the_file_is_caught_and_named(
     assert any(failure.startswith(telling) for failure in checked.failures), checked.failures
 
 
-def test_a_missing_clip_is_caught_and_named(
-    exported: tuple[Program, Export, Exported], images: Tensor
-) -> None:
-    program, job, written = exported
-    model = onnx.load(written.path)
+def without_clip(model: onnx.ModelProto) -> None:
     clip = next(n for n in model.graph.node if n.op_type == "Clip" and "relu_1" in n.output[0])
     maker = next(n for n in model.graph.node if n.output[0] == clip.input[0])
     maker.output[0] = clip.output[0]
     model.graph.node.remove(clip)
+
+
+def with_swapped_weights(model: onnx.ModelProto) -> None:
+    readers = [
+        next(n for n in model.graph.node if name in n.input)
+        for name in ("layers.0.conv1.weight", "layers.0.conv2.weight")
+    ]
+    first, second = (list(reader.input) for reader in readers)
+    readers[0].input[:], readers[1].input[:] = second, first
+
+
+def with_shifted_padding(model: onnx.ModelProto) -> None:
+    """Padding (2, 0) for (1, 1): the same shape, other values."""
+    conv = next(n for n in model.graph.node if n.name == "layers.0.conv2/Conv")
+    (pads,) = (a for a in conv.attribute if a.name == "pads")
+    pads.ints[:] = [2, 2, 0, 0]
+
+
+def with_a_scale_of_its_own(model: onnx.ModelProto) -> None:
+    """One of the operators that read the codes behind the pool reads them with another scale."""
+    pool = next(n for n in model.graph.node if n.op_type == "MaxPool")
+    reader = next(n for n in model.graph.node if n.input[0] == pool.output[0])
+    (scale,) = (i for i in model.graph.initializer if i.name == reader.input[1])
+    value = numpy_helper.to_array(scale) * np.float32(1.0001)
+    model.graph.initializer.append(numpy_helper.from_array(value, "own"))
+    reader.input[1] = "own"
+
+
+def without_a_tensor(model: onnx.ModelProto) -> None:
+    """The name of a quantized tensor is lost, with its annotation."""
+    name = "layers.0.bn2_quantized"
+    for node in model.graph.node:
+        node.input[:] = ["nameless" if x == name else x for x in node.input]
+        node.output[:] = ["nameless" if x == name else x for x in node.output]
+    notes = [n for n in model.graph.quantization_annotation if n.tensor_name != name]
+    values = [v for v in model.graph.value_info if v.name != name]
+    del model.graph.quantization_annotation[:], model.graph.value_info[:]
+    model.graph.quantization_annotation.extend(notes)
+    model.graph.value_info.extend(values)
+
+
+MISWIRED = {
+    "missing clip": (without_clip, "layers.0.relu_1_quantized"),
+    "swapped weights": (with_swapped_weights, "layers.0.relu_1_quantized"),
+    "shifted padding": (with_shifted_padding, "layers.0.bn2_quantized"),
+    "a scale behind a pool": (with_a_scale_of_its_own, "relu_quantized"),
+    "lost tensor": (without_a_tensor, "layers.0.bn2_quantized"),
+}
+
+
+@pytest.mark.parametrize("case", MISWIRED)
+def test_a_wrong_graph_in_the_file_is_caught_and_named(
+    exported: tuple[Program, Export, Exported], images: Tensor, case: str
+) -> None:
+    program, job, written = exported
+    how, telling = MISWIRED[case]
+    model = onnx.load(written.path)
+    how(model)
     onnx.save(model, written.path)
     checked = validate(program.student, job.lowered, written.path, [(images * 9,)])
-    assert any(clip.output[0] in failure for failure in checked.failures), checked.failures
+    assert any(telling in failure for failure in checked.failures), checked.failures
+
+
+@pytest.mark.parametrize("profile", ["packed", "typed"])
+def test_a_wrong_number_is_caught_and_named_in_small_files_too(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, profile: str
+) -> None:
+    program, job = job_of(residual_net, images, "w2a2")
+    path = write_profile(profile, job, tmp_path / "model.onnx").path
+    change(path, "layers.1.conv2.bias", lambda x: np.roll(x, 1))
+    model = onnx.load(path)
+    makers = {n.output[0]: n for n in model.graph.node}
+    for reader in model.graph.node:
+        origin = reader.input[0] if reader.op_type == "DequantizeLinear" else ""
+        while origin in makers and makers[origin].op_type in ("Cast", "Mul", "Add"):
+            origin = makers[origin].input[0]
+        if origin == "layers.1.conv1.weight":
+            change(path, reader.input[1], lambda x: x * np.float32(1.0001))
+    failures = validate(program.student, job.lowered, path, [(images,)]).failures
+    for name in ("layers.1.conv2.bias", "layers.1.conv1.weight"):
+        assert any(failure.startswith(name) for failure in failures), failures

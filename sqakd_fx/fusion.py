@@ -1,0 +1,88 @@
+"""What ONNX Runtime's own optimised graph runs on integer kernels, what in float, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from sqakd_fx.runtime import session
+
+_INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
+_HEAVY = (
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "FusedConv",
+    "FusedMatMul",
+    "FusedGemm",
+    "Add",
+    "Mul",
+    "Sub",
+)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What the runtime's own optimised graph runs in integers, and what in float, and why."""
+
+    integer: dict[str, int]
+    float_heavy: tuple[str, ...]
+    reasons: dict[str, str]
+    other: dict[str, int]
+
+
+def fusion_report(model: Path, folder: Path) -> Fusion:
+    """Read the graph that ONNX Runtime itself made of the model at full optimisation."""
+    target = folder / "optimised.onnx"
+    session(model, optimised_to=target)
+    proto = onnx.load(str(target), load_external_data=False)
+    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    constants = {i.name for i in proto.graph.initializer}
+    integer: Counter[str] = Counter()
+    other: Counter[str] = Counter()
+    heavy: dict[str, str] = {}
+    for node in proto.graph.node:
+        if node.op_type.startswith(_INTEGER):
+            integer[node.op_type] += 1
+        elif node.op_type in _HEAVY:
+            heavy[f"{node.name or node.output[0]} ({node.op_type})"] = _why_float(
+                node, makers, readers, constants
+            )
+        else:
+            other[node.op_type] += 1
+    return Fusion(dict(integer), tuple(heavy), heavy, dict(other))
+
+
+def _why_float(
+    node: onnx.NodeProto,
+    makers: dict[str, str],
+    readers: dict[str, list[str]],
+    constants: set[str],
+) -> str:
+    """What keeps a node of the optimised graph from an integer kernel."""
+    floats = [
+        name
+        for name in node.input
+        if name and name not in constants and makers.get(name) != "DequantizeLinear"
+    ]
+    if floats:
+        made = makers.get(floats[0])
+        return (
+            f"its input {floats[0]} is float, made by {made}"
+            if made
+            else (f"its input {floats[0]} is a float input of the model")
+        )
+    if any(name in constants for name in node.input):
+        return "its weight or a constant is float"
+    after = {reader for name in node.output for reader in readers.get(name, ["an output"])}
+    if after != {"QuantizeLinear"}:
+        return f"its output is read in float, by {', '.join(sorted(after))}"
+    return "the runtime has no integer kernel for it in this form"

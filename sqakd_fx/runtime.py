@@ -1,0 +1,97 @@
+"""Sessions of ONNX Runtime: one execution provider, one optimisation level, nothing silent."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from sqakd_fx.errors import ParityError
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+_OPTIONS = {CUDA: {"use_tf32": "0"}}
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def session(
+    model: Path | bytes,
+    *,
+    provider: str = CPU,
+    optimise: bool = True,
+    threads: int = 0,
+    optimised_to: Path | None = None,
+    data_folder: Path | None = None,
+) -> ort.InferenceSession:
+    """An ONNX Runtime session on a provider, with the CPU for what that does not implement.
+
+    `data_folder` is where the external data of a model given as bytes lies. On CUDA, float32 products
+    are computed in float32: TF32, the runtime's default, keeps 10 bits of each factor.
+
+    Raises:
+        ParityError: the runtime refuses the model, or does not get the provider.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    if optimised_to is not None:
+        options.optimized_model_filepath = str(optimised_to)
+    if data_folder is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
+    asked = [(name, _OPTIONS.get(name, {})) for name in dict.fromkeys((provider, CPU))]
+    try:
+        made = ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=asked
+        )
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ParityError(f"ONNX Runtime refuses the model: {first}") from error
+    if provider not in made.get_providers():
+        raise ParityError(
+            f"ONNX Runtime cannot start {provider} here: sqakd-fx doctor lists what it finds"
+        )
+    return made
+
+
+@functools.cache
+def providers() -> tuple[str, ...]:
+    """Execution providers to validate on: CPU, and CUDA where a session really gets it."""
+    if CUDA not in ort.get_available_providers() or not torch.cuda.is_available():
+        return (CPU,)
+    try:
+        session(_identity(), provider=CUDA)
+    except ParityError:
+        return (CPU,)
+    return CUDA, CPU
+
+
+def _identity() -> bytes:
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    return made.SerializeToString()  # type: ignore[no-any-return]
+
+
+def latency(model: Path, inputs: Sequence[Tensor], *, runs: int = 20, threads: int = 1) -> float:
+    """Median milliseconds of one call."""
+    running = session(model, threads=threads)
+    feeds = {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
+    running.run(None, feeds)
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        running.run(None, feeds)
+        times.append(time.perf_counter() - started)
+    return 1000 * float(np.median(times))
