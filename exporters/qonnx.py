@@ -4,7 +4,8 @@
         = (clip(round(x / scale + zero_point)) - zero_point) * scale
 
 Weights are stored in float, already on their grid; a channel whose sign BatchNorm flipped has a negative
-scale, and a grid without zero the zero point -1/2 (at 1 bit: BipolarQuant). Where a clip narrows the codes
+scale, and a grid without zero the zero point -1/2 (at 1 bit: BipolarQuant, or a Quant of 2 bits where a
+channel is 0, as qonnx executes every signed Quant of 1 bit as bipolar). Where a clip narrows the codes
 of an activation, a float Clip stands in front of its Quant.
 """
 
@@ -110,7 +111,7 @@ def _dequantized(model: ir.Model, node: ir.Node) -> None:
         ir.convenience.replace_all_uses_with(node.outputs[0], real)
         return
     bits = int(value.metadata_props.get("sqakd_fx.bits", "8"))
-    packing = pack_codes(codes, (bits,)) or pack_codes(codes, (8,))
+    packing = pack_codes(codes, (max(bits, 2),)) or pack_codes(codes, (8,))
     assert packing is not None
     a, b = (x.reshape(-1, *[1] * (codes.ndim - 1)) if x.ndim else x for x in (packing.a, packing.b))
     real = add_initializer(model, f"{stem}_float", (codes * wide).astype(np.float32))

@@ -123,6 +123,7 @@ def evaluated(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
         op_domain = "qonnx.custom_op.general"
 
         def _run(self, x, scale, zero, bits, signed=None, narrow=None, rounding_mode=None):  # type: ignore[no-untyped-def]
+            assert bits > 1 or not signed, "the qonnx package computes this as bipolar"
             low = -(2 ** (bits - 1)) if signed else 0
             high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
             q = np.round(np.clip(x / scale + zero, low, high))
@@ -153,6 +154,31 @@ def test_the_qonnx_profile_follows_the_definition_of_quant(
     assert "DequantizeLinear" not in kinds
     got = evaluated(model, images.numpy())
     assert np.allclose(got, job.lowered(images).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["lsq", "ewgs"])
+@pytest.mark.parametrize("bits", ["w4a4", "w2a2", "w1a1"])
+def test_the_qonnx_package_computes_the_same(
+    residual_net: nn.Module,
+    images: Tensor,
+    tmp_path: Path,
+    bits: str,
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reason = "the package qonnx is not installed"
+    monkeypatch.setattr(onnx.helper, "IR_VERSION", 10)  # it makes a model of every operator
+    wrapper = pytest.importorskip("qonnx.core.modelwrapper", reason=reason)
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    _, job = job_of(residual_net, images, bits, family)
+    model = wrapper.ModelWrapper(str(write_profile("qonnx", job, tmp_path / "model.onnx").path))
+    given, made = model.graph.input[0], model.graph.output[0]
+    for value in (given, made):
+        value.type.tensor_type.shape.dim[0].dim_value = len(images)
+    found = execute_onnx(model.transform(InferShapes()), {given.name: images.numpy()})[made.name]
+    assert np.allclose(found, job.lowered(images).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("profile", ["container", "packed", "typed", "qonnx"])
