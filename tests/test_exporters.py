@@ -167,7 +167,7 @@ def test_the_qonnx_package_computes_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reason = "the package qonnx is not installed"
-    monkeypatch.setattr(onnx.helper, "IR_VERSION", 10)  # it makes a model of every operator
+    monkeypatch.setattr(onnx, "IR_VERSION", 10)  # it makes a model of every operator
     wrapper = pytest.importorskip("qonnx.core.modelwrapper", reason=reason)
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
