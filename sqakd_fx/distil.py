@@ -7,6 +7,7 @@ synchronisation. A run can be interrupted at any moment and goes on from its las
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -17,38 +18,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.exc import TorchDynamoException
 
+from sqakd_fx.batch_norm_by_rows import batch_norm_by_rows
+from sqakd_fx.batches import short
 from sqakd_fx.compilation import has_compiler, wants_compilation
 from sqakd_fx.craft import low_bit_craft
-from sqakd_fx.distributed import any_process, is_distributed, mean_of, synchronised
+from sqakd_fx.distributed import any_process, is_distributed, is_first, mean_of, synchronised
 from sqakd_fx.errors import SqakdError, TrainingError
+from sqakd_fx.held_out import HeldOut
 from sqakd_fx.interrupts import collected_signals
 from sqakd_fx.optimizer import make_optimizer, schedule, set_rates
+from sqakd_fx.progress import StepReport, peak_memory
 from sqakd_fx.randomness import seed_everything
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.recovery import Recovery, TrainingState
 from sqakd_fx.training_step import GradientStep
 
 _REPORT_STEPS = 20
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What is known after some steps: the mean loss since the last report, and the pace."""
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    steps_per_second: float
+_EXPLODED = 10.0
+"""Times the loss of the first report (at least 1) from which on a run has diverged."""
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """The end of a run: steps done, the last mean loss, seconds, whether it ran compiled, notes."""
+    """The end of a run; `loss` and `agreement` (held out, None where not measured) are the last ones."""
 
     steps: int
     loss: float
+    agreement: float | None
     seconds: float
     compiled: bool
     notes: tuple[str, ...]
@@ -58,8 +56,11 @@ class Interrupted(SqakdError):
     """SIGINT or SIGTERM arrived; the state is saved."""
 
 
-class _NotFinite(Exception):
-    pass
+class _Diverged(Exception):
+    """The loss is not finite, or far beyond where it began; holds the last batch."""
+
+    def __init__(self, inputs: tuple[Any, ...]) -> None:
+        self.inputs = inputs
 
 
 Batches = Callable[[int], Iterable[tuple[Any, ...]]]
@@ -74,6 +75,7 @@ def distil(
     *,
     steps_per_epoch: int,
     device: torch.device,
+    held_out: Iterable[tuple[Any, ...]] = (),
     checkpoints: Path | None = None,
     resume: bool = False,
     on_report: Callable[[StepReport], None] = lambda report: None,
@@ -81,16 +83,19 @@ def distil(
 ) -> Distilled:
     """Train `student` (calibrated, on `device`) in place; it ends in evaluation mode.
 
+    On `held_out`, batches that `batches` does not give, the agreement with the teacher is measured.
     `checkpoints` is a folder for checkpoints, None for none. With `resume`, training goes on from
     the newest undamaged one.
 
     Raises:
-        TrainingError: there is no data, or the loss is not finite even at lower learning rates.
+        TrainingError: there is no data, or the loss diverges even at lower learning rates.
         Interrupted: SIGINT or SIGTERM; the state is in `checkpoints`.
     """
     run = _Run(
         student, teacher, batches, recipe, steps_per_epoch, device, checkpoints, on_report, on_note
     )
+    if held_out := list(held_out):
+        run.held_out = HeldOut(held_out, teacher, device)
     if resume and checkpoints is not None:
         run.recovery.restore_latest(run.total)
     return run.train()
@@ -117,6 +122,8 @@ class _Run:
         self.on_report, self.on_note = on_report, on_note
         self.steps_per_epoch = max(steps_per_epoch, 1)
         self.total = recipe.steps if recipe.steps is not None else recipe.epochs * steps_per_epoch
+        self.held_out: HeldOut | None = None
+        self.agreement: float | None = None
         self.notes: list[str] = []
         self.craft = low_bit_craft(student, recipe, self.total)
         self.state = TrainingState(student, make_optimizer(student, recipe), self.craft)
@@ -132,21 +139,30 @@ class _Run:
         compiled = self._compile()
         self.student.train()
         mean = float("nan")
-        with synchronised(self.student), collected_signals() as signalled:
-            while self.state.step < self.total:
+        by_rows = compiled and self.device.type == "cpu" and not is_distributed()
+        faster = batch_norm_by_rows(self.student) if by_rows else contextlib.nullcontext()
+        with faster, synchronised(self.student), collected_signals() as signalled:
+            while not self._is_done():
                 try:
                     mean = self._until_end(signalled)
-                except _NotFinite:
-                    self.recovery.roll_back()
+                except _Diverged as error:
+                    self.recovery.roll_back(error.inputs)
+                except TorchDynamoException as error:
+                    compiled = self._give_up_compiling(error)
         for craft in self.craft:
             craft.finish()
         self.student.eval()
         return Distilled(
-            self.state.step, mean, time.monotonic() - started, compiled, tuple(self.notes)
+            self.state.step,
+            mean,
+            self.agreement,
+            time.monotonic() - started,
+            compiled,
+            tuple(self.notes),
         )
 
     def _until_end(self, signalled: list[int]) -> float:
-        """Steps until the last one; raises _NotFinite where a loss is not."""
+        """Steps until the last one; raises _Diverged where a loss is not."""
         state, mean = self.state, float("nan")
         total = torch.zeros((), device=self.device)
         reported, clock = state.step, time.monotonic()
@@ -155,6 +171,7 @@ class _Run:
             due = (
                 state.step - reported >= _REPORT_STEPS
                 or state.step == self.total
+                or self._ends_epoch_of_early_stop()
                 or self.recovery.is_due_by_step()
             )
             stop = (
@@ -165,13 +182,12 @@ class _Run:
             if not (due or stop):
                 continue
             mean = float(mean_of(total)) / (state.step - reported)
-            if not math.isfinite(mean):
-                raise _NotFinite
-            now = time.monotonic()
-            pace = (state.step - reported) / max(now - clock, 1e-9)
-            rate = float(state.optimizer.param_groups[0]["lr"])
-            self.on_report(StepReport(state.step, self.total, mean, rate, pace))
-            reported, clock = state.step, now
+            if state.opening_loss is None and math.isfinite(mean):
+                state.opening_loss = mean
+            if not mean <= _EXPLODED * max(state.opening_loss or 0.0, 1.0):
+                raise _Diverged(inputs)
+            self._report(mean, (time.monotonic() - clock) / (state.step - reported))
+            reported, clock = state.step, time.monotonic()
             total = torch.zeros((), device=self.device)
             self.recovery.save_if_due(force=stop)
             if stop:
@@ -183,7 +199,54 @@ class _Run:
                         else "nothing was saved"
                     )
                 )
+            if self._is_done():
+                break
         return mean
+
+    def _report(self, loss: float, seconds_a_step: float) -> None:
+        state = self.state
+        agreement = self._measured_agreement()
+        self.on_report(
+            StepReport(
+                step=state.step,
+                steps=self.total,
+                loss=loss,
+                learning_rate=float(state.optimizer.param_groups[0]["lr"]),
+                steps_per_second=1 / max(seconds_a_step, 1e-9),
+                seconds_left=seconds_a_step * (self.total - state.step),
+                agreement=agreement,
+                peak_bytes=peak_memory(self.device),
+            )
+        )
+
+    def _measured_agreement(self) -> float | None:
+        """Measured where early stopping needs it, at the end, and else where it costs little."""
+        if self.held_out is None:
+            return None
+        decides = self._ends_epoch_of_early_stop()
+        last = self.state.step == self.total
+        if not (decides or (is_first() and (last or self.held_out.is_affordable))):
+            return None
+        self.agreement = self.held_out.agreement(self.student)
+        if decides and self.agreement > self.state.best_agreement:
+            self.state.best_agreement, self.state.best_step = self.agreement, self.state.step
+        return self.agreement
+
+    def _ends_epoch_of_early_stop(self) -> bool:
+        return (
+            self.recipe.early_stop is not None
+            and self.held_out is not None
+            and self.state.step % self.steps_per_epoch == 0
+        )
+
+    def _is_done(self) -> bool:
+        """After the last step, or where early stopping ends the run: known from the state alone."""
+        state, epochs = self.state, self.recipe.early_stop
+        return state.step >= self.total or (
+            epochs is not None
+            and self._ends_epoch_of_early_stop()
+            and state.step - state.best_step >= epochs * self.steps_per_epoch
+        )
 
     def _inputs(self) -> Iterator[tuple[Any, ...]]:
         """The batches of the steps that are left; an epoch's order and augmentation follow its seed."""
@@ -231,3 +294,12 @@ class _Run:
         self.student.compile()
         self.teacher.compile()
         return True
+
+    def _give_up_compiling(self, error: Exception) -> bool:
+        """Undo `_compile` and all steps since the last good state; False: the run is not compiled."""
+        self.student._compiled_call_impl = self.teacher._compiled_call_impl = None
+        self.state.unpack(self.recovery.last_good)
+        self.note(
+            f"compiling failed ({short(error)}): training runs uncompiled, about half as fast"
+        )
+        return False

@@ -25,10 +25,11 @@ from sqakd_fx.batches import Batch, Batches, input_batches, labelled_batches
 from sqakd_fx.calibrate import calibrate, quantizers_of
 from sqakd_fx.checkpoint import clear_checkpoints
 from sqakd_fx.compiler import tensors_of
-from sqakd_fx.distil import StepReport, distil
+from sqakd_fx.distil import distil
 from sqakd_fx.distributed import is_first, process_group
 from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
+from sqakd_fx.held_out import split_data
 from sqakd_fx.losses import class_axis
 from sqakd_fx.program import (
     Program,
@@ -38,6 +39,7 @@ from sqakd_fx.program import (
     layer_facts,
     lower,
 )
+from sqakd_fx.progress import StepReport
 from sqakd_fx.randomness import seed_everything
 from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
 from sqakd_fx.runtime import latency, session
@@ -156,11 +158,17 @@ class _Inputs:
     """The user's training data as tuples in the order of the graph's inputs."""
 
     batches: Batches[Batch]
+    kept_back: Batches[Batch] | None
     program: Program
 
     def epoch(self, number: int) -> Iterator[tuple[Any, ...]]:
         self.batches.set_epoch(number)
         for batch in self.batches:
+            yield self.program.traced.call.flatten(batch.args, batch.kwargs)
+
+    def held_out(self) -> Iterator[tuple[Any, ...]]:
+        """Batches that no epoch has; none where the data cannot be divided."""
+        for batch in self.kept_back or ():
             yield self.program.traced.call.flatten(batch.args, batch.kwargs)
 
     def count(self) -> int:
@@ -172,16 +180,21 @@ def training_inputs(source: Source, program: Program, recipe: Recipe) -> _Inputs
     """Batches of unlabelled inputs; raises SourceError where there is no data."""
     if source.train_data is None:
         raise SourceError(f"{source.spec} gives no training data: add train_data() or use --data")
-    batches = input_batches(
-        source.train_data,
-        n_inputs=source.n_inputs,
-        input_names=source.input_names,
-        batch_size=recipe.batch_size,
-        shuffle=True,
-        seed=recipe.seed,
-        example_ndim=source.example_ndim,
-    )
-    return _Inputs(batches, program)
+    split = split_data(source.train_data, recipe.held_out)
+
+    def batches(data: Any, *, shuffle: bool) -> Batches[Batch]:
+        return input_batches(
+            data,
+            n_inputs=source.n_inputs,
+            input_names=source.input_names,
+            batch_size=recipe.batch_size,
+            shuffle=shuffle,
+            seed=recipe.seed,
+            example_ndim=source.example_ndim,
+        )
+
+    kept_back = None if split.held_out is None else batches(split.held_out, shuffle=False)
+    return _Inputs(batches(split.training, shuffle=True), kept_back, program)
 
 
 def run(
@@ -220,6 +233,8 @@ def _run(
         claim_output_folder(out)
         remove_temporaries(out)
     seed_everything(recipe.seed)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.tf32
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
     timings: dict[str, float] = {}
 
@@ -266,6 +281,7 @@ def _run(
             recipe,
             steps_per_epoch=per_epoch,
             device=device,
+            held_out=inputs.held_out(),
             checkpoints=out / "checkpoints",
             resume=resume,
             on_report=on_report,

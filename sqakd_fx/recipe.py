@@ -105,6 +105,13 @@ class Recipe(BaseModel):
     accumulate: int = Field(
         1, ge=1, description="parts that a batch is computed in, for less memory"
     )
+    held_out: int = Field(
+        256, ge=0, description="samples (at most 1 in 20) kept from training to measure agreement"
+    )
+    early_stop: int | None = Field(
+        None, ge=1, description="epochs without a better held-out agreement that end training"
+    )
+    tf32: bool = Field(True, description="TF32 for float32 products and convolutions on a GPU")
     checkpoint_seconds: float = Field(60.0, gt=0)
     checkpoint_steps: int | None = Field(None, ge=1)
 

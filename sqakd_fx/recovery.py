@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.checkpoint import (
@@ -36,6 +38,9 @@ class TrainingState:
     step: int = 0
     rate_factor: float = 1.0
     rollbacks: int = 0
+    opening_loss: float | None = None
+    best_agreement: float = -math.inf
+    best_step: int = 0
 
     def pack(self) -> Checkpoint:
         """A copy."""
@@ -51,6 +56,9 @@ class TrainingState:
                 "optimizer": values,
                 "rate_factor": self.rate_factor,
                 "rollbacks": self.rollbacks,
+                "opening_loss": self.opening_loss,
+                "best_agreement": None if self.best_step == 0 else self.best_agreement,
+                "best_step": self.best_step,
                 "craft": [type(craft).__name__ for craft in self.craft],
             },
         )
@@ -73,6 +81,10 @@ class TrainingState:
         self.step = checkpoint.step
         self.rate_factor = float(checkpoint.state["rate_factor"])
         self.rollbacks = int(checkpoint.state["rollbacks"])
+        self.opening_loss = checkpoint.state["opening_loss"]
+        self.best_step = int(checkpoint.state["best_step"])
+        best = checkpoint.state["best_agreement"]
+        self.best_agreement = -math.inf if best is None else float(best)
 
 
 _OTHER_RUN = "the checkpoint does not fit this model and recipe: start again without --resume"
@@ -143,31 +155,58 @@ class Recovery:
                 self.on_note(f"checkpoints pause: {error}")
             self.paused = True
 
-    def roll_back(self) -> None:
-        """Return to the last good state at half the learning rate.
+    def roll_back(self, inputs: tuple[Any, ...]) -> None:
+        """Return to the last good state at half the learning rate; `inputs` are the last batch.
 
         Raises:
-            TrainingError: it is the fourth time; names where the first value that is not finite stands.
+            TrainingError: it is the fourth time; names the layer where values blew up.
         """
-        rollbacks, factor = self.state.rollbacks + 1, self.state.rate_factor
-        where = first_not_finite(self.state.student)
+        state = self.state
+        rollbacks, factor = state.rollbacks + 1, state.rate_factor
+        inputs = tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in inputs)
+        now = quantizer_inputs(state.student, inputs)
+        state.unpack(self.last_good)
+        good = quantizer_inputs(state.student, inputs)
+        state.unpack(self.last_good)  # running the student moved its BatchNorm statistics
+        where = blown_up(now, good)
         if rollbacks > _ROLLBACKS:
             raise TrainingError(
-                f"the loss is not finite, also at {factor:g} times the learning rate; "
-                f"it starts in {where}: lower learning_rate or raise its bits",
+                f"the loss diverges, also at {factor:g} times the learning rate; values blow up in "
+                f"front of {where}: lower learning_rate or raise the bits there",
                 node=where,
             )
-        self.state.unpack(self.last_good)
-        self.state.rollbacks, self.state.rate_factor = rollbacks, factor * 0.5
+        state.rollbacks, state.rate_factor = rollbacks, factor * 0.5
         self.on_note(
-            f"the loss was not finite (first in {where}): back to step {self.state.step}, "
-            f"learning rate times {self.state.rate_factor:g}"
+            f"the loss diverged (values blow up in front of {where}): back to step {state.step}, "
+            f"learning rate times {state.rate_factor:g}"
         )
 
 
-def first_not_finite(student: fx.GraphModule) -> str:
-    """The first parameter or buffer that is not finite, in graph order; "the loss" if none is."""
-    for name, tensor in student.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+@torch.no_grad()
+def quantizer_inputs(student: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[str, float]:
+    """The largest magnitude that reaches each quantizer, in the order in which they run."""
+    seen: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, args: seen.update({name: args[0].detach().abs().amax()})
+
+    handles = [
+        quantizer.register_forward_pre_hook(record(name))
+        for name, quantizer in quantizers_of(student).items()
+    ]
+    try:
+        student.forward(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: float(largest) for name, largest in seen.items()}
+
+
+def blown_up(now: Mapping[str, float], good: Mapping[str, float]) -> str:
+    """The first quantizer that a value which is not finite reaches, or whose input grew most."""
+    for name, largest in now.items():
+        if not math.isfinite(largest):
             return name
-    return "the loss"
+    return max(
+        now, key=lambda name: now[name] / max(good.get(name, 0.0), 1e-30), default="the loss"
+    )

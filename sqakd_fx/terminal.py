@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from sqakd_fx.distil import StepReport
+    from sqakd_fx.progress import StepReport
 
 _PLAIN_SECONDS = 5.0
 
@@ -38,6 +38,7 @@ class Live:
         self.current: tuple[str, str] | None = None
         self.started = time.monotonic()
         self.spoke = 0.0
+        self.agreement = ""
 
     def __enter__(self) -> Live:
         if self.console.is_terminal:
@@ -87,14 +88,20 @@ class Live:
 
     def training(self, report: StepReport) -> None:
         """Steps of the distillation."""
-        detail = f"loss {report.loss:.4f}  {report.steps_per_second:.1f} steps/s"
+        if report.agreement is not None:
+            self.agreement = f"  agreement {report.agreement:.1%}"
+        memory = "" if report.peak_bytes is None else f"  peak {report.peak_bytes / 2**30:.2f} GiB"
+        detail = (
+            f"loss {report.loss:.4f}{self.agreement}  {report.steps_per_second:.1f} steps/s{memory}"
+        )
         if self.progress_bar is not None and self.task is not None:
             self.progress_bar.update(
                 self.task, completed=report.step, total=report.steps, detail=detail
             )
         elif time.monotonic() - self.spoke > _PLAIN_SECONDS or report.step == report.steps:
             self.spoke = time.monotonic()
-            self.console.print(f"  step {report.step} of {report.steps}: {detail}")
+            left = f"  {report.seconds_left:.0f} s left" if report.step < report.steps else ""
+            self.console.print(f"  step {report.step} of {report.steps}: {detail}{left}")
 
     def note(self, text: str) -> None:
         """Something the user should know."""

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from sqakd_fx.calibrate import calibrate
+from sqakd_fx.compilation import has_compiler
 from sqakd_fx.distil import Batches, Distilled, distil
 from sqakd_fx.errors import TrainingError
+from sqakd_fx.held_out import Split, split_data
 from sqakd_fx.program import build_program
+from sqakd_fx.progress import StepReport
 from sqakd_fx.recipe import Recipe, resolve_recipe
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
@@ -35,8 +42,7 @@ def trained(
     most: int = 99,
     *settings: str,
     data: Batches = lambda epoch: [(ROWS,)],
-    checkpoints: Path | None = None,
-    resume: bool = False,
+    **more: Any,
 ) -> tuple[Distilled, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
@@ -52,8 +58,7 @@ def trained(
         recipe,
         steps_per_epoch=1,
         device=torch.device("cpu"),
-        checkpoints=checkpoints,
-        resume=resume,
+        **more,
     )
     return done, program.student.state_dict()
 
@@ -76,9 +81,80 @@ def test_a_sample_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:
         trained(most=0)
 
 
-def test_a_loss_that_is_not_finite_rolls_back_and_then_stops_with_a_name() -> None:
-    with pytest.raises(TrainingError, match=r"not finite.*learning_rate"):
-        trained(data=lambda epoch: [(ROWS * float("nan"),)])
+BAD = pytest.mark.parametrize("factor", [float("nan"), 1e5], ids=["not finite", "finite"])
+
+
+@BAD
+def test_a_diverging_loss_rolls_back_three_times_and_then_stops_with_a_name(factor: float) -> None:
+    notes: list[str] = []
+    with pytest.raises(TrainingError, match=r"diverges.*in front of net\.\w+.*learning_rate"):
+        trained(
+            99,
+            "checkpoint_steps=1",
+            data=lambda epoch: [(ROWS * (factor if epoch == 4 else 1),)],
+            on_note=notes.append,
+        )
+    assert ["back to step 4, learning rate times 0.5" in note for note in notes] == [1, 0, 0]
+    assert notes[2].endswith("learning rate times 0.125")
+
+
+@BAD
+def test_a_run_that_diverges_once_goes_on_from_before(factor: float) -> None:
+    seen: list[int] = []
+
+    def once(epoch: int) -> list[tuple[Tensor]]:
+        seen.append(epoch)
+        return [(ROWS * (factor if seen.count(4) == 1 and epoch == 4 else 1),)]
+
+    done, state = trained(99, "checkpoint_steps=1", data=once)
+    assert seen == [0, 1, 2, 3, 4, 4, 5]
+    assert done.steps == 6
+    assert all(bool(torch.isfinite(v).all()) for v in state.values())
+
+
+def test_measuring_agreement_changes_nothing_and_reaches_the_reports() -> None:
+    reports: list[StepReport] = []
+    _, plain = trained()
+    done, measured = trained(held_out=[(ROWS[:5],), (ROWS[5:9],)], on_report=reports.append)
+    assert all(torch.equal(plain[name], measured[name]) for name in plain)
+    assert reports[-1].agreement == done.agreement
+    assert done.agreement is not None
+    assert 0 <= done.agreement <= 1
+
+
+def test_early_stopping_ends_where_the_agreement_no_longer_grows() -> None:
+    settings = ["learning_rate=1e-12", "quantizer_learning_rate=1e-12", "early_stop=2"]
+    done, _ = trained(99, *settings, held_out=[(ROWS,)])
+    assert done.steps == 3
+    assert trained(99, *settings)[0].steps == 6
+
+
+@pytest.mark.parametrize(
+    "data", [torch.arange(50), np.arange(50), list(range(50)), TensorDataset(torch.arange(50))]
+)
+def test_held_out_samples_are_the_last_ones_and_no_longer_trained_on(data: Any) -> None:
+    split = split_data(data, 256)
+    assert split.held_out is not None
+    assert (len(split.training), len(split.held_out)) == (48, 2)
+    assert [int(x[0]) if isinstance(x, tuple) else int(x) for x in split.held_out] == [48, 49]
+
+
+@pytest.mark.parametrize("data", [DataLoader(range(50)), iter(range(50)), torch.arange(19)])
+def test_data_that_cannot_be_divided_is_left_whole(data: Any) -> None:
+    assert split_data(data, 256) == Split(data, None)
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler here")
+def test_a_compiler_that_fails_costs_speed_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, eager = trained()
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/bin/false",))
+    done, fallen_back = trained(99, "compile=always")
+    assert not done.compiled
+    assert "compiling failed" in done.notes[-1]
+    assert all(torch.equal(eager[name], fallen_back[name]) for name in eager)
 
 
 def test_an_average_of_weights_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:

@@ -24,7 +24,16 @@ def example_inputs(): return torch.zeros(2, 1, 8, 8)
 def train_data():
     return torch.randn(95, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 """
-SETTINGS = ["--steps", "12", "--set", "checkpoint_steps=1", "--set", "batch_size=32"]
+SETTINGS = [
+    "--steps",
+    "12",
+    "--set",
+    "checkpoint_steps=1",
+    "--set",
+    "batch_size=32",
+    "--set",
+    "held_out=0",
+]
 
 
 def losses(folder: Path, launcher: list[str], *more: str) -> list[float]:
