@@ -108,7 +108,7 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     if method != "default":
         settings += [f"weight_family={method!r}", f"activation_family={method!r}"]
     if kind == "labels":
-        settings.append("temperature=1.0")
+        settings += ["temperature=1.0", "feature_weight=0.0"]
     recipe = resolve_recipe(bits, settings=settings, steps=job.steps, seed=seed)
     device = choose_device("auto")
     pixels, labels = (x.to(device) for x in job.read("train"))
@@ -121,16 +121,13 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
         [(next(first)[0],) for _ in range(recipe.calibration_batches)],
         method=recipe.initialisation,
     )
-    teacher: nn.Module = (
-        WithLabels()
-        if kind == "labels"
-        else WithoutLabels(distillation_teacher(program).to(device))
-    )
-    wrapped = WithoutLabels(student)
+    with_labels = kind == "labels"
     done = distil(
-        wrapped,  # type: ignore[arg-type]
-        teacher,
-        lambda number: job.data.epoch(pixels, labels, number, seed),
+        WithoutLabels(student) if with_labels else student,  # type: ignore[arg-type]
+        WithLabels() if with_labels else distillation_teacher(program).to(device),
+        lambda number: (
+            (x, y) if with_labels else (x,) for x, y in job.data.epoch(pixels, labels, number, seed)
+        ),
         recipe,
         steps_per_epoch=job.data.steps,
         device=device,

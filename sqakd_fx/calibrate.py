@@ -36,16 +36,33 @@ def calibrate(
     Raises:
         TrainingError: there is no batch, or a value that is not finite reaches a quantizer.
     """
+    for quantizer in quantizers_of(student).values():
+        quantizer.enabled = False
+    _find_ranges(student, batches, method, on_batch)
+
+
+@torch.no_grad()
+def recalibrate(
+    student: fx.GraphModule, batches: Iterable[tuple[Any, ...]], *, method: str = "mse"
+) -> None:
+    """Find all ranges again where the bits have changed; the student runs quantized meanwhile."""
+    _find_ranges(student, batches, method, lambda done: None)
+
+
+def _find_ranges(
+    student: fx.GraphModule,
+    batches: Iterable[tuple[Any, ...]],
+    method: str,
+    on_batch: Callable[[int], None],
+) -> None:
     was_training = student.training
     student.eval()
     seen: dict[str, list[Tensor]] = {}
-    handles = []
-    for name, quantizer in quantizers_of(student).items():
-        quantizer.enabled = False
-        if quantizer.role == "activation":
-            handles.append(
-                quantizer.register_forward_pre_hook(_collector(seen.setdefault(name, [])))
-            )
+    handles = [
+        quantizer.register_forward_pre_hook(_collector(seen.setdefault(name, [])))
+        for name, quantizer in quantizers_of(student).items()
+        if quantizer.role == "activation"
+    ]
     count = 0
     try:
         for inputs in batches:
@@ -57,12 +74,14 @@ def calibrate(
             handle.remove()
     if not count:
         raise TrainingError("there is no data to calibrate on: give train_data() or --data")
+    found: set[str] = set()
     for node in student.graph.nodes:
-        if node.op != "call_module":
+        if node.op != "call_module" or str(node.target) in found:
             continue
         module = student.get_submodule(str(node.target))
-        if isinstance(module, Quantizer) and not module.enabled:
+        if isinstance(module, Quantizer):
             _initialise(module, str(node.target), node, student, seen, method)
+            found.add(str(node.target))
     student.train(was_training)
 
 

@@ -6,20 +6,22 @@ state in tensors, so that a resumed run is the uninterrupted one. Which ones a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
+from sqakd_fx.oscillation import OscillationFreezing
+from sqakd_fx.progressive import ProgressiveBits
 from sqakd_fx.recipe import Recipe
 
 
 class Craft(Protocol):
     """One thing done to the student during training; steps count from 0 to `total` - 1."""
 
-    def before_step(self, step: int, total: int) -> None:
-        """Before the forward of a step."""
+    def before_step(self, step: int, total: int) -> bool:
+        """Before the forward of a step; True where losses so far say nothing of what comes."""
 
     def penalty(self) -> Tensor | None:
         """A scalar added to the loss, asked for after the student's forward; None for none.
@@ -48,7 +50,8 @@ class WeightAverage:
         self.parameters = dict(student.named_parameters())
         self.values = {name: p.detach().clone() for name, p in self.parameters.items()}
 
-    def before_step(self, step: int, total: int) -> None: ...
+    def before_step(self, step: int, total: int) -> bool:
+        return False
 
     def penalty(self) -> Tensor | None:
         return None
@@ -72,9 +75,20 @@ class WeightAverage:
             value.copy_(tensors[name])
 
 
-def low_bit_craft(student: fx.GraphModule, recipe: Recipe, total_steps: int) -> list[Craft]:
-    """The crafts that a recipe asks for, in the order in which they act."""
+def low_bit_craft(
+    student: fx.GraphModule,
+    recipe: Recipe,
+    batches: Callable[[], Iterable[tuple[Any, ...]]],
+) -> list[Craft]:
+    """The crafts that a recipe asks for, in the order in which they act.
+
+    `batches` gives the batches of inputs that calibration saw, on the student's device.
+    """
     crafts: list[Craft] = []
+    if recipe.progressive:
+        crafts.append(ProgressiveBits(student, recipe, batches))
+    if recipe.freeze_oscillations:
+        crafts.append(OscillationFreezing(student, recipe))
     if recipe.weight_average:
         crafts.append(WeightAverage(student, recipe.weight_average))
     return crafts

@@ -26,11 +26,12 @@ from sqakd_fx.compilation import has_compiler, wants_compilation
 from sqakd_fx.craft import low_bit_craft
 from sqakd_fx.distributed import any_process, is_distributed, is_first, mean_of, synchronised
 from sqakd_fx.errors import SqakdError, TrainingError
+from sqakd_fx.features import training_pair
 from sqakd_fx.held_out import HeldOut
 from sqakd_fx.interrupts import collected_signals
 from sqakd_fx.optimizer import make_optimizer, schedule, set_rates
 from sqakd_fx.progress import StepReport, peak_memory
-from sqakd_fx.randomness import seed_everything
+from sqakd_fx.randomness import seed_everything, undisturbed_randomness
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.recovery import Recovery, TrainingState
 from sqakd_fx.training_step import GradientStep
@@ -125,9 +126,10 @@ class _Run:
         self.held_out: HeldOut | None = None
         self.agreement: float | None = None
         self.notes: list[str] = []
-        self.craft = low_bit_craft(student, recipe, self.total)
+        self.craft = low_bit_craft(student, recipe, self._calibration)
         self.state = TrainingState(student, make_optimizer(student, recipe), self.craft)
-        self.gradient = GradientStep(student, teacher, self.craft, recipe, device, self.note)
+        self.pair = training_pair(student, teacher, recipe)
+        self.gradient = GradientStep(self.pair, self.craft, recipe, device, self.note)
         self.recovery = Recovery(self.state, recipe, checkpoints, device, self.note)
 
     def note(self, text: str) -> None:
@@ -260,6 +262,13 @@ class _Run:
                 if step == self.total:
                     return
 
+    def _calibration(self) -> Iterator[tuple[Any, ...]]:
+        """The batches that calibration saw; what loaders and augmentations draw next is not changed."""
+        with undisturbed_randomness():
+            seed_everything(self.recipe.seed)
+            for batch in itertools.islice(self.batches(0), self.recipe.calibration_batches):
+                yield tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in batch)
+
     def _repeated(self, epoch: int) -> Iterator[tuple[Any, ...]]:
         """An epoch's batches, again where they are fewer than they were counted."""
         while True:
@@ -276,7 +285,8 @@ class _Run:
             state.optimizer, state.rate_factor * schedule(self.recipe, state.step, self.total)
         )
         for craft in self.craft:
-            craft.before_step(state.step, self.total)
+            if craft.before_step(state.step, self.total):
+                state.opening_loss = None
         loss = self.gradient(inputs)
         state.optimizer.step()
         for craft in self.craft:
@@ -291,13 +301,18 @@ class _Run:
             self.note("no C++ compiler was found: training runs uncompiled, about half as fast")
             return False
         self.note("compiling the student and the teacher for the first step (about a minute)")
-        self.student.compile()
-        self.teacher.compile()
+        for module in self._compilable():
+            module.compile()
         return True
+
+    def _compilable(self) -> list[nn.Module]:
+        parts = (self.pair.student, self.pair.teacher, self.pair.loss)
+        return [part for part in parts if isinstance(part, nn.Module)]
 
     def _give_up_compiling(self, error: Exception) -> bool:
         """Undo `_compile` and all steps since the last good state; False: the run is not compiled."""
-        self.student._compiled_call_impl = self.teacher._compiled_call_impl = None
+        for module in self._compilable():
+            module._compiled_call_impl = None
         self.state.unpack(self.recovery.last_good)
         self.note(
             f"compiling failed ({short(error)}): training runs uncompiled, about half as fast"

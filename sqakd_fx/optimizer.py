@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [
         {"params": decayed, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
         {"params": plain, "lr": recipe.learning_rate, "weight_decay": 0.0},
-        {"params": ranges, "lr": recipe.quantizer_learning_rate, "weight_decay": 0.0},
+        *_range_groups(ranges, recipe),
     ]
     groups = [group | {"initial_lr": group["lr"]} for group in groups if group["params"]]
     if not groups:
@@ -43,6 +44,25 @@ def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, momentum=recipe.momentum, fused=True)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, fused=True)
+
+
+def _range_groups(ranges: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
+    """Groups of the ranges; a relative rate is one group for each power of two of their mean size.
+
+    Adam moves every parameter by about its rate a step, so one rate for steps of 0.01 and of 1 is too
+    fast for the first or too slow for the second.
+    """
+    rate = recipe.quantizer_learning_rate
+    if recipe.quantizer_rate == "absolute":
+        return [{"params": ranges, "lr": rate, "weight_decay": 0.0}]
+    by_size: dict[int, list[nn.Parameter]] = {}
+    for parameter in ranges:
+        size = float(parameter.detach().abs().mean())
+        by_size.setdefault(round(math.log2(max(size, 1e-12))), []).append(parameter)
+    return [
+        {"params": found, "lr": rate * 2.0**power, "weight_decay": 0.0}
+        for power, found in sorted(by_size.items())
+    ]
 
 
 def schedule(recipe: Recipe, step: int, total: int) -> float:

@@ -87,11 +87,30 @@ class Recipe(BaseModel):
     class_axis: int | None = Field(None, description="axis of the classes; by shape where absent")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)
-    quantizer_learning_rate: float = Field(1e-3, gt=0)
+    quantizer_learning_rate: float = Field(1e-2, gt=0)
+    quantizer_rate: Literal["absolute", "relative"] = Field(
+        "relative", description="a range's learning rate as it is, or times the range's size"
+    )
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    feature_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the distance of inner features (SQuaT); 0 for outputs alone",
+    )
+    features: Literal["late", "sums"] = Field(
+        "late", description="which features: the last one, or those behind all residual sums"
+    )
+    progressive: tuple[int, ...] = Field(
+        (), description="wider bits to start with, as (8, 4); the recipe's own bits come last"
+    )
+    progressive_share: float = Field(0.3, gt=0, lt=1, description="share of the steps on them")
+    freeze_oscillations: float = Field(
+        0.0, ge=0, lt=1, description="weights that swing in more than this share of steps are held"
+    )
+    freeze_from: float = Field(0.5, ge=0, lt=1, description="share of the steps before that")
     weight_average: float = Field(0.0, ge=0, lt=1, description="decay of the average of weights")
     reestimate_batch_norm: int = Field(
         0, ge=0, description="batches over which BatchNorm statistics are taken again before export"
@@ -128,11 +147,17 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     lowest = min(weight, activation)
     values: dict[str, Any] = {"weight_bits": weight, "activation_bits": activation}
     if lowest >= 7:
-        values |= {"learning_rate": 1e-4, "quantizer_learning_rate": 1e-4, "epochs": 2}
+        values |= {"learning_rate": 1e-4, "quantizer_learning_rate": 1e-3, "epochs": 2}
     elif lowest >= 4:
         values |= {"epochs": 4}
     else:
         values |= {"epochs": 8, "learning_rate": 2e-3}
+    if weight <= 2:
+        values |= {"zero_in_grid": False}
+    if weight == 1:
+        values |= {"weight_family": "ewgs"}
+    if lowest == 1:
+        values |= {"feature_weight": 0.3, "features": "sums"}
     return values
 
 
@@ -147,6 +172,7 @@ def _paper_preset(family: str, weight: int, activation: int) -> dict[str, Any]:
         "initialisation": "paper",
         "schedule": "cosine",
         "warmup": 0.0,
+        "quantizer_rate": "absolute",
     }
     if family == "ewgs":
         values |= {

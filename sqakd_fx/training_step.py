@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from sqakd_fx.craft import Craft
 from sqakd_fx.distributed import (
@@ -17,7 +17,7 @@ from sqakd_fx.distributed import (
     with_reduced_gradients,
 )
 from sqakd_fx.errors import TrainingError
-from sqakd_fx.losses import distillation_loss
+from sqakd_fx.features import TrainingPair
 from sqakd_fx.recipe import Recipe
 
 
@@ -30,19 +30,18 @@ class GradientStep:
 
     def __init__(
         self,
-        student: fx.GraphModule,
-        teacher: nn.Module,
+        pair: TrainingPair,
         craft: Sequence[Craft],
         recipe: Recipe,
         device: torch.device,
         on_note: Callable[[str], None],
     ) -> None:
-        self.student, self.teacher, self.craft = student, teacher, craft
+        self.student, self.teacher, self.loss = pair.student, pair.teacher, pair.loss
+        self.craft = craft
         self.device, self.on_note = device, on_note
         self.half = recipe.precision == "bf16"
         self.parts = recipe.accumulate
-        self.loss = distillation_loss(recipe)
-        self.running = with_reduced_gradients(student)
+        self.running = with_reduced_gradients(pair.student)
 
     def __call__(self, inputs: tuple[Any, ...]) -> Tensor:
         """Raises TrainingError where not even one sample fits into memory."""

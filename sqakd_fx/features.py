@@ -1,0 +1,120 @@
+"""Inner features of student and teacher as one more term of the loss, still without labels.
+
+    L = KL + w · Σ MSE( Q(s), Q(t) ) / var(Q(t))
+
+s is what the student quantizes at a place, t the teacher's tensor there, and Q the student's own quantizer with
+its current range, so that no difference remains that the student could not close (SQuaT, AISTATS 2026). The
+place comes from the graph: an activation quantizer whose tensor the teacher's graph has under the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sqakd_fx.errors import RecipeError
+from sqakd_fx.losses import distillation_loss, relative_error
+from sqakd_fx.ops import Kind, shape_of
+from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """Student and teacher as a step calls them, and the loss of their two outputs."""
+
+    student: nn.Module
+    teacher: nn.Module
+    loss: Callable[[Any, Any], Tensor]
+
+
+def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -> TrainingPair:
+    """The pair as it is, or with inner features where the recipe has a `feature_weight`.
+
+    Graphs with features share all modules and parameters with the ones given.
+
+    Raises:
+        RecipeError: the two graphs have no tensor in common that the student quantizes.
+    """
+    outputs = distillation_loss(recipe)
+    if not recipe.feature_weight:
+        return TrainingPair(student, teacher, outputs)
+    assert isinstance(teacher, fx.GraphModule)
+    places = feature_places(student, teacher, recipe.features)
+    if not places:
+        raise RecipeError(
+            "feature_weight needs a quantized tensor inside the network, and there is none: set it to 0"
+        )
+    quantizers = [student.get_submodule(str(quantized.target)) for quantized, _ in places]
+    return TrainingPair(
+        _exposing(student, [quantized for quantized, _ in places]),
+        _exposing(teacher, [theirs for _, theirs in places]),
+        FeatureLoss(outputs, quantizers, recipe.feature_weight),
+    )
+
+
+def feature_places(
+    student: fx.GraphModule, teacher: fx.GraphModule, which: str
+) -> list[tuple[fx.Node, fx.Node]]:
+    """(quantizer node of the student, node of the teacher) pairs, in graph order.
+
+    `which`: "late" is the last one with more than two axes; "sums" are all behind residual sums, or
+    "late" where there are none.
+    """
+    theirs = {node.name: node for node in teacher.graph.nodes if node.op != "placeholder"}
+    modules = dict(student.named_modules())
+    inner = [
+        (node, theirs[str(node.args[0])])
+        for node in student.graph.nodes
+        if node.op == "call_module"
+        and isinstance(modules[str(node.target)], Quantizer)
+        and modules[str(node.target)].role == "activation"
+        and str(node.args[0]) in theirs
+    ]
+    sums = [pair for pair in inner if _is_sum(pair[0].args[0])]
+    if which == "sums" and sums:
+        return sums
+    wide = [pair for pair in inner if len(shape_of(pair[1]) or ()) > 2]
+    return (wide or inner)[-1:]
+
+
+def _is_sum(node: Any) -> bool:
+    """True for a residual sum, with or without the activation behind it."""
+    return any(one.meta.get("arithmetic") is Kind.SUM for one in (node, *node.all_input_nodes[:1]))
+
+
+def _exposing(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
+    """A graph over the same modules that returns (output, features)."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(graph_module.graph, copies)
+    graph.output((output, tuple(copies[node] for node in nodes)))
+    made = fx.GraphModule(graph_module, graph)
+    made.train(graph_module.training)
+    return made
+
+
+class FeatureLoss(nn.Module):
+    """The equation at the top of this file, of two (output, features) pairs."""
+
+    def __init__(
+        self,
+        outputs: Callable[[Any, Any], Tensor],
+        quantizers: Sequence[nn.Module],
+        weight: float,
+    ) -> None:
+        super().__init__()
+        self.outputs, self.weight = outputs, weight
+        self.quantizers = tuple(quantizers)  # a tuple: they belong to the student
+
+    def forward(self, student: Any, teacher: Any) -> Tensor:
+        loss = self.outputs(student[0], teacher[0])
+        for quantizer, own, other in zip(self.quantizers, student[1], teacher[1], strict=True):
+            with torch.no_grad():
+                wanted = quantizer(other)
+            loss = loss + self.weight * relative_error(own, wanted)
+        return loss

@@ -1,0 +1,92 @@
+"""The feature term: the paper's formula at the place that the graph gives, and one graph that trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sqakd_fx.calibrate import calibrate
+from sqakd_fx.distil import distil
+from sqakd_fx.errors import RecipeError
+from sqakd_fx.features import feature_places, training_pair
+from sqakd_fx.program import Program, build_program, distillation_teacher
+from sqakd_fx.recipe import Recipe, resolve_recipe
+
+
+def featured(*settings: str) -> Recipe:
+    return resolve_recipe("w2a2", settings=["feature_weight=0.5", "steps=2", *settings])
+
+
+def calibrated(net: nn.Module, images: Tensor, recipe: Recipe) -> Program:
+    program = build_program(net, (images,), {}, recipe)
+    calibrate(program.student, [(images,)])
+    return program
+
+
+def test_the_late_place_is_the_last_tensor_with_space_and_sums_are_all_of_them(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    program = calibrated(residual_net, images, featured())
+    teacher = distillation_teacher(program)
+    late = feature_places(program.student, teacher, "late")
+    sums = feature_places(program.student, teacher, "sums")
+    assert len(late) == 1
+    assert len(sums) == 2  # two residual blocks
+    assert late[0][1].name == sums[-1][1].name or late[0][1] in teacher.graph.nodes
+
+
+def test_the_loss_is_kl_and_the_distance_of_features_quantized_with_the_students_range(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    program = calibrated(residual_net, images, featured("features='sums'"))
+    student, teacher = program.student.eval(), distillation_teacher(program)
+    seen: dict[str, Tensor] = {}
+    places = feature_places(student, teacher, "sums")
+    for quantized, _ in places:
+        name = str(quantized.target)
+        student.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output})
+        )
+    scores, wanted = student(images).double(), teacher(images).double()
+    own = {name: value.double() for name, value in seen.items()}
+    pair = training_pair(student, teacher, featured("features='sums'"))
+    output, target = pair.student(images), pair.teacher(images)
+    p, q = (wanted / 4).softmax(1), (scores / 4).softmax(1)
+    expected = 16 * (p * (p.log() - q.log())).sum(1).mean()
+    for (quantized, _), feature in zip(places, target[1], strict=True):
+        quantizer = student.get_submodule(str(quantized.target))
+        grid = quantizer.grid()  # type: ignore[operator]
+        scale = grid.scale.double()
+        codes = torch.round(feature.double() / scale) + grid.zero_point
+        on_grid = (codes.clamp(grid.qmin, grid.qmax) - grid.zero_point) * scale
+        error = own[str(quantized.target)] - on_grid
+        expected += 0.5 * (error**2).mean() / on_grid.var(correction=0)
+    assert float(pair.loss(output, target)) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_training_with_features_moves_the_students_own_parameters(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    recipe = featured()
+    program = calibrated(residual_net, images, recipe)
+    before = {name: value.clone() for name, value in program.student.state_dict().items()}
+    done = distil(
+        program.student,
+        distillation_teacher(program),
+        lambda epoch: [(images,)],
+        recipe,
+        steps_per_epoch=1,
+        device=torch.device("cpu"),
+    )
+    after = program.student.state_dict()
+    assert done.steps == 2
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert program.student(images).shape == (16, 10)
+
+
+def test_a_network_without_an_inner_quantized_tensor_says_so() -> None:
+    rows = torch.randn(8, 4)
+    program = calibrated(nn.Sequential(nn.Linear(4, 3)).eval(), rows, featured())
+    with pytest.raises(RecipeError, match="feature_weight"):
+        training_pair(program.student, distillation_teacher(program), featured())
