@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import re
 import statistics
 import sys
 import time
@@ -221,6 +222,11 @@ def teacher_accuracy(job: Job) -> float:
     return 100 * float((torch.cat(parts) == labels).float().mean())
 
 
+def _suffix(settings: list[str]) -> str:
+    """Other settings are other rows."""
+    return "".join("-" + re.sub(r"[^\w.=]", "", one) for one in sorted(settings))
+
+
 def progress(text: str) -> None:
     """A line on a terminal, written over the one before."""
     if sys.stderr.isatty():
@@ -259,7 +265,7 @@ def main() -> None:
         found = []
         try:
             for seed in range(options.seeds):
-                kept = job.folder / f"{name}-{seed}-{job.steps}.json"
+                kept = job.folder / f"{name}-{seed}-{job.steps}{_suffix(options.settings)}.json"
                 if not kept.exists():
                     if name in PEERS:
                         row = run_peer(job, name, seed, options.environments, progress)
