@@ -161,8 +161,30 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     return values
 
 
-def _paper_preset(family: str, weight: int, activation: int) -> dict[str, Any]:
-    values: dict[str, Any] = {
+_ADAM = {"optimizer": "adam"}
+_SGD = {"optimizer": "sgd", "learning_rate": 5e-4, "quantizer_learning_rate": 5e-4}
+PAPER_RUNS: dict[str, dict[str, Any]] = {
+    "cifar10": _ADAM
+    | {"learning_rate": 1e-3, "quantizer_learning_rate": 1e-5, "weight_decay": 1e-4}
+    | {"batch_size": 256, "epochs": 1200},
+    "cifar100": _ADAM
+    | {"learning_rate": 5e-4, "quantizer_learning_rate": 5e-6, "weight_decay": 5e-4}
+    | {"batch_size": 64, "epochs": 720},
+    "tiny-imagenet": _SGD | {"weight_decay": 5e-4, "batch_size": 64, "epochs": 100},
+}
+"""Optimiser, batch and length of the paper's runs, by data set."""
+
+PAPER_FAMILIES = {
+    "ewgs": "cifar10",
+    "pact": "tiny-imagenet",
+    "lsq": "tiny-imagenet",
+    "dorefa": "tiny-imagenet",
+}
+"""The paper's families and the data set whose run a preset takes that names none."""
+
+
+def _paper_preset(family: str, run: str | None, weight: int, activation: int) -> dict[str, Any]:
+    return {
         "weight_bits": weight,
         "activation_bits": activation,
         "weight_family": family,
@@ -173,33 +195,12 @@ def _paper_preset(family: str, weight: int, activation: int) -> dict[str, Any]:
         "schedule": "cosine",
         "warmup": 0.0,
         "quantizer_rate": "absolute",
-    }
-    if family == "ewgs":
-        values |= {
-            "optimizer": "adam",
-            "learning_rate": 1e-3,
-            "quantizer_learning_rate": 1e-5,
-            "weight_decay": 1e-4,
-            "batch_size": 256,
-            "epochs": 1200,
-        }
-    else:
-        values |= {
-            "optimizer": "sgd",
-            "learning_rate": 5e-4,
-            "quantizer_learning_rate": 5e-4,
-            "weight_decay": 5e-4,
-            "batch_size": 64,
-            "epochs": 100,
-        }
-    return values
-
-
-PAPER_FAMILIES = ("ewgs", "pact", "lsq", "dorefa")
+    } | PAPER_RUNS[run or PAPER_FAMILIES[family]]
 
 
 def preset_names() -> list[str]:
-    """The presets worth listing; any wNaM with bits from 1 to 8 works as well."""
+    """The presets worth listing; any wNaM with bits from 1 to 8 works as well, and
+    paper/DATASET/FAMILY-wNaM with the data sets of `PAPER_RUNS`."""
     short = [f"w{b}a{b}" for b in (8, 4, 3, 2, 1)] + ["w4a8", "w2a8"]
     return short + [f"paper/{f}-w{b}a{b}" for f in PAPER_FAMILIES for b in (8, 4, 3, 2, 1)]
 
@@ -210,13 +211,16 @@ def preset_values(name: str) -> dict[str, Any]:
     Raises:
         RecipeError: no such preset; names the nearest.
     """
-    match = re.fullmatch(r"(?:paper/(?P<family>[\w+]+)-)?w(?P<w>\d+)a(?P<a>\d+)", name)
+    match = re.fullmatch(
+        r"(?:paper/(?:(?P<run>[\w-]+)/)?(?P<family>[\w+]+)-)?w(?P<w>\d+)a(?P<a>\d+)", name
+    )
     if match:
         weight, activation = _bits(match["w"], name), _bits(match["a"], name)
         if match["family"] is None:
             return {"name": name} | _bits_preset(weight, activation)
-        if match["family"] in PAPER_FAMILIES:
-            return {"name": name} | _paper_preset(match["family"], weight, activation)
+        if match["family"] in PAPER_FAMILIES and match["run"] in (None, *PAPER_RUNS):
+            paper = _paper_preset(match["family"], match["run"], weight, activation)
+            return {"name": name} | paper
     near = difflib.get_close_matches(name, preset_names(), n=3, cutoff=0.4)
     raise RecipeError(
         f"there is no preset or recipe file {name!r}: "

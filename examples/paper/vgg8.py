@@ -1,0 +1,22 @@
+"""VGG-8 on CIFAR-10: --recipe paper/ewgs-w2a2."""
+
+from __future__ import annotations
+
+import torch
+from paper_images import images
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from vgg import VGG
+
+
+def model() -> nn.Module:
+    """With random weights: give trained ones by --weights."""
+    return VGG([[64], [128], [256], [512], [512]], classes=10)
+
+
+def example_inputs() -> tuple[Tensor, ...]:
+    return (torch.zeros(2, 3, 32, 32),)
+
+
+def train_data() -> Dataset[Tensor] | Tensor:
+    return images(32)
