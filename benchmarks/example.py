@@ -1,15 +1,15 @@
 """Accuracy of the example at W8A8, W4A4 and W2A2, from unlabelled images, over three seeds.
 
-    python benchmarks/example.py [OUT]
+    python benchmarks/example.py [OUT] [--seeds 3]
 
 Finished runs are kept in OUT (default: sqakd-out/benchmark-example) and not run again. Prints a table.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
 from sqakd_fx.pipeline import run
@@ -18,7 +18,6 @@ from sqakd_fx.source import load_source
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion" / "model.py"
 BITS = ("w8a8", "w4a4", "w2a2")
-SEEDS = (0, 1, 2)
 
 
 def report(bits: str, seed: int, out: Path) -> dict:
@@ -31,16 +30,20 @@ def report(bits: str, seed: int, out: Path) -> dict:
 
 
 def main() -> None:
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "sqakd-out/benchmark-example")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", nargs="?", type=Path, default="sqakd-out/benchmark-example")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
     print(
         "| bits | float | ONNX, mean ± std | difference | same top-1 as the student | file | seconds |"
     )
     print("|---|---|---|---|---|---|---|")
     for bits in BITS:
-        reports = [report(bits, seed, out) for seed in SEEDS]
+        reports = [report(bits, seed, options.out) for seed in range(options.seeds)]
         float_accuracy = reports[0]["accuracy"]["float"]
         scores = [r["accuracy"]["onnx"] for r in reports]
-        mean, spread = statistics.mean(scores), statistics.stdev(scores)
+        mean = statistics.mean(scores)
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         full = [
             runtime["agreement"]
             for r in reports
@@ -49,7 +52,7 @@ def main() -> None:
         ]
         seconds = statistics.mean(sum(r["seconds"].values()) for r in reports)
         print(
-            f"| {bits} | {float_accuracy:.2f} | {mean:.2f} ± {spread:.2f} | "
+            f"| {bits} | {float_accuracy:.2f} | {mean:.2f}{spread} | "
             f"{mean - float_accuracy:+.2f} | {min(full):.2%} | "
             f"{reports[0]['onnx_bytes'] / 1024:.0f} KiB | {seconds:.0f} |",
             flush=True,
