@@ -87,9 +87,9 @@ class Recipe(BaseModel):
     class_axis: int | None = Field(None, description="axis of the classes; by shape where absent")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)
-    quantizer_learning_rate: float = Field(1e-2, gt=0)
+    quantizer_learning_rate: float = Field(1e-3, gt=0)
     quantizer_rate: Literal["absolute", "relative"] = Field(
-        "relative", description="a range's learning rate as it is, or times the range's size"
+        "absolute", description="a range's learning rate as it is, or times the range's size"
     )
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
@@ -147,17 +147,16 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     lowest = min(weight, activation)
     values: dict[str, Any] = {"weight_bits": weight, "activation_bits": activation}
     if lowest >= 7:
-        values |= {"learning_rate": 1e-4, "quantizer_learning_rate": 1e-3, "epochs": 2}
+        values |= {"learning_rate": 1e-4, "quantizer_learning_rate": 1e-4, "epochs": 2}
     elif lowest >= 4:
         values |= {"epochs": 4}
     else:
         values |= {"epochs": 8, "learning_rate": 2e-3}
-    if weight <= 2:
-        values |= {"zero_in_grid": False}
     if weight == 1:
         values |= {"weight_family": "ewgs"}
     if lowest == 1:
         values |= {"feature_weight": 0.3, "features": "sums"}
+        values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
     return values
 
 
