@@ -7,10 +7,9 @@ user's module paths, nothing depends on the machine, and the same program gives 
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ import torch
 from onnx_ir.passes import common as ir_passes
 from torch import fx
 
+from sqakd_fx.code_lines import code_line
 from sqakd_fx.errors import ExportError
+from sqakd_fx.silence import silent_export
 from sqakd_fx.storage import write_atomically
 
 _EXTERNAL_DATA_BYTES = 1 << 31
@@ -109,12 +110,12 @@ def _translate(
     opset: int,
 ) -> tuple[ir.Model, dict[str, str]]:
     """The ONNX model, and for its values made by integer ops the lowered node each came from."""
+    lowered = _with_tensors_only(lowered, example_inputs)
     dynamic = {0: torch.export.Dim.DYNAMIC}
     shapes = tuple(
         dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs
     )
-    with warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")
+    with silent_export():
         try:
             program = torch.export.export(
                 lowered,
@@ -130,7 +131,9 @@ def _translate(
                 verbose=False,
             )
         except Exception as error:
-            raise ExportError(f"the student cannot be written as ONNX: {_reason(error)}") from error
+            raise ExportError(
+                f"the student cannot be written as ONNX: {_reason(error, lowered)}"
+            ) from error
     assert exported is not None
     assert exported.exported_program is not None
     origins = {
@@ -139,6 +142,39 @@ def _translate(
         if str(getattr(node.target, "namespace", "")) == "sqakd_fx"
     }
     return exported.model, origins
+
+
+def _with_tensors_only(lowered: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
+    """The graph without outputs that are None or plain numbers: ONNX has no such outputs."""
+    if all(isinstance(leaf, fx.Node) and _makes_tensors(leaf) for leaf in _outputs(lowered)):
+        return lowered
+    lowered = copy.deepcopy(lowered)
+    running = fx.Interpreter(lowered, garbage_collect_values=False)
+    with torch.no_grad():
+        running.run(*example_inputs)
+    (end,) = lowered.graph.find_nodes(op="output")
+    kept = [leaf for leaf in _outputs(lowered) if isinstance(leaf, fx.Node)]
+    end.args = (tuple(leaf for leaf in kept if isinstance(running.env[leaf], torch.Tensor)),)
+    lowered.recompile()
+    return lowered
+
+
+def _outputs(graph_module: fx.GraphModule) -> list[Any]:
+    """What a graph returns, in order, dataclasses taken apart."""
+    (end,) = graph_module.graph.find_nodes(op="output")
+    found: list[Any] = []
+    pending = list(torch.utils._pytree.tree_leaves(end.args[0]))
+    while pending:
+        leaf = pending.pop(0)
+        if isinstance(leaf, fx.Node) and isinstance(leaf.target, type):
+            pending = [*torch.utils._pytree.tree_leaves((leaf.args, leaf.kwargs)), *pending]
+        else:
+            found.append(leaf)
+    return found
+
+
+def _makes_tensors(node: fx.Node) -> bool:
+    return "tensor_meta" in node.meta or str(getattr(node.target, "namespace", "")) == "sqakd_fx"
 
 
 def _origin(node: fx.Node) -> str:
@@ -157,22 +193,24 @@ def _takes_varargs(graph_module: fx.GraphModule) -> bool:
     )
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "No ONNX function" in line or "Error" in line]
-    return (telling or lines or [type(error).__name__])[-1][:300]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter logs a warning for every optional package that is absent."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _reason(error: Exception, lowered: fx.GraphModule) -> str:
+    text = str(error)
+    if "Constraints violated" in text:
+        return (
+            "it works for the example's size of axis 0 only, which must be the batch axis of every "
+            "input; give example_inputs() with a batch axis, and write no batch size into the model"
+        )
+    failed = re.search(r"translating node %(\w+)[^\n]*?target=([\w.]+)", text)
+    if failed:
+        nodes = {node.name: node for node in lowered.graph.nodes}
+        line = code_line(nodes[failed[1]]) if failed[1] in nodes else None
+        return (
+            f"{failed[2].removeprefix('torch.ops.')}{f' ({line})' if line else ''} has no ONNX form "
+            "with these arguments; write it in other operations"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "No ONNX function" in line]
+    return (telling or lines or [type(error).__name__])[0].rstrip(".")[:300]
 
 
 def _forget_types(model: ir.Model) -> None:

@@ -152,6 +152,8 @@ def _module_arguments(
         given[argument] = value
     if op.name == "clamp":
         return bind(op, (), given)
+    if op.name.startswith("conv_transpose") and (node.args[1:] or "output_size" in node.kwargs):
+        given["output_padding"] = _output_padding(node, module)
     if getattr(module, "padding_mode", "zeros") != "zeros":
         amounts = [int(x) for x in module._reversed_padding_repeated_twice]  # type: ignore[union-attr]
         with graph_module.graph.inserting_before(node):
@@ -161,6 +163,23 @@ def _module_arguments(
         padded.meta["module_path"] = str(node.target)
         given["input"], given["padding"] = padded, 0
     return bind(op, (), given)
+
+
+def _output_padding(node: fx.Node, module: Any) -> tuple[int, ...]:
+    """What reaches the output_size that a transposed convolution was called with."""
+    ins, outs = shape_of(node.all_input_nodes[0]) or (), shape_of(node) or ()
+    return tuple(
+        out - ((size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
+        for size, out, stride, padding, dilation, kernel in zip(
+            ins[2:],
+            outs[2:],
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.kernel_size,
+            strict=True,
+        )
+    )
 
 
 def _spell_out_padding(

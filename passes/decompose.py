@@ -3,10 +3,12 @@
 scaled_dot_product_attention(q, k, v)   matmul(softmax(matmul(q, kᵀ) · scale), v)
 einsum("bhid,bhjd->bhij", q, k)         permute(matmul(permute(q), permute(k)))
 x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
+lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -100,7 +102,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         parts = node.target(meta, *rest, **node.kwargs)  # type: ignore[operator]
     is_unbind = op_name(node, {}) == "unbind"
     axis = _split_axis(node, is_unbind) % len(shape)
-    if axis == 0:
+    if axis == 0 or axis in cast(Any, source).meta.get("batch_axes", ()):
         return False
     starts = list(
         itertools.accumulate((0 if is_unbind else p.shape[axis] for p in parts), initial=0)
@@ -207,9 +209,91 @@ def _baddbmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return replace_node(graph_module, node, torch.add, (total, addend))
 
 
+def _embedding_bag(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """The mean, sum or maximum of one row of embeddings a sample."""
+    names = ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    further = ("offsets", "max_norm", "per_sample_weights", "padding_idx")
+    join = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}[given.get("mode", "mean")]
+    if len(shape_of(given["input"]) or ()) != 2 or any(given.get(n) is not None for n in further):
+        return False
+    with graph_module.graph.inserting_before(node):
+        rows = call_like(graph_module, node, F.embedding, given["input"], given["weight"])
+    return replace_node(graph_module, node, join, (rows, 1))
+
+
+def _lstm_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """c' = σ(f) c + σ(i) tanh(g);  h' = σ(o) tanh(c')"""
+    x, (h, c), *weights = cast(Any, node.args)
+    picks = list(node.users)
+    if not all(user.target is operator.getitem for user in picks):
+        return False
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        joined = call(torch.add, *_projections(call, x, h, weights))
+        i, f, g, o = _gates(call, joined, 4, weights)
+        kept = call(torch.mul, call(torch.sigmoid, f), c)
+        new = call(torch.mul, call(torch.sigmoid, i), call(torch.tanh, g))
+        cell = call(torch.add, kept, new)
+        hidden = call(torch.mul, call(torch.sigmoid, o), call(torch.tanh, cell))
+    for user in picks:
+        user.replace_all_uses_with((hidden, cell)[cast(int, user.args[1])])
+        graph_module.graph.erase_node(user)
+    graph_module.graph.erase_node(node)
+    return True
+
+
+def _gru_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """h' = n + z (h - n)  with  n = tanh(x_n + r h_n)"""
+    x, h, *weights = cast(Any, node.args)
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        of_x, of_h = _projections(call, x, h, weights)
+        r_x, z_x, n_x = _gates(call, of_x, 3, weights)
+        r_h, z_h, n_h = _gates(call, of_h, 3, weights)
+        r = call(torch.sigmoid, call(torch.add, r_x, r_h))
+        z = call(torch.sigmoid, call(torch.add, z_x, z_h))
+        n = call(torch.tanh, call(torch.add, n_x, call(torch.mul, r, n_h)))
+        step = call(torch.mul, z, call(torch.sub, h, n))
+    return replace_node(graph_module, node, torch.add, (n, step))
+
+
+def _rnn_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """h' = act(W x + U h)"""
+    x, h, *weights = cast(Any, node.args)
+    activation = torch.tanh if op_name(node, {}) == "rnn_tanh_cell" else F.relu
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        total = call(torch.add, *_projections(call, x, h, weights))
+    return replace_node(graph_module, node, activation, (total,))
+
+
+def _caller(graph_module: fx.GraphModule, node: fx.Node) -> Callable[..., fx.Node]:
+    return functools.partial(call_like, graph_module, node)
+
+
+def _projections(
+    call: Callable[..., fx.Node], x: fx.Node, h: fx.Node, weights: list[fx.Node]
+) -> tuple[fx.Node, fx.Node]:
+    w_x, w_h, b_x, b_h = (*weights, None, None)[:4]
+    return call(F.linear, x, w_x, b_x), call(F.linear, h, w_h, b_h)
+
+
+def _gates(
+    call: Callable[..., fx.Node], joined: fx.Node, count: int, weights: list[fx.Node]
+) -> list[fx.Node]:
+    """The slices of a joined projection that belong to each gate."""
+    size = (shape_of(weights[1]) or (0, 0))[1]
+    return [call(torch.narrow, joined, -1, i * size, size) for i in range(count)]
+
+
 _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
     "baddbmm": _baddbmm,
+    "embedding_bag": _embedding_bag,
+    "lstm_cell": _lstm_cell,
+    "gru_cell": _gru_cell,
+    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), _rnn_cell),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind"), _split),
 }

@@ -6,7 +6,7 @@
     Before:  y = x.reshape(x.size(0), x.size(1) * x.size(2))
     After:   y = x.reshape(x.size(0), 3136)
 
-So a weight that is sliced, transposed, standardised or joined is a parameter like any other.
+The batch size is asked of an input: a tensor whose size alone was wanted is not computed. So a weight that is sliced, transposed, standardised or joined is a parameter like any other.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def _fold_numbers(graph: fx.Graph) -> bool:
     """Put the numbers that tracing found to be constant in the place of their nodes."""
     changed = False
     for node in list(graph.nodes):
+        if node.meta.get("is_batch_size") and not _is_size_of_input(node):
+            node.replace_all_uses_with(_batch_size(graph))
+            changed = True
+            continue
         if "constant" not in node.meta or node.op not in ("call_function", "call_method"):
             continue
         value = node.meta["constant"]
@@ -60,6 +64,21 @@ def _fold_numbers(graph: fx.Graph) -> bool:
         graph.erase_node(node)
         changed = True
     return changed
+
+
+def _is_size_of_input(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.all_input_nodes[0].op == "placeholder"
+
+
+def _batch_size(graph: fx.Graph) -> fx.Node:
+    """x.size(0) of the first input that grows with the batch."""
+    inputs = graph.find_nodes(op="placeholder")
+    batched: fx.Node = next(node for node in inputs if 0 in node.meta.get("batch_axes", ()))
+    for user in batched.users:
+        if user.op == "call_method" and (user.target, user.args[1:]) == ("size", (0,)):
+            return user
+    with graph.inserting_after(inputs[-1]):
+        return graph.call_method("size", (batched, 0))
 
 
 def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> bool:

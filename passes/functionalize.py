@@ -3,17 +3,19 @@
     Before:  y = x.add_(b); z = f(x)          After:  y = x.add_(b); z = f(y)
 
 Later passes replace calls in place by calls that make a new tensor: from here on nobody reads the
-old one. Views of a tensor that is changed in place are not followed.
+old one. A change that is read through another view of the same memory is refused: the front end
+hands such models to torch.export, which spells them out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
+from sqakd_fx.aliases import change_seen_elsewhere, is_in_place
 from sqakd_fx.compiler import PassResult
+from sqakd_fx.errors import PassError
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Functionalize:
     name: str = "functionalize"
 
     def requires(self, graph_module: fx.GraphModule) -> None:
-        pass
+        node = change_seen_elsewhere(graph_module.graph, dict(graph_module.named_modules()))
+        if node is not None:
+            raise PassError(f"{node.name} changes memory that another view reads", node=node.name)
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
@@ -38,7 +42,7 @@ def _read_behind_changes_in_place(graph: fx.Graph, modules: dict[str, nn.Module]
     position = {node: i for i, node in enumerate(graph.nodes)}
     changed = False
     for node in graph.nodes:
-        if not _is_in_place(node, modules) or not node.all_input_nodes:
+        if not is_in_place(node, modules) or not node.all_input_nodes:
             continue
         source = node.all_input_nodes[0]
         for user in list(source.users):
@@ -46,20 +50,3 @@ def _read_behind_changes_in_place(graph: fx.Graph, modules: dict[str, nn.Module]
                 user.replace_input_with(source, node)
                 changed = True
     return changed
-
-
-def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    if node.kwargs.get("inplace"):
-        return True
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op != "call_function":
-        return False
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
-    name = str(getattr(node.target, "__name__", ""))
-    if getattr(node.target, "__module__", "") == "_operator":
-        return name in ("iadd", "isub", "imul", "itruediv", "imatmul")
-    return name.endswith("_") and not name.endswith("__")

@@ -29,6 +29,8 @@ class PlainAttention(nn.Module):
             _linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
         )
         self.out_proj = module.out_proj
+        self.bias_k, self.bias_v = module.bias_k, module.bias_v
+        self.zero = module.add_zero_attn
 
     def forward(
         self,
@@ -43,9 +45,19 @@ class PlainAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         if not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        keys, values = self.k_proj(key), self.v_proj(value)
+        if self.bias_k is not None and self.bias_v is not None:
+            keys, values = _appended(keys, self.bias_k), _appended(values, self.bias_v)
+        if self.zero:
+            keys, values = (F.pad(x, (0, 0, 0, 1)) for x in (keys, values))
+        further = (self.bias_k is not None) + self.zero
+        attn_mask, key_padding_mask = (
+            F.pad(mask, (0, further)) if mask is not None and further else mask
+            for mask in (attn_mask, key_padding_mask)
+        )
         q, k, v = (
             torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
-            for x in (self.q_proj(query), self.k_proj(key), self.v_proj(value))
+            for x in (self.q_proj(query), keys, values)
         )
         scores = torch.matmul(q, k.transpose(-2, -1)) * self.scale
         if attn_mask is not None:
@@ -60,6 +72,11 @@ class PlainAttention(nn.Module):
         if not need_weights:
             return y, None
         return y, weights.mean(1) if average_attn_weights else weights
+
+
+def _appended(x: Tensor, position: Tensor) -> Tensor:
+    """One more position, (1, 1, features), behind a sequence of (batch, length, features)."""
+    return torch.cat([x, position.expand(x.shape[0], 1, -1)], 1)
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
@@ -81,8 +98,7 @@ def spell_out_attention(model: nn.Module) -> None:
     plain: dict[nn.Module, PlainAttention] = {}
     for owner in list(model.modules()):
         for name, child in list(owner.named_children()):
-            simple = type(child) is nn.MultiheadAttention
-            if not simple or child.bias_k is not None or child.add_zero_attn:
+            if type(child) is not nn.MultiheadAttention:
                 continue
             if child not in plain:
                 plain[child] = PlainAttention(child).train(child.training)

@@ -18,6 +18,8 @@ from torch import Tensor, fx
 
 from sqakd_fx.errors import PassError
 
+_LARGEST_DIFFERENCE = 1e-3
+
 
 @dataclass(frozen=True)
 class Note:
@@ -79,7 +81,8 @@ def run_passes(
     output. `dump` is a folder that receives the printed graph after every pass.
 
     Raises:
-        PassError: a pass refused its input or broke its promise; the message names the pass.
+        PassError: a pass refused its input, broke its promise, or changed what the probe gives; the
+            message names the pass.
     """
     log: list[LogEntry] = []
     before = None if probe is None else tensors_of(probe(graph_module))
@@ -98,6 +101,11 @@ def run_passes(
         if probe is not None and before is not None:
             after = tensors_of(probe(graph_module)) if result.changed else before
             difference = largest_difference(before, after)
+            if not difference <= _LARGEST_DIFFERENCE:
+                raise PassError(
+                    f"pass {one.name} changes what the model computes by {difference:.1g}: "
+                    "try --set frontend=export, and report the model"
+                )
             before = after
         log.append(
             LogEntry(

@@ -46,3 +46,9 @@ class ParityError(SqakdError):
 
 class StorageError(SqakdError):
     """A result cannot be written or read: permission, space, or a folder that is not ours."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says, short enough to be quoted in a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:200]

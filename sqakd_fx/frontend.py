@@ -7,11 +7,10 @@ where islands would hold most of the parameters, `torch.export` gives an aten-le
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-import logging
-import traceback
-import warnings
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,15 +19,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from sqakd_fx.agreement import compare_on_two_batches
+from sqakd_fx.aliases import change_seen_elsewhere
 from sqakd_fx.attention import spell_out_attention
-from sqakd_fx.calls import Call, call_of, two_samples
-from sqakd_fx.compiler import largest_difference, tensors_of
-from sqakd_fx.errors import TraceError
+from sqakd_fx.calls import Call, call_of
+from sqakd_fx.code_lines import code_line, user_line
+from sqakd_fx.errors import TraceError, first_line
+from sqakd_fx.exported import export_graph
+from sqakd_fx.silence import silent_export
 from sqakd_fx.tracer import (
+    DependsOnData,
     Tracer,
-    asks_for_size,
-    line_outside_torch,
-    traceable_torch,
+    traceable_code,
     unwrapped,
     wrapped_functions,
 )
@@ -89,6 +91,12 @@ def trace(
                 f"the recipe names a submodule {path!r} that the model has not: "
                 + (f"did you mean {', '.join(near)}?" if near else "`sqakd-fx inspect` lists them")
             )
+    for name, tensor in call.tensors().items():
+        if tensor.is_complex():
+            raise TraceError(
+                f"the input {name!r} is complex, which ONNX Runtime does not take: pass "
+                "torch.view_as_real(...) and make it complex in the model's forward"
+            )
     _register_dataclasses(model, call)
     if front_end == "export":
         return _export(model, call, None)
@@ -96,7 +104,8 @@ def trace(
         traced = _symbolic(model, call, islands, decided)
     except TraceError as error:
         if front_end == "symbolic":
-            raise
+            sentence = f"{error}, or try --set frontend=export"
+            raise TraceError(sentence, location=error.location) from error
         return _export(model, call, error)
     if front_end == "auto" and _island_share(traced) > 0.5:
         try:
@@ -113,10 +122,12 @@ def _register_dataclasses(model: nn.Module, call: Call) -> None:
         with torch.no_grad():
             pending = [model(*args, **kwargs)]
     except Exception as error:
+        location = user_line(error)
         raise TraceError(
-            f"the model does not run on the example inputs ({_short(error)}): check "
-            "example_inputs() or --input-shape",
-            location=_user_line(error),
+            f"the model does not run in float32 on the example inputs ({first_line(error)}"
+            + (f", {location}" if location else "")
+            + "): check example_inputs() or --input-shape",
+            location=location,
         ) from error
     while pending:
         leaf = pending.pop()
@@ -162,35 +173,30 @@ def _with_islands(
     while True:
         tracer = Tracer(call, frozenset(islands), frozenset(decided))
         try:
-            with traceable_torch(tracer):
+            with traceable_code(tracer, model):
                 graph = tracer.trace(model)
         except Exception as error:
             path, reason = _blame(error, tracer, modules)
             if not path or path in islands or path in decided:
-                location = _user_line(error)
+                location = user_line(error)
                 raise TraceError(
                     f"the model's forward cannot be traced at {location or 'an unknown line'}: "
-                    f"{reason}; move what depends on data into a submodule of its own, "
-                    "or try --set frontend=export",
+                    f"{reason}; {_ways_out(error, path)}",
                     location=location,
                 ) from error
-            islands[path] = Island(path, reason, _user_line(error))
+            islands[path] = Island(path, reason, user_line(error))
             continue
         graph_module = fx.GraphModule(tracer.root, graph, type(model).__name__)
         _drop_assertions(graph_module)
-        try:
-            propagate_shapes(graph_module, inputs)
-        except Exception as error:
-            raise TraceError(
-                f"the traced graph does not run on the example inputs ({_short(error)}); "
-                "the model's Python code depends on more than its inputs: try --set frontend=export"
-            ) from error
+        _propagate_shapes(graph_module, inputs)
         closed = [path for path in islands if not _can_be_exported(graph_module, path, inputs)]
         if closed:
             decided.update(closed)
             islands = {path: island for path, island in islands.items() if path not in closed}
             continue
-        _compare_on_two_batches(model, graph_module, call)
+        _refuse_closed_scripts(graph_module, inputs)
+        _refuse_changes_seen_elsewhere(graph_module)
+        compare_on_two_batches(model, graph_module, call)
         decisions = tuple(dict.fromkeys(tracer.decisions))
         return Traced(graph_module, call, tuple(islands.values()), "symbolic", decisions)
 
@@ -207,73 +213,60 @@ def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[A
 
     with torch.no_grad():
         Watch(graph_module).run(*inputs)
-    logging.disable(logging.CRITICAL)  # torch.export prints the graph that it gave up on
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silent_export():
             for args, kwargs in received:
                 torch.export.export(graph_module.get_submodule(path), args, kwargs)
     except Exception:
         return False
-    finally:
-        logging.disable(logging.NOTSET)
     return True
 
 
-def _compare_on_two_batches(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> None:
-    """Raise TraceError where the graph is another function than the model, or of one batch size only.
-
-    A number that is the same for both batch sizes is recorded as the node's `constant`.
-    """
-    once = call.tensors()
-    batch = next((len(x) for x in once.values() if x.ndim), 0)
-    twice = {
-        name: torch.cat([x, x]) if x.ndim and len(x) == batch else x for name, x in once.items()
-    }
-    seen: list[dict[fx.Node, Any]] = []
-    with torch.no_grad():
-        for tensors in (once, twice):
-            args, kwargs = call.with_tensors(tensors)
-            try:
-                wanted = tensors_of(model(*args, **kwargs))
-            except Exception:
-                continue  # a model for one batch size
-            numbers = _Numbers(graph_module)
-            try:
-                difference = largest_difference(wanted, tensors_of(numbers.run(*tensors.values())))
-            except Exception as error:
-                raise TraceError(
-                    f"the traced graph does not run on another batch size ({_short(error)}): "
-                    "try --set frontend=export"
-                ) from error
-            if not difference <= 1e-3:
-                raise TraceError(
-                    f"the traced graph differs from the model by {difference:.1g}: its Python code "
-                    "depends on more than its inputs; try --set frontend=export"
-                )
-            seen.append(numbers.found)
-    if len(seen) == 2:
-        for node, value in seen[0].items():
-            if seen[1].get(node) == value:
-                node.meta["constant"] = value
+def _ways_out(error: Exception, path: str) -> str:
+    if not isinstance(error, DependsOnData):
+        return "move what cannot be traced into a submodule of its own"
+    return (
+        "move what depends on data into a submodule of its own, or take the branch of the example "
+        f"with decided = [{path!r}] in the recipe"
+    )
 
 
-class _Numbers(fx.Interpreter):
-    """Runs a graph and keeps the numbers that its nodes compute from sizes alone."""
+def _propagate_shapes(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    try:
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            ShapeProp(graph_module).propagate(*(x.clone() for x in inputs))
+    except Exception as error:
+        raise TraceError(
+            f"the traced graph does not run on the example inputs ({first_line(error)}): "
+            "the model's Python code depends on more than its inputs"
+        ) from error
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        self.found: dict[fx.Node, Any] = {}
-        self.of_sizes: set[fx.Node] = set()
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        sources = n.all_input_nodes
-        if asks_for_size(n) or (sources and all(s in self.of_sizes for s in sources)):
-            self.of_sizes.add(n)
-            if isinstance(value, int | float | torch.dtype):
-                self.found[n] = value
-        return value
+def _refuse_closed_scripts(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    modules = dict(graph_module.named_modules())
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        path = str(node.target)
+        scripted = isinstance(modules[path], torch.jit.ScriptModule)
+        if scripted and not _can_be_exported(graph_module, path, inputs):
+            raise TraceError(
+                f"the submodule {path!r} is TorchScript that torch.export cannot follow: use the "
+                "Python module that it was made from",
+                node=node.name,
+                location=code_line(node),
+            )
+
+
+def _refuse_changes_seen_elsewhere(graph_module: fx.GraphModule) -> None:
+    """The passes follow a changed tensor, not the other views of its memory: torch.export does."""
+    node = change_seen_elsewhere(graph_module.graph, dict(graph_module.named_modules()))
+    if node is not None:
+        location = code_line(node)
+        raise TraceError(
+            f"{location or node.name} changes a view in place, and the change is read through "
+            "another view: write it without changing in place",
+            node=node.name,
+            location=location,
+        )
 
 
 def _drop_assertions(graph_module: fx.GraphModule) -> None:
@@ -285,22 +278,7 @@ def _drop_assertions(graph_module: fx.GraphModule) -> None:
 
 def _blame(error: Exception, tracer: Tracer, modules: dict[str, nn.Module]) -> tuple[str, str]:
     path = tracer.path[-1] if tracer.path else ""
-    return (path if path in modules else ""), _short(error)
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")[:200]
-
-
-def _user_line(error: BaseException) -> str | None:
-    return line_outside_torch(traceback.extract_tb(error.__traceback__))
-
-
-def propagate_shapes(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
-    """Record every node's shape and dtype on one call's inputs."""
-    with torch.no_grad():
-        ShapeProp(graph_module).propagate(*inputs)
+    return (path if path in modules else ""), first_line(error)
 
 
 def _island_share(traced: Traced) -> float:
@@ -313,80 +291,17 @@ def _island_share(traced: Traced) -> float:
     return inside / total
 
 
-class _Flat(nn.Module):
-    """The model as a function of its named tensors, by position."""
-
-    def __init__(self, model: nn.Module, call: Call) -> None:
-        super().__init__()
-        self.model = model
-        self.call = call
-
-    def forward(self, *tensors: Any) -> Any:
-        args, kwargs = self.call.with_tensors(dict(zip(self.call.tensors(), tensors, strict=True)))
-        return self.model(*args, **kwargs)
-
-
 def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
-    call = two_samples(call)
-    tensors = {name: x.clone() for name, x in call.tensors().items()}  # export guards a view's base
-    batch = next((len(x) for x in tensors.values() if x.ndim), 0)
-    dynamic = {0: torch.export.Dim.DYNAMIC}
-    shapes = tuple(dynamic if x.ndim and len(x) == batch else None for x in tensors.values())
-    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(
-                _Flat(model, call), tuple(tensors.values()), dynamic_shapes=(shapes,)
-            )
-        graph_module = program.module(check_guards=False)
-        assert isinstance(graph_module, fx.GraphModule)
-        _tidy(graph_module, list(tensors))
-        graph_module = fx.GraphModule(graph_module, graph_module.graph, type(model).__name__)
-        propagate_shapes(graph_module, tuple(tensors.values()))
-        _compare_on_two_batches(model, graph_module, call)
+        graph_module, call = export_graph(model, call)
     except Exception as error:
-        location = cause.location if cause else _user_line(error)
-        first = f"{cause} " if cause else ""
+        reason = first_line(error)
+        if cause is not None:
+            sentence = f"{cause} (torch.export cannot trace it either: {reason})"
+            raise TraceError(sentence, location=cause.location) from error
         raise TraceError(
-            f"{first}torch.export cannot trace the model either ({_short(error)})"
-            if cause
-            else f"torch.export cannot trace the model ({_short(error)}): wrap the part that depends "
-            "on data in a submodule and use --set frontend=symbolic",
-            location=location,
+            f"torch.export cannot trace the model ({reason}): wrap the part that depends on data in "
+            "a submodule and use --set frontend=symbolic",
+            location=user_line(error),
         ) from error
-    finally:
-        logging.disable(logging.NOTSET)
     return Traced(graph_module, call, (), "export")
-
-
-def _tidy(graph_module: fx.GraphModule, names: Sequence[str]) -> None:
-    """Positional inputs of the call's names, module paths of the user's model, and no guards."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        if node.op == "call_module" and str(node.target).startswith("_guards"):
-            graph.erase_node(node)
-            continue
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        path = str(stack[-1][0]) if stack else ""
-        node.meta["module_path"] = path.removeprefix("L__self__.").removeprefix("model").lstrip(".")
-    for node, name in zip(graph.find_nodes(op="placeholder"), names, strict=True):
-        node.target = name
-        node.name = name
-    user: Any = graph_module.model
-    del graph_module.model
-    for name, value in list(vars(user).items()):
-        if isinstance(value, Tensor):
-            graph_module.register_buffer(name, value)
-    for name, child in user.named_children():
-        graph_module.add_module(name, child)
-    for name, parameter in user.named_parameters(recurse=False):
-        graph_module.register_parameter(name, parameter)
-    for name, buffer in user.named_buffers(recurse=False):
-        graph_module.register_buffer(name, buffer)
-    for node in graph.nodes:
-        if node.op in ("get_attr", "call_module"):
-            node.target = str(node.target).removeprefix("model.")
-    graph_module._forward_pre_hooks.clear()
-    graph.set_codegen(fx.graph.CodeGen())
-    graph_module.recompile()

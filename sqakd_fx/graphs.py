@@ -17,18 +17,19 @@ def get_attribute(graph_module: nn.Module, target: str) -> Any:
     return value
 
 
+def _exists(graph_module: nn.Module, target: str) -> bool:
+    try:
+        get_attribute(graph_module, target)
+    except AttributeError:
+        return False
+    return True
+
+
 def attribute_name(graph_module: nn.Module, wanted: str) -> str:
     """`wanted`, with a number behind it where something of that name exists."""
 
-    def taken(name: str) -> bool:
-        try:
-            get_attribute(graph_module, name)
-        except AttributeError:
-            return False
-        return True
-
     name, count = wanted, 1
-    while taken(name):
+    while _exists(graph_module, name):
         name, count = f"{wanted}_{count}", count + 1
     return name
 
@@ -46,9 +47,21 @@ def owner_of(graph_module: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
     return module, last
 
 
+def _outside_scripts(graph_module: fx.GraphModule, name: str) -> str:
+    """The dotted name beside the TorchScript module that it would lie in: those take no attributes."""
+    parts = name.split(".")
+    for i in range(1, len(parts)):
+        path = ".".join(parts[:i])
+        if not _exists(graph_module, path):
+            break
+        if isinstance(get_attribute(graph_module, path), torch.jit.ScriptModule):
+            return ".".join([*parts[: i - 1], "_".join(parts[i - 1 :])])
+    return name
+
+
 def set_attribute(graph_module: fx.GraphModule, wanted: str, value: Tensor | nn.Module) -> str:
     """Register a parameter, a buffer or a submodule under a free dotted name; returns the name."""
-    name = attribute_name(graph_module, wanted)
+    name = attribute_name(graph_module, _outside_scripts(graph_module, wanted))
     owner, last = owner_of(graph_module, name)
     if isinstance(value, nn.Module):
         owner.add_module(last, value)

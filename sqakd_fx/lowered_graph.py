@@ -89,7 +89,9 @@ class LoweredGraph:
             return node if value.keep_axes else self._call(torch.flatten, node, 1)
         outs = shape_of(value.source) or ()
         if value.op.name == "linear" and len(outs) > 2:
-            return self._call(torch.reshape, node, [-1, *outs[1:]])
+            sizes = list(outs)
+            sizes[(value.source.meta.get("batch_axes") or (0,))[0]] = -1
+            return self._call(torch.reshape, node, sizes)
         if value.unfolding is None:
             return node
         ins = shape_of(cast(fx.Node, value.source.args[0])) or ()

@@ -141,7 +141,7 @@ TABLE: Mapping[str, Op] = {
             "normalize embedding interpolate upsample upsample_bilinear2d upsample_bicubic2d "
             "upsample_linear1d upsample_trilinear3d grid_sample einsum where cumsum var std "
             "gru lstm rnn baddbmm pad softsign logsigmoid glu "
-            "masked_fill sign square reciprocal linalg_vector_norm vector_norm",
+            "im2col col2im masked_fill sign square reciprocal linalg_vector_norm vector_norm",
         ),
         *_rows(
             Kind.NOISE, "dropout alpha_dropout feature_alpha_dropout stochastic_depth drop_path"
@@ -150,6 +150,18 @@ TABLE: Mapping[str, Op] = {
         *_rows(Kind.SHAPE, "size getattr dim numel shape len floordiv sym_size"),
     )
 }
+
+# Operations whose output may be the memory of their first input.
+VIEWS = frozenset(
+    name
+    for names in (
+        "flatten reshape view view_as reshape_as unflatten squeeze unsqueeze expand expand_as",
+        "permute transpose t movedim swapaxes numpy_T getitem narrow select slice diagonal unfold",
+        "chunk split split_with_sizes tensor_split unbind real imag",
+        "contiguous detach alias identity to float",
+    )
+    for name in names.split()
+)
 
 _MODULE_NAMES: Mapping[type[nn.Module], str] = {
     nn.Conv1d: "conv1d",
@@ -162,6 +174,8 @@ _MODULE_NAMES: Mapping[type[nn.Module], str] = {
     nn.BatchNorm2d: "batch_norm",
     nn.BatchNorm3d: "batch_norm",
     nn.SyncBatchNorm: "batch_norm",
+    nn.Unfold: "im2col",
+    nn.Fold: "col2im",
     nn.Dropout1d: "dropout",
     nn.Dropout2d: "dropout",
     nn.Dropout3d: "dropout",
@@ -301,6 +315,8 @@ def _tidy(name: str) -> str:
 
 
 _DISPATCHED: dict[Any, str] = {
+    F.unfold: "im2col",
+    F.fold: "col2im",
     F.max_pool1d: "max_pool1d",
     F.max_pool2d: "max_pool2d",
     F.max_pool3d: "max_pool3d",

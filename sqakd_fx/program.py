@@ -15,6 +15,7 @@ from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.compiler import Compiled, LogEntry, Note, run_passes
 from sqakd_fx.frontend import Island, Traced, trace
 from sqakd_fx.graphs import constant_of
+from sqakd_fx.model_copy import float_copy
 from sqakd_fx.ops import node_macs
 from sqakd_fx.passes.canonicalize import Canonicalize
 from sqakd_fx.passes.decompose import Decompose
@@ -82,7 +83,7 @@ def build_program(
         TraceError, PassError, RecipeError.
     """
     traced = trace(
-        copy.deepcopy(model).float(),
+        float_copy(model),
         example_args,
         example_kwargs,
         front_end=recipe.frontend,

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from sqakd_fx.calls import Call
+from sqakd_fx.code_lines import line_outside_torch
 from sqakd_fx.ops import TABLE, module_op_name
 
-_TORCH = str(Path(torch.__file__).parent)
 _FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "rand", "randn")
 _LIMITS = ("finfo", "iinfo")
 _SIZE_METHODS = {"size", "dim", "numel", "ndimension", "stride", "is_floating_point", "get_device"}
@@ -137,7 +136,10 @@ class Tracer(fx.Tracer):
         return forward, [self.root]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.islands or module_op_name(m) in TABLE
+        if module_qualified_name in self.islands or isinstance(m, torch.jit.ScriptModule):
+            return True
+        hooked = m._forward_hooks or m._forward_pre_hooks  # what they do belongs to the graph
+        return module_op_name(m) in TABLE and not hooked
 
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -243,8 +245,11 @@ def asks_for_size(node: fx.Node) -> bool:
 
 
 @contextlib.contextmanager
-def traceable_torch(tracer: Tracer) -> Iterator[None]:
-    """torch.arange and its like become nodes where a traced size is among their arguments."""
+def traceable_code(tracer: Tracer, model: nn.Module) -> Iterator[None]:
+    """Calls that would turn a traced size into a number become nodes.
+
+    These are torch.arange and its like, and `len` in the files that the model's classes come from.
+    """
 
     def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -263,6 +268,10 @@ def traceable_torch(tracer: Tracer) -> Iterator[None]:
 
         return call
 
+    def length(x: Any) -> Any:
+        is_tensor = isinstance(x, fx.Proxy) and not tracer.computing
+        return tracer.create_proxy("call_function", len, (x,), {}) if is_tensor else len(x)
+
     import torch._dynamo  # it keeps a list of torch's types when it is first imported: before ours stand in
 
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -274,7 +283,23 @@ def traceable_torch(tracer: Tracer) -> Iterator[None]:
                 setattr(torch, name, wrapped(original))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
+        for names_of_file in _files_of(model):
+            if "len" not in names_of_file:
+                stack.callback(names_of_file.pop, "len")
+                names_of_file["len"] = length
         yield
+
+
+def _files_of(model: nn.Module) -> list[dict[str, Any]]:
+    """The global names of the user's files that define the model's modules."""
+    found = {
+        id(names): names
+        for module in model.modules()
+        for kind in type(module).__mro__
+        if not kind.__module__.startswith("torch.")
+        and (names := getattr(vars(kind).get("forward"), "__globals__", None)) is not None
+    }
+    return list(found.values())
 
 
 _WRAPPED: dict[Any, Any] = fx._symbolic_trace._wrapped_fns_to_patch
@@ -306,12 +331,3 @@ def unwrapped(entries: dict[Any, Any]) -> Iterator[None]:
 def _has_proxy(arguments: Any) -> bool:
     leaves = torch.utils._pytree.tree_leaves(arguments)
     return any(isinstance(leaf, fx.Proxy) for leaf in leaves)
-
-
-def line_outside_torch(frames: traceback.StackSummary) -> str | None:
-    """file:line of the deepest frame that is neither torch's nor ours."""
-    own = str(Path(__file__).parent)
-    for frame in reversed(frames):
-        if not frame.filename.startswith((_TORCH, own, "<")) and "importlib" not in frame.filename:
-            return f"{frame.filename}:{frame.lineno}"
-    return None

@@ -1,0 +1,248 @@
+"""Models that once failed or came out wrong: through whole, or refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_any_model import IDS, IMAGE, ROWS, TOKENS, compiled
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sqakd_fx.compiler import largest_difference, tensors_of
+from sqakd_fx.errors import ExportError, TraceError
+from sqakd_fx.frontend import trace
+from sqakd_fx.program import build_program
+from sqakd_fx.recipe import resolve_recipe
+
+
+class ChangedView(nn.Module):
+    """A change in place of a slice, read through the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x[:, :4].relu_()
+        return self.b(x)
+
+
+class Hooked(nn.Module):
+    """Hooks that change what a layer takes and gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.a.register_forward_hook(lambda module, inputs, output: output * 2)
+        self.b.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+class Norm(nn.Module):
+    """Weights that hooks compute, as torch.nn.utils.weight_norm leaves them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+        self.b = nn.utils.spectral_norm(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)).mean((2, 3)))
+
+
+class SizeOfUnused(nn.Module):
+    """A layer that runs only to be asked for its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, _, _ = self.a(x).size()
+        return self.a(x).reshape(b, c, -1)
+
+
+class NotOnlyTensors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"n": len(x), "none": None, "y": self.a(x), "four": 4}
+
+
+class SequenceFirst(nn.Module):
+    """Layers on (length, batch, features), as in DETR and CLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(16, 4, add_bias_kv=True, add_zero_attn=True)
+        self.a, self.b = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(1, 0, 2)
+        x = x + self.attend(x, x, x, need_weights=False)[0]
+        return self.b(torch.relu(self.a(x))).permute(1, 0, 2)
+
+
+class Cells(nn.Module):
+    """Recurrent cells in a Python loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.g, self.r = nn.LSTMCell(16, 8), nn.GRUCell(8, 6), nn.RNNCell(6, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(len(x), 8)
+        g, r = x.new_zeros(len(x), 6), x.new_zeros(len(x), 4)
+        for t in range(2):
+            h, c = self.l(x[:, t], (h, c))
+            g = self.g(h, g)
+            r = self.r(g, r)
+        return r
+
+
+class UpTo(nn.Module):
+    """A transposed convolution that is told its output size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(torch.relu(self.down(x)), output_size=x.shape[2:]) + x
+
+
+class Patches(nn.Module):
+    """F.unfold, which shares its name with Tensor.unfold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(27, 27)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(F.unfold(x, 3, padding=1).transpose(1, 2)).transpose(1, 2)
+        return F.fold(y, (12, 12), 3, padding=1)
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.EmbeddingBag(11, 8, mode="sum"), nn.Linear(8, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.b(self.a(ids))
+
+
+AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
+    "changed view": (ChangedView, IMAGE),
+    "hooked": (Hooked, ROWS),
+    "norm by hook": (Norm, IMAGE),
+    "size of unused": (SizeOfUnused, IMAGE),
+    "not only tensors": (NotOnlyTensors, ROWS),
+    "sequence first": (SequenceFirst, TOKENS),
+    "cells": (Cells, TOKENS),
+    "up to a size": (UpTo, IMAGE),
+    "patches": (Patches, IMAGE),
+    "bag": (Bag, IDS),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_an_awkward_model_comes_through_whole(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, x = AWKWARD[name]
+    model = make().eval()
+    program, checked = compiled(model, (x,), {}, "w4a4", tmp_path)
+    assert checked.failures == ()
+    other = torch.cat([x.flip(0), x[:1]])
+    with torch.no_grad():
+        wanted, got = tensors_of(model(other)), tensors_of(program.teacher(other))
+    assert largest_difference(wanted, got) <= 1e-5
+
+
+class BranchOnData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x) if x.mean() > -100 else x
+
+
+def test_a_branch_in_the_models_own_forward_can_be_left_to_the_example() -> None:
+    with pytest.raises(TraceError, match=rf"{__file__}:\d+.*decided = \[''\]"):
+        trace(BranchOnData(), (ROWS,))
+    program = build_program(BranchOnData(), (ROWS,), {}, resolve_recipe("w8a8", decided=[""]))
+    assert any(__file__ in note.node for note in program.notes)
+
+
+def test_what_torch_export_prints_while_it_gives_up_is_not_shown(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(TraceError):
+        trace(BranchOnData(), (ROWS,))
+    assert capfd.readouterr() == ("", "")
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.LazyLinear(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x)
+
+
+class Script(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.sum() > 0):
+            return x
+        return -x
+
+
+class Scripted(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 6), torch.jit.script(Script()))
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "sentence"),
+    [
+        (Lazy, ROWS, "a.weight has no values yet.*call the model once"),
+        (Scripted, ROWS, "submodule '1' is TorchScript.*use the Python module"),
+        (Hooked, ROWS.to(torch.complex64), "'x' is complex.*view_as_real"),
+    ],
+)
+def test_a_model_that_cannot_be_compiled_is_refused_in_one_sentence(
+    make: type[nn.Module], x: Tensor, sentence: str
+) -> None:
+    with pytest.raises(TraceError, match=sentence):
+        build_program(make(), (x,), {}, resolve_recipe("w8a8"))
+
+
+class PerSample(nn.Module):
+    """As many groups as there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.a(x)[None]
+        return F.conv1d(rows, torch.ones(len(x), 1, 1), groups=len(x))[0]
+
+
+def test_an_export_that_fails_names_the_line_or_the_batch_axis(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=rf"{__file__}:\d+.*other operations"):
+        compiled(PerSample(), (ROWS,), {}, "w8a8", tmp_path)
+    with pytest.raises(ExportError, match=r"axis 0 .* batch axis"):
+        compiled(nn.Linear(6, 4), (ROWS[0],), {}, "w8a8", tmp_path)
