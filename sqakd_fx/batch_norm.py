@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sqakd_fx.graphs import constant_of
 from sqakd_fx.ops import Kind, op_of
@@ -44,6 +45,26 @@ def affine_of(module: nn.Module) -> tuple[Tensor, Tensor]:
         a = module.weight * a  # type: ignore[operator]
     b = -mean * a  # type: ignore[operator]
     return a, b if module.bias is None else module.bias + b  # type: ignore[operator]
+
+
+def settled(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """What a BatchNorm module gives in evaluation."""
+    y: Tensor = nn.functional.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
+    )
+    return y
+
+
+@torch.no_grad()
+def track(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Take a batch's mean and unbiased variance, (channels,), into the running statistics, if there are any."""
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = 1.0 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean, share)
+    norm.running_var.lerp_(variance, share)
 
 
 def sole_compute_input(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node | str:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sqakd_fx.batch_norm import settled, track
+
 
 class BatchNormByRows(torch.autograd.Function):
     """(y, mean, variance) of x (N, C, ...) with γ and β of shape (C,); float32."""
@@ -72,18 +74,8 @@ def batch_norm_by_rows(student: nn.Module) -> Iterator[None]:
 
 def _forward(norm: _BatchNorm, x: Tensor) -> Tensor:
     if not norm.training:
-        settled: Tensor = nn.functional.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
-        )
-        return settled
+        return settled(norm, x)
     y, mean, variance = BatchNormByRows.apply(x.float(), norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     count = x.numel() // x.shape[1]
-    with torch.no_grad():
-        assert norm.num_batches_tracked is not None
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.momentum is not None
-        norm.num_batches_tracked.add_(1)
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
+    track(norm, mean, variance * (count / max(count - 1, 1)))
     return y.to(x.dtype)  # type: ignore[no-any-return]

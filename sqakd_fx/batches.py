@@ -256,13 +256,10 @@ def labelled_batches(
     n_inputs: int,
     input_names: tuple[str, ...],
     batch_size: int,
-    shuffle: bool = False,
-    seed: int = 0,
-    drop_last: bool = False,
     example_ndim: int | None = None,
     what: str = "evaluation data",
 ) -> Batches[tuple[Batch, Any]]:
-    """(batch, target) pairs; by default in the data's own order, and nothing is dropped.
+    """(batch, target) pairs in the data's own order; nothing is dropped.
 
     The target is the element behind the inputs of a tuple, or the first of the keys label, labels,
     target, targets of a dict. Otherwise as `input_batches`.
@@ -276,9 +273,7 @@ def labelled_batches(
         layout,
         lambda record: (Batch(record.args, record.kwargs), record.target),
         batch_size=batch_size,
-        drop_last=drop_last,
-        shuffle=shuffle,
-        seed=seed,
+        drop_last=False,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sqakd_fx.batch_norm import settled, track
 from sqakd_fx.quantizer import Quantizer
 
 
@@ -126,23 +127,14 @@ def _reduce_before_backward(module: nn.Module, inputs: Any, output: Tensor) -> N
 def _global_batch_norm(own: _BatchNorm, x: Tensor) -> Tensor:
     """BatchNorm with the statistics of all processes in training (torch's own needs a GPU)."""
     if not own.training:
-        settled: Tensor = nn.functional.batch_norm(
-            x, own.running_mean, own.running_var, own.weight, own.bias, False, 0.0, own.eps
-        )
-        return settled
+        return settled(own, x)
     axes = [0, *range(2, x.ndim)]
     count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
     sums = all_reduce(torch.cat([x.sum(axes), (x * x).sum(axes), count]))  # type: ignore[no-untyped-call]
     total = sums[-1].detach()
     mean, square = (sums[:-1] / total).chunk(2)
     variance = (square - mean * mean).clamp_min(0)
-    if own.running_mean is not None and own.running_var is not None:
-        with torch.no_grad():
-            assert own.num_batches_tracked is not None
-            own.num_batches_tracked.add_(1)
-            share = 1.0 / int(own.num_batches_tracked) if own.momentum is None else own.momentum
-            own.running_mean.lerp_(mean, share)
-            own.running_var.lerp_(variance * total / (total - 1), share)
+    track(own, mean.detach(), variance.detach() * total / (total - 1))
     shape = (1, -1) + (1,) * (x.ndim - 2)
     y: Tensor = (x - mean.reshape(shape)) * torch.rsqrt(variance + own.eps).reshape(shape)
     return y * own.weight.reshape(shape) + own.bias.reshape(shape) if own.affine else y

@@ -61,7 +61,8 @@ class OscillationFreezing:
             weight = constant_of(student, node.args[0])
             if not isinstance(weight, torch.nn.Parameter):
                 continue
-            if module.side.transform is not None or module.family.name == "ewgs":
+            at = module.interval(weight)
+            if at.scale_in is not at.scale_out:
                 raise RecipeError(
                     f"freeze_oscillations needs weights that are rounded as they are, and "
                     f"weight_family = {module.family.name!r} transforms them: use lsq, lsq+, minmax, "
@@ -73,7 +74,7 @@ class OscillationFreezing:
     def before_step(self, step: int, total: int) -> bool:
         if step == int(self.recipe.freeze_from * total):
             for one in self.watched.values():
-                now = _code(one)
+                now = one.quantizer.discretised(one.weight)
                 one.code.copy_(now)
                 one.average.copy_(now)
         return False
@@ -83,20 +84,15 @@ class OscillationFreezing:
         if step < int(self.recipe.freeze_from * total):
             return
         for one in self.watched.values():
-            now = _code(one)
+            now = one.quantizer.discretised(one.weight)
             change = torch.sign(now - one.code)
             swings = (change != 0) & (change == -one.direction)
             one.frequency.lerp_(swings.float(), 1 - _MEMORY)
             one.average.lerp_(now, 1 - _MEMORY)
             one.direction.copy_(torch.where(change != 0, change, one.direction))
             one.code.copy_(now)
-            held = one.frozen
-            torch.where(
-                held.isnan() & (one.frequency > self.recipe.freeze_oscillations),
-                torch.round(one.average),
-                held,
-                out=one.frozen,
-            )
+            caught = one.frozen.isnan() & (one.frequency > self.recipe.freeze_oscillations)
+            one.frozen.copy_(torch.where(caught, torch.round(one.average), one.frozen))
             at = one.quantizer.interval(one.weight)
             scale = along_axis(at.scale_in, one.quantizer.axis, one.weight.ndim)
             offset = along_axis(at.offset, one.quantizer.axis, one.weight.ndim)
@@ -123,23 +119,6 @@ class OscillationFreezing:
 
 
 def _watch(weight: Tensor, quantizer: Quantizer) -> _Watched:
-    zero = torch.zeros_like(weight, requires_grad=False)
-    return _Watched(
-        weight,
-        quantizer,
-        zero.clone(),
-        zero.clone(),
-        zero.clone(),
-        zero.clone(),
-        torch.full_like(zero, float("nan")),
-    )
-
-
-def _code(one: _Watched) -> Tensor:
-    """q of the unified quantizer, float32, of the weight's shape."""
-    at = one.quantizer.interval(one.weight)
-    axis, ndim = one.quantizer.axis, one.weight.ndim
-    q = torch.round(
-        one.weight / along_axis(at.scale_in, axis, ndim) + along_axis(at.offset, axis, ndim)
-    )
-    return q.clamp(at.lowest, at.lowest + one.quantizer.levels.span)
+    code, direction, frequency, average = (torch.zeros_like(weight.detach()) for _ in range(4))
+    frozen = torch.full_like(weight.detach(), float("nan"))
+    return _Watched(weight, quantizer, code, direction, frequency, average, frozen)

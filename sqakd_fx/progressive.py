@@ -19,8 +19,8 @@ from sqakd_fx.recipe import Recipe
 
 def stage_of(recipe: Recipe, step: int, total: int) -> int:
     """Index into `recipe.progressive` of a step, its length from where every grid is final."""
-    each = recipe.progressive_share * total / max(len(recipe.progressive), 1)
-    return min(int(step / each), len(recipe.progressive)) if each > 0 else len(recipe.progressive)
+    each = recipe.progressive_share * total / len(recipe.progressive)
+    return min(int(step / each), len(recipe.progressive))
 
 
 class ProgressiveBits:

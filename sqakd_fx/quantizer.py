@@ -265,16 +265,21 @@ class Quantizer(nn.Module):
         return Grid(scale, 0, lowest, lowest + self.levels.span, self.bits, self.axis)
 
     @torch.no_grad()
-    def codes(self, x: Tensor) -> Tensor:
-        """Integer codes (int32) of `x`, of its shape; `decode(codes, grid)` equals the forward."""
+    def discretised(self, x: Tensor) -> Tensor:
+        """q of the equations at the top of this file: whole numbers in float32, of the shape of `x`."""
         x = x.float()
         at = self.interval(x)
         scale = along_axis(at.scale_in, self.axis, x.ndim)
         offset = along_axis(at.offset, self.axis, x.ndim)
         q = torch.round(self.transformed(x) / scale + offset)
-        q = q.clamp(at.lowest, at.lowest + self.levels.span)
+        return q.clamp(at.lowest, at.lowest + self.levels.span)
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes (int32) of `x`, of its shape; `decode(codes, grid)` equals the forward."""
+        q = self.discretised(x)
         if self.role == "activation":
-            return (q - at.lowest).to(torch.int32)
+            return (q - self.interval(x.float()).lowest).to(torch.int32)
         return (2 * q - 1 if self.levels.half else q).to(torch.int32)
 
     def extra_repr(self) -> str:
