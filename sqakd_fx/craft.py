@@ -82,7 +82,7 @@ def low_bit_craft(
 ) -> list[Craft]:
     """The crafts that a recipe asks for, in the order in which they act.
 
-    `batches` gives the batches of inputs that calibration saw, on the student's device.
+    `batches` gives the first batches of inputs, to find ranges on, on the student's device.
     """
     crafts: list[Craft] = []
     if recipe.progressive:

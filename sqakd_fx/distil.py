@@ -97,6 +97,10 @@ def distil(
     )
     if held_out := list(held_out):
         run.held_out = HeldOut(held_out, teacher, device)
+    if recipe.early_stop is not None and run.held_out is None:
+        run.note("early_stop has no effect: there are no held-out samples to measure agreement on")
+    if run.pair.note is not None:
+        run.note(run.pair.note)
     if resume and checkpoints is not None:
         run.recovery.restore_latest(run.total)
     return run.train()
@@ -263,7 +267,7 @@ class _Run:
                     return
 
     def _calibration(self) -> Iterator[tuple[Any, ...]]:
-        """The batches that calibration saw; what loaders and augmentations draw next is not changed."""
+        """First batches of the first epoch; what loaders and augmentations draw next is not changed."""
         with undisturbed_randomness():
             seed_everything(self.recipe.seed)
             for batch in itertools.islice(self.batches(0), self.recipe.calibration_batches):

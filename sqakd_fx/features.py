@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.errors import RecipeError
 from sqakd_fx.losses import distillation_loss, relative_error
 from sqakd_fx.ops import Kind, shape_of
 from sqakd_fx.quantizer import Quantizer
@@ -25,20 +24,19 @@ from sqakd_fx.recipe import Recipe
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """Student and teacher as a step calls them, and the loss of their two outputs."""
+    """Student and teacher as a step calls them, the loss of their two outputs, and what a user should know."""
 
     student: nn.Module
     teacher: nn.Module
     loss: Callable[[Any, Any], Tensor]
+    note: str | None = None
 
 
 def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -> TrainingPair:
     """The pair as it is, or with inner features where the recipe has a `feature_weight`.
 
-    Graphs with features share all modules and parameters with the ones given.
-
-    Raises:
-        RecipeError: the two graphs have no tensor in common that the student quantizes.
+    Graphs with features share all modules and parameters with the ones given. Where the two graphs have no
+    tensor in common that the student quantizes, the pair is as it is, with a note.
     """
     outputs = distillation_loss(recipe)
     if not recipe.feature_weight:
@@ -46,9 +44,8 @@ def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -
     assert isinstance(teacher, fx.GraphModule)
     places = feature_places(student, teacher, recipe.features)
     if not places:
-        raise RecipeError(
-            "feature_weight needs a quantized tensor inside the network, and there is none: set it to 0"
-        )
+        note = "feature_weight has no effect: no tensor inside the network is quantized"
+        return TrainingPair(student, teacher, outputs, note)
     quantizers = [student.get_submodule(str(quantized.target)) for quantized, _ in places]
     return TrainingPair(
         _exposing(student, [quantized for quantized, _ in places]),

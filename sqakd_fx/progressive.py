@@ -2,7 +2,7 @@
 
 The first `progressive_share` of the steps is divided evenly among the widths of the recipe's `progressive`;
 the rest runs at each quantizer's own bits. A quantizer is never narrower than its own bits. Where a width
-changes, ranges are found again on the batches that calibration saw.
+changes, ranges are found again on the first batches of the first epoch.
 """
 
 from __future__ import annotations

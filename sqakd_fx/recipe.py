@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -103,7 +103,7 @@ class Recipe(BaseModel):
     features: Literal["late", "sums"] = Field(
         "late", description="which features: the last one, or those behind all residual sums"
     )
-    progressive: tuple[int, ...] = Field(
+    progressive: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
         (), description="wider bits to start with, as (8, 4); the recipe's own bits come last"
     )
     progressive_share: float = Field(0.3, gt=0, lt=1, description="share of the steps on them")

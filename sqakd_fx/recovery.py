@@ -65,7 +65,7 @@ class TrainingState:
 
     def unpack(self, checkpoint: Checkpoint) -> None:
         """Become what `checkpoint` holds; raises TrainingError where it is of another run."""
-        if checkpoint.state["craft"] != [type(craft).__name__ for craft in self.craft]:
+        if checkpoint.state.get("craft") != [type(craft).__name__ for craft in self.craft]:
             raise TrainingError(_OTHER_RUN)
         try:
             self.student.load_state_dict(_part(checkpoint, "student."))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate, quantizers_of
+from sqakd_fx.checkpoint import Checkpoint, save_checkpoint
 from sqakd_fx.distil import distil
-from sqakd_fx.errors import RecipeError
+from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.oscillation import OscillationFreezing
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.progressive import stage_of
@@ -109,3 +110,29 @@ def test_freezing_refuses_a_family_that_transforms_its_weights() -> None:
     recipe = craft("freeze_oscillations=0.1", "weight_family='dorefa'")
     with pytest.raises(RecipeError, match="dorefa"):
         train(recipe)
+
+
+def test_bits_that_no_grid_has_are_refused_before_anything_runs() -> None:
+    with pytest.raises(RecipeError, match="progressive"):
+        craft("progressive=[16]")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(3, {}, {"optimizer": {}, "rate_factor": 1.0}))
+    with pytest.raises(TrainingError, match="start again without --resume"):
+        train(craft(), tmp_path, resume=True)
+
+
+def test_early_stopping_without_held_out_samples_says_that_it_has_no_effect() -> None:
+    recipe = craft("early_stop=1")
+    program = student_of(recipe)
+    done = distil(
+        program.student,
+        program.teacher,
+        lambda epoch: [(ROWS,)],
+        recipe,
+        steps_per_epoch=1,
+        device=torch.device("cpu"),
+    )
+    assert done.steps == 12
+    assert any("early_stop has no effect" in note for note in done.notes)

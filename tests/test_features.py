@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.distil import distil
-from sqakd_fx.errors import RecipeError
 from sqakd_fx.features import feature_places, training_pair
 from sqakd_fx.program import Program, build_program, distillation_teacher
 from sqakd_fx.recipe import Recipe, resolve_recipe
@@ -85,8 +84,17 @@ def test_training_with_features_moves_the_students_own_parameters(
     assert program.student(images).shape == (16, 10)
 
 
-def test_a_network_without_an_inner_quantized_tensor_says_so() -> None:
+def test_a_network_without_an_inner_quantized_tensor_trains_on_its_output_and_says_so() -> None:
     rows = torch.randn(8, 4)
-    program = calibrated(nn.Sequential(nn.Linear(4, 3)).eval(), rows, featured())
-    with pytest.raises(RecipeError, match="feature_weight"):
-        training_pair(program.student, distillation_teacher(program), featured())
+    recipe = resolve_recipe("w1a1", steps=2)
+    program = calibrated(nn.Sequential(nn.Linear(4, 3)).eval(), rows, recipe)
+    done = distil(
+        program.student,
+        distillation_teacher(program),
+        lambda epoch: [(rows,)],
+        recipe,
+        steps_per_epoch=1,
+        device=torch.device("cpu"),
+    )
+    assert done.steps == 2
+    assert any("feature_weight has no effect" in note for note in done.notes)
