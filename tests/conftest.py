@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from sqakd_fx.distil import Distilled, distil
+from sqakd_fx.program import Program, distillation_teacher
+from sqakd_fx.recipe import Recipe
 
 torch.set_num_threads(1)
 
@@ -58,6 +63,19 @@ def with_lively_batch_norm(model: nn.Module, shape: tuple[int, ...]) -> nn.Modul
         for _ in range(8):
             model(torch.randn(16, *shape[1:]))
     return model.eval()
+
+
+def distilled(program: Program, inputs: Tensor, recipe: Recipe, **more: Any) -> Distilled:
+    """The student of `program` trained on one batch, again and again, on the CPU."""
+    return distil(
+        program.student,
+        distillation_teacher(program),
+        lambda epoch: [(inputs,)],
+        recipe,
+        steps_per_epoch=1,
+        device=torch.device("cpu"),
+        **more,
+    )
 
 
 @pytest.fixture

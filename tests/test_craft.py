@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import distilled
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate, quantizers_of
 from sqakd_fx.checkpoint import Checkpoint, save_checkpoint
-from sqakd_fx.distil import distil
 from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.oscillation import OscillationFreezing
 from sqakd_fx.program import Program, build_program
@@ -30,16 +30,7 @@ def student_of(recipe: Recipe) -> Program:
 
 def train(recipe: Recipe, checkpoints: Path | None = None, *, resume: bool = False) -> Program:
     program = student_of(recipe)
-    distil(
-        program.student,
-        program.teacher,
-        lambda epoch: [(ROWS,)],
-        recipe,
-        steps_per_epoch=1,
-        device=torch.device("cpu"),
-        checkpoints=checkpoints,
-        resume=resume,
-    )
+    distilled(program, ROWS, recipe, checkpoints=checkpoints, resume=resume)
     return program
 
 
@@ -126,13 +117,6 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_sentence(tmp_path:
 def test_early_stopping_without_held_out_samples_says_that_it_has_no_effect() -> None:
     recipe = craft("early_stop=1")
     program = student_of(recipe)
-    done = distil(
-        program.student,
-        program.teacher,
-        lambda epoch: [(ROWS,)],
-        recipe,
-        steps_per_epoch=1,
-        device=torch.device("cpu"),
-    )
+    done = distilled(program, ROWS, recipe)
     assert done.steps == 12
     assert any("early_stop has no effect" in note for note in done.notes)

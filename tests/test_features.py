@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import distilled
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
-from sqakd_fx.distil import distil
 from sqakd_fx.features import feature_places, training_pair
 from sqakd_fx.program import Program, build_program, distillation_teacher
 from sqakd_fx.recipe import Recipe, resolve_recipe
@@ -70,14 +70,7 @@ def test_training_with_features_moves_the_students_own_parameters(
     recipe = featured()
     program = calibrated(residual_net, images, recipe)
     before = {name: value.clone() for name, value in program.student.state_dict().items()}
-    done = distil(
-        program.student,
-        distillation_teacher(program),
-        lambda epoch: [(images,)],
-        recipe,
-        steps_per_epoch=1,
-        device=torch.device("cpu"),
-    )
+    done = distilled(program, images, recipe)
     after = program.student.state_dict()
     assert done.steps == 2
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -88,13 +81,6 @@ def test_a_network_without_an_inner_quantized_tensor_trains_on_its_output_and_sa
     rows = torch.randn(8, 4)
     recipe = resolve_recipe("w1a1", steps=2)
     program = calibrated(nn.Sequential(nn.Linear(4, 3)).eval(), rows, recipe)
-    done = distil(
-        program.student,
-        distillation_teacher(program),
-        lambda epoch: [(rows,)],
-        recipe,
-        steps_per_epoch=1,
-        device=torch.device("cpu"),
-    )
+    done = distilled(program, rows, recipe)
     assert done.steps == 2
     assert any("feature_weight has no effect" in note for note in done.notes)

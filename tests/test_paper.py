@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import distilled
 from sqakd_fx.exporters.profiles import write_profile
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate, quantizers_of
-from sqakd_fx.distil import distil
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.families import FAMILIES
 from sqakd_fx.pipeline import export_job
-from sqakd_fx.program import build_program, distillation_teacher, lower
+from sqakd_fx.program import build_program, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source import load_source
 from sqakd_fx.validate import validate
@@ -77,14 +77,7 @@ def test_a_network_of_the_paper_comes_through_with_every_family(name: str, tmp_p
     calibrate(program.student, [(images,)], method=recipe.initialisation)
     used = {q.family.name for q in quantizers_of(program.student).values() if q.role == "weight"}
     assert used == set(names[: len(layers)])
-    done = distil(
-        program.student,
-        distillation_teacher(program),
-        lambda epoch: [(images,)],
-        recipe,
-        steps_per_epoch=1,
-        device=torch.device("cpu"),
-    )
+    done = distilled(program, images, recipe)
     assert 1e-3 < done.loss < 1e3
     lowered = lower(program.student).graph_module
     job = export_job(lowered, program, recipe)
