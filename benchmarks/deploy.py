@@ -102,6 +102,8 @@ def latencies(
     for name, path in paths.items():
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        # sessions that wait their turn must not spin on the cores of the one that is timed
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         sessions[name] = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -43,6 +43,8 @@ def session(
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
+    # waiting threads of one session would take the cores from torch and from other sessions
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimised_to is not None:
         options.optimized_model_filepath = str(optimised_to)
     if data_folder is not None:
