@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.errors import TrainingError
-from sqakd_fx.graphs import constant_of
+from sqakd_fx.code_lines import code_line
+from sqakd_fx.errors import NotFiniteError, TrainingError
+from sqakd_fx.graphs import constant_of, node_path
 from sqakd_fx.quantizer import Quantizer
 
 _SAMPLES_PER_BATCH = 1 << 15
@@ -34,7 +35,7 @@ def calibrate(
     2^15 values a batch, and the exact extremes. Weights are read where they lie.
 
     Raises:
-        TrainingError: there is no batch, or a value that is not finite reaches a quantizer.
+        TrainingError: there is no batch, or a weight or an activation holds NaN or infinity; names its layer.
     """
     for quantizer in quantizers_of(student).values():
         quantizer.enabled = False
@@ -98,14 +99,23 @@ def _initialise(
         assert sample is not None
     else:
         sample = torch.cat(seen.pop(name))
-    if not bool(torch.isfinite(sample).all()):
-        where = str(node.args[0])
+    try:
+        quantizer.initialise(sample, method)
+    except NotFiniteError as error:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
         raise TrainingError(
-            f"a value that is not finite reaches {where}: check the data and the weights for NaN "
-            "and infinity",
-            node=where,
-        )
-    quantizer.initialise(sample, method)
+            f"{_named(source)} holds {error}", node=str(source), location=code_line(source)
+        ) from None
+
+
+def _named(source: fx.Node) -> str:
+    """What a quantizer reads, for a sentence."""
+    if source.op == "get_attr":
+        return f"the weight {source.target}"
+    if source.op == "placeholder":
+        return f"the calibration data for the input {source.target}"
+    return f"the output of {node_path(source)} on the calibration data"
 
 
 def _collector(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

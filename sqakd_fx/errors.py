@@ -36,6 +36,10 @@ class TrainingError(SqakdError):
     """Distillation cannot go on: no data, no finite loss, or a checkpoint that does not fit."""
 
 
+class NotFiniteError(TrainingError):
+    """A tensor that is to get a grid holds NaN or infinity."""
+
+
 class ExportError(SqakdError):
     """The student cannot be written in the format that was asked for."""
 

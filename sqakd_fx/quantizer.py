@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqakd_fx.errors import NotFiniteError
 from sqakd_fx.families import FAMILIES, Family, Interval, Levels, Side, straight_through
 from sqakd_fx.grid import Grid, along_axis
 
@@ -215,10 +216,17 @@ class Quantizer(nn.Module):
         """Set the parameters from a sample of the tensor to be quantized and enable the node.
 
         `method` is "paper" (the family's own), "minmax", "percentile" or "mse".
+
+        Raises:
+            NotFiniteError: `x` holds NaN, or what is infinite in float32.
         """
         from sqakd_fx.initialise import starting_range
 
         x = x.detach().float()
+        if not bool(torch.isfinite(x).all()):
+            raise NotFiniteError(
+                "NaN or infinity, which no grid holds: check the weights and the data"
+            )
         found = starting_range(x, self.levels, self.side.initial_range, method)
         for name, value in self.side.from_range(found, self.levels).items():
             getattr(self, name).copy_(value)
