@@ -128,13 +128,29 @@ def _global_batch_norm(own: _BatchNorm, x: Tensor) -> Tensor:
     """BatchNorm with the statistics of all processes in training (torch's own needs a GPU)."""
     if not own.training:
         return settled(own, x)
-    axes = [0, *range(2, x.ndim)]
-    count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-    sums = all_reduce(torch.cat([x.sum(axes), (x * x).sum(axes), count]))  # type: ignore[no-untyped-call]
-    total = sums[-1].detach()
-    mean, square = (sums[:-1] / total).chunk(2)
-    variance = (square - mean * mean).clamp_min(0)
+    wide = x.float()
+    variance, mean = torch.var_mean(wide, [0, *range(2, x.ndim)], correction=0)
+    mean, variance, total = _of_all_processes(mean, variance, x.numel() // x.shape[1])
     track(own, mean.detach(), variance.detach() * total / (total - 1))
     shape = (1, -1) + (1,) * (x.ndim - 2)
-    y: Tensor = (x - mean.reshape(shape)) * torch.rsqrt(variance + own.eps).reshape(shape)
-    return y * own.weight.reshape(shape) + own.bias.reshape(shape) if own.affine else y
+    y: Tensor = (wide - mean.reshape(shape)) * torch.rsqrt(variance + own.eps).reshape(shape)
+    if own.affine:
+        y = y * own.weight.reshape(shape) + own.bias.reshape(shape)
+    return y.to(x.dtype)
+
+
+def _of_all_processes(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and number of all processes' values, from each one's (channels,) and number.
+
+    Sums of squares would lose the variance where the mean is large: n v = Σ n_i (v_i + (m_i - m)²).
+    """
+    own = torch.cat([mean, variance, mean.new_full((1,), float(count))])
+    rows = [torch.zeros_like(own)] * dist.get_world_size()
+    rows[dist.get_rank()] = own
+    everyone = all_reduce(torch.stack(rows))  # type: ignore[no-untyped-call]
+    means, variances = everyone[:, :-1].chunk(2, dim=1)
+    counts = everyone[:, -1:].detach()
+    total = counts.sum()
+    shared = (counts * means).sum(0) / total
+    spread = (counts * (variances + (means - shared).square())).sum(0) / total
+    return shared, spread, total
