@@ -40,7 +40,7 @@ from sqakd_fx.program import (
     lower,
 )
 from sqakd_fx.progress import StepReport
-from sqakd_fx.randomness import seed_everything
+from sqakd_fx.randomness import seed_everything, undisturbed_randomness
 from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
 from sqakd_fx.runtime import latency, session
 from sqakd_fx.source import Source
@@ -260,6 +260,10 @@ def _run(
     if inputs.batches.labels_ignored:
         say.note("the training data has labels: they are ignored")
 
+    with _timed(timings, "check"):
+        say.stage("check", "the untrained student as integer ONNX")
+        check_export(program, recipe)
+
     teacher = distillation_teacher(program).to(device)
     with _timed(timings, "distil"):
         total = recipe.steps if recipe.steps is not None else recipe.epochs * per_epoch
@@ -446,6 +450,18 @@ def export_job(lowered: fx.GraphModule, program: Program, recipe: Recipe) -> Exp
 def export_onnx(lowered: fx.GraphModule, program: Program, recipe: Recipe, path: Path) -> Exported:
     """Write the integer program in the recipe's profile; raises ExportError or StorageError."""
     return write_profile(recipe.profile, export_job(lowered, program, recipe), path)
+
+
+def check_export(program: Program, recipe: Recipe) -> None:
+    """Export the calibrated student and let it go, so that what has no ONNX form is known before training.
+
+    Raises:
+        PassError, ExportError; ParityError where ONNX Runtime refuses the model.
+    """
+    with undisturbed_randomness(), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(lower(program.student).graph_module, program, recipe, path)
+        session(path)
 
 
 def validation_batches(

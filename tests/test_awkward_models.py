@@ -11,6 +11,8 @@ from test_any_model import IDS, IMAGE, ROWS, TOKENS, compiled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import sqakd_fx
+from sqakd_fx import pipeline
 from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import ExportError, TraceError
 from sqakd_fx.frontend import trace
@@ -246,3 +248,31 @@ def test_an_export_that_fails_names_the_line_or_the_batch_axis(tmp_path: Path) -
         compiled(PerSample(), (ROWS,), {}, "w8a8", tmp_path)
     with pytest.raises(ExportError, match=r"axis 0 .* batch axis"):
         compiled(nn.Linear(6, 4), (ROWS[0],), {}, "w8a8", tmp_path)
+
+
+def test_what_cannot_be_exported_is_known_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"conv1d.*other operations"):
+        sqakd_fx.quantize(
+            PerSample(), [ROWS], example_inputs=ROWS, recipe="w8a8", out=tmp_path / "out"
+        )
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+    assert not (tmp_path / "out" / "student.safetensors").exists()
+
+
+def test_trying_the_export_first_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
+
+    def exported(folder: str) -> bytes:
+        recipe = resolve_recipe("w4a4", steps=3, batch_size=4)
+        result = sqakd_fx.quantize(
+            model, [ROWS, -ROWS], example_inputs=ROWS, recipe=recipe, out=tmp_path / folder
+        )
+        assert result is not None
+        return result.model_path.read_bytes()
+
+    tried = exported("tried")
+    monkeypatch.setattr(pipeline, "check_export", lambda program, recipe: None)
+    assert tried == exported("not-tried")
