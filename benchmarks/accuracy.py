@@ -34,8 +34,7 @@ from image_sets import IMAGE_SETS, ImageSet
 from peers.client import Worker, WorkerFailed
 from peers.environment import default_folder
 from sqakd_fx.exporters.profiles import write_profile
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.distil import distil
@@ -69,24 +68,6 @@ CALIBRATION_BATCHES = 8
 ROWS = [*DEFAULTS, *FULL, *FAMILIES, *PEERS]
 
 
-class WithLabels(nn.Module):
-    """A "teacher" that is sure of the labels: KL to it at temperature 1 is cross-entropy."""
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return 1e4 * F.one_hot(y, 10).float()
-
-
-class WithoutLabels(nn.Module):
-    """A network as a function of (images, labels) that reads only the images."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.net(x)  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True)
 class Job:
     """What rows have in common: the images and their name, the folder of results, the budget."""
@@ -109,7 +90,7 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     if method != "default":
         settings += [f"weight_family={method!r}", f"activation_family={method!r}"]
     if kind == "labels":
-        settings += ["temperature=1.0", "feature_weight=0.0"]
+        settings += ["labels=1.0", "feature_weight=0.0"]
     recipe = resolve_recipe(bits, settings=settings, steps=job.steps, seed=seed)
     device = choose_device("auto")
     pixels, labels = (x.to(device) for x in job.read("train"))
@@ -122,12 +103,12 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
         [(next(first)[0],) for _ in range(recipe.calibration_batches)],
         method=recipe.initialisation,
     )
-    with_labels = kind == "labels"
     done = distil(
-        WithoutLabels(student) if with_labels else student,  # type: ignore[arg-type]
-        WithLabels() if with_labels else distillation_teacher(program).to(device),
+        student,
+        distillation_teacher(program).to(device),
         lambda number: (
-            (x, y) if with_labels else (x,) for x, y in job.data.epoch(pixels, labels, number, seed)
+            (x, y) if recipe.labels else (x,)
+            for x, y in job.data.epoch(pixels, labels, number, seed)
         ),
         recipe,
         steps_per_epoch=job.data.steps,

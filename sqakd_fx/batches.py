@@ -256,10 +256,13 @@ def labelled_batches(
     n_inputs: int,
     input_names: tuple[str, ...],
     batch_size: int,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    seed: int = 0,
     example_ndim: int | None = None,
     what: str = "evaluation data",
 ) -> Batches[tuple[Batch, Any]]:
-    """(batch, target) pairs in the data's own order; nothing is dropped.
+    """(batch, target) pairs, in the data's own order unless `shuffle`.
 
     The target is the element behind the inputs of a tuple, or the first of the keys label, labels,
     target, targets of a dict. Otherwise as `input_batches`.
@@ -273,7 +276,9 @@ def labelled_batches(
         layout,
         lambda record: (Batch(record.args, record.kwargs), record.target),
         batch_size=batch_size,
-        drop_last=False,
+        drop_last=drop_last,
+        shuffle=shuffle,
+        seed=seed,
     )
 
 

@@ -89,11 +89,13 @@ def _visit(bound: inspect.BoundArguments, replace: Callable[[str, Any], Any]) ->
         kind = bound.signature.parameters[argument].kind
         stem = [] if kind is inspect.Parameter.VAR_KEYWORD else [argument]
         bound.arguments[argument] = tree_map_with_path(
-            lambda path, leaf, stem=stem: replace("_".join([*stem, *map(_key, path)]), leaf), value
+            lambda path, leaf, stem=stem: replace("_".join([*stem, *map(key_name, path)]), leaf),
+            value,
         )
 
 
-def _key(key: Any) -> str:
+def key_name(key: Any) -> str:
+    """One step of a path into nested tuples, lists and dicts, as text."""
     for attribute in ("idx", "key", "name"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))

@@ -65,7 +65,9 @@ class _Diverged(Exception):
 
 
 Batches = Callable[[int], Iterable[tuple[Any, ...]]]
-"""Epoch number to an iterable of input tuples; the same number gives the same batches."""
+"""Epoch number to an iterable of input tuples; the same number gives the same batches.
+
+Where the recipe's loss has a share of `labels`, every tuple ends with them."""
 
 
 def distil(
@@ -191,7 +193,7 @@ class _Run:
             if state.opening_loss is None and math.isfinite(mean):
                 state.opening_loss = mean
             if not mean <= _EXPLODED * max(state.opening_loss or 0.0, 1.0):
-                raise _Diverged(inputs)
+                raise _Diverged(self._without_labels(inputs))
             self._report(mean, (time.monotonic() - clock) / (state.step - reported))
             reported, clock = state.step, time.monotonic()
             total = torch.zeros((), device=self.device)
@@ -271,7 +273,11 @@ class _Run:
         with undisturbed_randomness():
             seed_everything(self.recipe.seed)
             for batch in itertools.islice(self.batches(0), self.recipe.calibration_batches):
-                yield tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in batch)
+                inputs = self._without_labels(batch)
+                yield tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in inputs)
+
+    def _without_labels(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        return batch[:-1] if self.recipe.labels else batch
 
     def _repeated(self, epoch: int) -> Iterator[tuple[Any, ...]]:
         """An epoch's batches, again where they are fewer than they were counted."""

@@ -8,15 +8,20 @@ squared error relative to the teacher's variance, or the cosine distance for emb
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten_with_path
 
+from sqakd_fx.calls import key_name
+from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.recipe import Recipe
 
+T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,34 +56,89 @@ def class_axis(shape: tuple[int, ...]) -> int | None:
     return None
 
 
-def output_loss(recipe: Recipe, shape: tuple[int, ...]) -> Loss:
-    """The loss of one output tensor, chosen from its shape unless the recipe says."""
-    axis = recipe.class_axis if recipe.class_axis is not None else class_axis(shape)
-    kind: Literal["auto", "kl", "mse", "cosine"] = recipe.loss
+def output_name(path: Sequence[Any], index: int, count: int) -> str:
+    """What a recipe calls an output: its keys joined by "_" in what the model returns, or as the ONNX file."""
+    if path:
+        return "_".join(map(key_name, path))
+    return "output" if count == 1 else f"output_{index}"
+
+
+def output_loss(recipe: Recipe, shape: tuple[int, ...], name: str = "output") -> Loss | None:
+    """The loss of one output tensor, chosen from its shape unless the recipe says; None for none."""
+    chosen = _setting(recipe.class_axis, name)
+    axis = class_axis(shape) if chosen is None else chosen
+    kind = _setting(recipe.loss, name) or "auto"
     if kind == "auto":
         kind = "mse" if axis is None else "kl"
     if kind == "kl":
         return lambda s, t: kl_divergence(s, t, recipe.temperature, -1 if axis is None else axis)
-    return relative_error if kind == "mse" else cosine_distance
+    return {"mse": relative_error, "cosine": cosine_distance, "none": None}[kind]
+
+
+def _setting(value: T | Mapping[str, T], name: str) -> T | None:
+    """A recipe's value for one output: the value itself, or of the first glob that fits the name."""
+    if not isinstance(value, Mapping):
+        return value
+    return next((v for glob, v in value.items() if fnmatchcase(name, glob)), None)
+
+
+def named_outputs(output: Any) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of all floating-point outputs, in order."""
+    leaves = [
+        (path, leaf) for path, leaf in tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)
+    ]
+    return [
+        (output_name(path, index, len(leaves)), leaf)
+        for index, (path, leaf) in enumerate(leaves)
+        if leaf.is_floating_point()
+    ]
+
+
+def check_output_settings(recipe: Recipe, output: Any) -> None:
+    """Raises RecipeError where a loss is named for an output that the model has not, or no loss is left."""
+    found = named_outputs(output)
+    names = [name for name, _ in found]
+    for key in ("loss", "class_axis"):
+        value = getattr(recipe, key)
+        for glob in value if isinstance(value, Mapping) else ():
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise RecipeError(
+                    f"the recipe's {key} names an output {glob!r} that the model has not: "
+                    f"its outputs are {', '.join(names)}"
+                )
+    if all(output_loss(recipe, tuple(x.shape), name) is None for name, x in found):
+        raise RecipeError("the recipe's loss leaves out every output: keep one to train on")
 
 
 def distillation_loss(recipe: Recipe) -> Callable[[Any, Any], Tensor]:
     """Sum of the losses of all floating-point outputs, in nested tuples, lists and dicts."""
 
     def loss(student: Any, teacher: Any) -> Tensor:
-        pairs = zip(
-            torch.utils._pytree.tree_leaves(student),
-            torch.utils._pytree.tree_leaves(teacher),
-            strict=True,
-        )
-        terms = [
-            output_loss(recipe, tuple(t.shape))(s, t)
-            for s, t in pairs
-            if isinstance(t, Tensor) and t.is_floating_point()
-        ]
+        terms = []
+        for (name, t), (_, s) in zip(named_outputs(teacher), named_outputs(student), strict=True):
+            of_output = output_loss(recipe, tuple(t.shape), name)
+            if of_output is not None:
+                terms.append(of_output(s, t))
         return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
     return loss
+
+
+def cross_entropy(output: Any, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the first output with labels: int64 classes of the output's shape without them.
+
+    Raises:
+        TrainingError: the output has no classes, or the labels have another shape.
+    """
+    name, scores = named_outputs(output)[0]
+    axis = class_axis(tuple(scores.shape))
+    wanted = () if axis is None else scores.shape[:axis] + scores.shape[axis + 1 :]
+    if axis is None or labels.shape != wanted or labels.is_floating_point():
+        raise TrainingError(
+            f"labels of shape {tuple(labels.shape)} do not fit output {name!r} of shape "
+            f"{tuple(scores.shape)}: give class numbers, or leave labels = 0"
+        )
+    return F.cross_entropy(scores.float().movedim(axis, 1), labels.long())
 
 
 def agreement(student: Any, teacher: Any) -> Tensor:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from sqakd_fx import report as reporting
-from sqakd_fx.batches import Batch, Batches, input_batches, labelled_batches
+from sqakd_fx.batches import Batch, Batches, input_batches, labelled_batches, replayable
 from sqakd_fx.calibrate import calibrate, quantizers_of
 from sqakd_fx.checkpoint import clear_checkpoints
 from sqakd_fx.compiler import tensors_of
@@ -30,7 +30,7 @@ from sqakd_fx.distributed import is_first, process_group
 from sqakd_fx.errors import RecipeError, SourceError, SqakdError, StorageError
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.held_out import split_data
-from sqakd_fx.losses import class_axis
+from sqakd_fx.losses import check_output_settings, class_axis
 from sqakd_fx.program import (
     Program,
     build_program,
@@ -158,43 +158,57 @@ class _Inputs:
     """The user's training data as tuples in the order of the graph's inputs."""
 
     batches: Batches[Batch]
+    labelled: Batches[tuple[Batch, Any]] | None
     kept_back: Batches[Batch] | None
     program: Program
 
     def epoch(self, number: int) -> Iterator[tuple[Any, ...]]:
         self.batches.set_epoch(number)
         for batch in self.batches:
-            yield self.program.traced.call.flatten(batch.args, batch.kwargs)
+            yield self._flat(batch)
+
+    def training(self, number: int) -> Iterator[tuple[Any, ...]]:
+        """The batches of `epoch`, with the labels behind the inputs where the recipe trains on them."""
+        if self.labelled is None:
+            yield from self.epoch(number)
+            return
+        self.labelled.set_epoch(number)
+        for batch, target in self.labelled:
+            yield (*self._flat(batch), torch.as_tensor(target))
 
     def held_out(self) -> Iterator[tuple[Any, ...]]:
         """Batches that no epoch has; none where the data cannot be divided."""
         for batch in self.kept_back or ():
-            yield self.program.traced.call.flatten(batch.args, batch.kwargs)
+            yield self._flat(batch)
 
     def count(self) -> int:
         known = self.batches.length()
         return known if known else sum(1 for _ in self.batches)
+
+    def _flat(self, batch: Batch) -> tuple[Any, ...]:
+        return self.program.traced.call.flatten(batch.args, batch.kwargs)
 
 
 def training_inputs(source: Source, program: Program, recipe: Recipe) -> _Inputs:
     """Batches of unlabelled inputs; raises SourceError where there is no data."""
     if source.train_data is None:
         raise SourceError(f"{source.spec} gives no training data: add train_data() or use --data")
-    split = split_data(source.train_data, recipe.held_out)
-
-    def batches(data: Any, *, shuffle: bool) -> Batches[Batch]:
-        return input_batches(
-            data,
-            n_inputs=source.n_inputs,
-            input_names=source.input_names,
-            batch_size=recipe.batch_size,
-            shuffle=shuffle,
-            seed=recipe.seed,
-            example_ndim=source.example_ndim,
-        )
-
-    kept_back = None if split.held_out is None else batches(split.held_out, shuffle=False)
-    return _Inputs(batches(split.training, shuffle=True), kept_back, program)
+    split = split_data(replayable(source.train_data), recipe.held_out)
+    form: dict[str, Any] = {
+        "n_inputs": source.n_inputs,
+        "input_names": source.input_names,
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "example_ndim": source.example_ndim,
+    }
+    return _Inputs(
+        input_batches(split.training, shuffle=True, **form),
+        labelled_batches(split.training, shuffle=True, drop_last=True, what="training data", **form)
+        if recipe.labels
+        else None,
+        None if split.held_out is None else input_batches(split.held_out, shuffle=False, **form),
+        program,
+    )
 
 
 def run(
@@ -243,6 +257,8 @@ def _run(
         program = build_program(
             source.model, source.example_inputs, source.example_kwargs, recipe, dump=dump
         )
+        with torch.no_grad():
+            check_output_settings(recipe, program.teacher(*program.example))
     inputs = training_inputs(source, program, recipe)
     per_epoch = inputs.count()
     if not resume and is_first():
@@ -257,7 +273,7 @@ def _run(
             method=recipe.initialisation,
             on_batch=lambda done: say.progress(done, recipe.calibration_batches),
         )
-    if inputs.batches.labels_ignored:
+    if inputs.batches.labels_ignored and not recipe.labels:
         say.note("the training data has labels: they are ignored")
 
     with _timed(timings, "check"):
@@ -267,7 +283,8 @@ def _run(
     teacher = distillation_teacher(program).to(device)
     with _timed(timings, "distil"):
         total = recipe.steps if recipe.steps is not None else recipe.epochs * per_epoch
-        say.stage("distil", f"{total} steps on {device.type}, no labels")
+        labels = f"labels {recipe.labels:.0%} of the loss" if recipe.labels else "no labels"
+        say.stage("distil", f"{total} steps on {device.type}, {labels}")
         history = out / "train.jsonl"
         if not resume and is_first() and history.exists():
             history.unlink()
@@ -281,7 +298,7 @@ def _run(
         distilled = distil(
             program.student,
             teacher,
-            inputs.epoch,
+            inputs.training,
             recipe,
             steps_per_epoch=per_epoch,
             device=device,

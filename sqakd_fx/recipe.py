@@ -24,6 +24,7 @@ else:
     import tomli as tomllib
 
 FamilyName = Literal["minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "sawb", "qil"]
+LossKind = Literal["auto", "kl", "mse", "cosine", "none"]
 Bits = int
 _DEFAULT = "w4a4"
 
@@ -83,8 +84,19 @@ class Recipe(BaseModel):
     steps: int | None = Field(None, ge=0, description="overrides epochs")
     batch_size: int = Field(128, ge=1, description="where the data is not batched already")
     temperature: float = Field(4.0, gt=0)
-    loss: Literal["auto", "kl", "mse", "cosine"] = "auto"
-    class_axis: int | None = Field(None, description="axis of the classes; by shape where absent")
+    loss: LossKind | dict[str, LossKind] = Field(
+        "auto",
+        description='distance of the outputs: one for all, or by name: {logits="kl", "aux*"="none"}',
+    )
+    class_axis: int | dict[str, int] | None = Field(
+        None, description="axis of the classes, for all outputs or by name; by shape where absent"
+    )
+    labels: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of cross-entropy with labels in the loss, to compare with; 1 for labels alone",
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)
     quantizer_learning_rate: float = Field(1e-3, gt=0)

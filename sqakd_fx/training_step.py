@@ -18,6 +18,7 @@ from sqakd_fx.distributed import (
 )
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.features import TrainingPair
+from sqakd_fx.losses import cross_entropy
 from sqakd_fx.recipe import Recipe
 
 
@@ -25,7 +26,8 @@ class GradientStep:
     """Computes the gradients of a batch's loss; `parts` grows where memory runs out.
 
     Called with a tuple of model inputs, the whole batch over all processes, it leaves the gradients in
-    the student's parameters and returns the detached loss: this process's part of the mean.
+    the student's parameters and returns the detached loss: this process's part of the mean. Where the
+    recipe's loss has a share of `labels`, they stand behind the inputs.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class GradientStep:
         self.craft = craft
         self.device, self.on_note = device, on_note
         self.half = recipe.precision == "bf16"
+        self.labels = recipe.labels
         self.parts = recipe.accumulate
         self.running = with_reduced_gradients(pair.student)
 
@@ -66,11 +69,15 @@ class GradientStep:
 
     def _of_part(self, inputs: tuple[Any, ...], weight: float) -> Tensor:
         inputs = tuple(self._placed(x) for x in inputs)
+        if self.labels:
+            inputs, labels = inputs[:-1], inputs[-1]
         with torch.no_grad(), self._autocast():
             target = self.teacher(*inputs)
         with self._autocast():
             output = self.running(*inputs)
         loss = self.loss(output, target)
+        if self.labels:
+            loss = (1 - self.labels) * loss + self.labels * cross_entropy(output, labels)
         for craft in self.craft:
             penalty = craft.penalty()
             if penalty is not None:
