@@ -1,10 +1,11 @@
 """Inner features of student and teacher as one more term of the loss, still without labels.
 
-    L = KL + w · Σ MSE( Q(s), Q(t) ) / var(Q(t))
+    L = KL + w · Σ MSE( Q(s), t' ) / var(t')        t' = Q(t) or t
 
 s is what the student quantizes at a place, t the teacher's tensor there, and Q the student's own quantizer with
-its current range, so that no difference remains that the student could not close (SQuaT, AISTATS 2026). The
-place comes from the graph: an activation quantizer whose tensor the teacher's graph has under the same name.
+its current range. With Q(t) no difference remains that the student could not close (SQuaT, AISTATS 2026); t as it
+is does not follow a range that has become too narrow. The place comes from the graph: an activation quantizer
+whose tensor the teacher's graph has under the same name.
 """
 
 from __future__ import annotations
@@ -46,11 +47,16 @@ def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -
     if not places:
         note = "feature_weight has no effect: no tensor inside the network is quantized"
         return TrainingPair(student, teacher, outputs, note)
-    quantizers = [student.get_submodule(str(quantized.target)) for quantized, _ in places]
+    seen_as = [
+        student.get_submodule(str(quantized.target))
+        if recipe.feature_target == "quantized"
+        else nn.Identity()
+        for quantized, _ in places
+    ]
     return TrainingPair(
         _exposing(student, [quantized for quantized, _ in places]),
         _exposing(teacher, [theirs for _, theirs in places]),
-        FeatureLoss(outputs, quantizers, recipe.feature_weight),
+        FeatureLoss(outputs, seen_as, recipe.feature_weight),
     )
 
 
@@ -101,17 +107,17 @@ class FeatureLoss(nn.Module):
     def __init__(
         self,
         outputs: Callable[[Any, Any], Tensor],
-        quantizers: Sequence[nn.Module],
+        seen_as: Sequence[nn.Module],
         weight: float,
     ) -> None:
         super().__init__()
         self.outputs, self.weight = outputs, weight
-        self.quantizers = tuple(quantizers)  # a tuple: they belong to the student
+        self.seen_as = tuple(seen_as)  # a tuple: quantizers belong to the student
 
     def forward(self, student: Any, teacher: Any) -> Tensor:
         loss = self.outputs(student[0], teacher[0])
-        for quantizer, own, other in zip(self.quantizers, student[1], teacher[1], strict=True):
+        for seen_as, own, other in zip(self.seen_as, student[1], teacher[1], strict=True):
             with torch.no_grad():
-                wanted = quantizer(other)
+                wanted = seen_as(other)
             loss = loss + self.weight * relative_error(own, wanted)
         return loss

@@ -115,6 +115,10 @@ class Recipe(BaseModel):
     features: Literal["late", "sums"] = Field(
         "late", description="which features: the last one, or those behind all residual sums"
     )
+    feature_target: Literal["quantized", "float"] = Field(
+        "quantized",
+        description="the teacher's features on the student's grid (SQuaT), or as they are",
+    )
     progressive: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
         (), description="wider bits to start with, as (8, 4); the recipe's own bits come last"
     )

@@ -35,10 +35,12 @@ def test_the_late_place_is_the_last_tensor_with_space_and_sums_are_all_of_them(
     assert late[0][1].name == sums[-1][1].name or late[0][1] in teacher.graph.nodes
 
 
-def test_the_loss_is_kl_and_the_distance_of_features_quantized_with_the_students_range(
-    residual_net: nn.Module, images: Tensor
+@pytest.mark.parametrize("target", ["quantized", "float"])
+def test_the_loss_is_kl_and_the_distance_of_features_as_the_student_or_the_teacher_sees_them(
+    residual_net: nn.Module, images: Tensor, target: str
 ) -> None:
-    program = calibrated(residual_net, images, featured("features='sums'"))
+    recipe = featured("features='sums'", f"feature_target={target!r}")
+    program = calibrated(residual_net, images, recipe)
     student, teacher = program.student.eval(), distillation_teacher(program)
     seen: dict[str, Tensor] = {}
     places = feature_places(student, teacher, "sums")
@@ -49,19 +51,20 @@ def test_the_loss_is_kl_and_the_distance_of_features_quantized_with_the_students
         )
     scores, wanted = student(images).double(), teacher(images).double()
     own = {name: value.double() for name, value in seen.items()}
-    pair = training_pair(student, teacher, featured("features='sums'"))
-    output, target = pair.student(images), pair.teacher(images)
+    pair = training_pair(student, teacher, recipe)
+    output, theirs = pair.student(images), pair.teacher(images)
     p, q = (wanted / 4).softmax(1), (scores / 4).softmax(1)
     expected = 16 * (p * (p.log() - q.log())).sum(1).mean()
-    for (quantized, _), feature in zip(places, target[1], strict=True):
+    for (quantized, _), feature in zip(places, theirs[1], strict=True):
         quantizer = student.get_submodule(str(quantized.target))
         grid = quantizer.grid()  # type: ignore[operator]
         scale = grid.scale.double()
         codes = torch.round(feature.double() / scale) + grid.zero_point
         on_grid = (codes.clamp(grid.qmin, grid.qmax) - grid.zero_point) * scale
-        error = own[str(quantized.target)] - on_grid
-        expected += 0.5 * (error**2).mean() / on_grid.var(correction=0)
-    assert float(pair.loss(output, target)) == pytest.approx(float(expected), rel=1e-3)
+        wanted = on_grid if target == "quantized" else feature.double()
+        error = own[str(quantized.target)] - wanted
+        expected += 0.5 * (error**2).mean() / wanted.var(correction=0)
+    assert float(pair.loss(output, theirs)) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_training_with_features_moves_the_students_own_parameters(
