@@ -43,7 +43,11 @@ from sqakd_fx.program import build_program, distillation_teacher, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.runtime import session
 
-DEFAULTS = [f"default-{bits}-sqakd" for bits in ("w8a8", "w4a4", "w2a2", "w1a1")]
+DEFAULTS = [
+    f"default-{bits}-{loss}"
+    for bits in ("w8a8", "w4a4", "w2a2", "w1a1")
+    for loss in ("sqakd", "labels")
+]
 FULL = [
     f"{f}-{b}-{loss}"
     for f in ("lsq", "ewgs")
