@@ -73,11 +73,19 @@ def straight_through(value: Tensor, source: Tensor) -> Tensor:
     return value.detach() + (source - source.detach())
 
 
-def _scaled_gradient(parameter: Tensor, x: Tensor, levels: Levels) -> Tensor:
-    """LSQ, section 2.2: the step's gradient times 1 / sqrt(N q_max)."""
+def _scaled_gradient(
+    parameter: Tensor, x: Tensor, levels: Levels, lowest: Tensor | None = None
+) -> Tensor:
+    """LSQ, section 2.2: the step's gradient times 1 / sqrt(N q_max).
+
+    `lowest` is the smallest code where that is not `levels.lowest`.
+    """
     elements = x.numel() // x.shape[0] if levels.per_sample and x.ndim > 1 else x.numel()
     if levels.axis is not None:
         elements //= x.shape[levels.axis]
+    if lowest is not None:
+        q_max = (lowest + levels.span).clamp_min(1)
+        return straight_through(parameter, parameter * torch.rsqrt(max(elements, 1) * q_max))
     factor = 1.0 / math.sqrt(max(elements, 1) * max(levels.lowest + levels.span, 1))
     return straight_through(parameter, parameter * factor)
 
@@ -116,7 +124,7 @@ def _step_weight(p: Parameters, x: Tensor, levels: Levels) -> Interval:
 
 
 def _step_activation(p: Parameters, x: Tensor, levels: Levels) -> Interval:
-    step = _scaled_gradient(p["step"], x, levels)
+    step = _scaled_gradient(p["step"], x, levels, p["lowest"])
     return Interval(step, _constant(0.0, step), step, p["lowest"])
 
 

@@ -26,6 +26,8 @@ from sqakd_fx.grid import Grid, along_axis
 
 _SMALLEST_SCALE = 2.0**-60
 _LARGEST_SCALE = 2.0**100
+_ROUNDING = 2.0**-22
+"""Of the interval: what x / (max|x| / n) may exceed n by, so that the largest value lies inside."""
 
 
 class UnifiedQuantize(torch.autograd.Function):
@@ -63,7 +65,7 @@ class UnifiedQuantize(torch.autograd.Function):
         g = gradients[0]
         v = x / s_in + offset
         clipped = v.clamp(lo, lo + span)
-        inside = v == clipped
+        inside = (v - clipped).abs() <= span * _ROUNDING
         q = torch.round(clipped)
         seen = (q if residual else clipped) - half
         slope = g  # s_out/s_in g_q: the gradient of x where the straight-through estimator holds

@@ -248,7 +248,8 @@ def test_learned_ranges_follow_finite_differences_where_nothing_is_rounded(famil
         if parameter.grad is None:
             continue
         gradient = float(parameter.grad)
-        elements = far.numel() // len(far) * max(made.levels.lowest + made.levels.span, 1)
+        highest = made.levels.span + float(made.values.get("lowest", torch.tensor(0.0)))
+        elements = far.numel() // len(far) * highest
         if name in ("step", "offset"):
             gradient *= math.sqrt(elements)
         value = float(parameter)
