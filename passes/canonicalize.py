@@ -47,9 +47,8 @@ class Canonicalize:
             op = TABLE.get(name) if name else None
             rewritten = _rewrite(graph_module, node, name, op, modules, notes)
             changed = changed or rewritten
-        graph_module.graph.eliminate_dead_code()
+        changed = graph_module.graph.eliminate_dead_code() or changed
         drop_unused(graph_module)
-        graph_module.recompile()
         return PassResult(graph_module, changed, tuple(notes))
 
     def ensures(self, result: PassResult) -> None:

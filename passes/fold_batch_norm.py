@@ -43,9 +43,8 @@ class FoldBatchNorm:
             batch_norm = modules[str(node.target)]
             _fold(graph_module, layer, node, batch_norm)
             changed = True
-        graph_module.graph.eliminate_dead_code()
+        changed = graph_module.graph.eliminate_dead_code() or changed
         drop_unused(graph_module)
-        graph_module.recompile()
         return PassResult(graph_module, changed, tuple(notes))
 
     def ensures(self, result: PassResult) -> None:

@@ -90,10 +90,9 @@ class _Insertion:
         self._insert_activation_quantizers(sources, bits_of)
         self._insert_weight_quantizers()
         self._replace_affines()
-        self.graph.eliminate_dead_code()
+        changed = self.graph.eliminate_dead_code() or bool(self.demands)
         drop_unused(self.graph_module)
-        self.graph_module.recompile()
-        return PassResult(self.graph_module, bool(self.demands), tuple(self.notes))
+        return PassResult(self.graph_module, changed, tuple(self.notes))
 
     # -- who wants a grid ------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """What a pass is, and how a sequence of them is run and logged.
 
 A pass is a frozen dataclass: its fields are its options, under the same names in a recipe. It
-receives a valid graph and leaves a valid graph. `requires` refuses a graph that an earlier pass
-should have prepared; `ensures` checks what the pass promises, on the result.
+receives a valid graph, leaves a valid graph and says whether it changed it: only then is the graph
+checked and recompiled here. `requires` refuses a graph that an earlier pass should have prepared;
+`ensures` checks what the pass promises, on the result.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class LogEntry:
-    """What one pass did. `difference` is the largest change of any output on the probe batch."""
+    """What one pass did, in seconds of the processor.
+
+    `difference` is the largest change of any output on the probe batch.
+    """
 
     name: str
     added: int
@@ -88,13 +92,14 @@ def run_passes(
     before = None if probe is None else tensors_of(probe(graph_module))
     for position, one in enumerate(passes):
         old = set(graph_module.graph.nodes)
-        started = time.perf_counter()
+        started = time.process_time()
         _blame(one, one.requires, graph_module)
         result = one(graph_module)
-        result.graph_module.graph.lint()
-        result.graph_module.recompile()
+        if result.changed:
+            result.graph_module.graph.lint()
+            result.graph_module.recompile()
         _blame(one, one.ensures, result)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         graph_module = result.graph_module
         new = set(graph_module.graph.nodes)
         difference = None
