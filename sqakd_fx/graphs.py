@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -87,6 +88,12 @@ def insert_attribute(
 def module_path(node: fx.Node) -> str:
     """The user's module that a node came from, the empty string for the root."""
     return str(node.meta.get("module_path") or "")
+
+
+def paths_and_parents(paths: Iterable[str]) -> set[str]:
+    """Module paths with every path that they lie under; not the root."""
+    parts = [path.split(".") for path in paths if path]
+    return {".".join(one[:length]) for one in parts for length in range(1, len(one) + 1)}
 
 
 def node_path(node: fx.Node) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -20,10 +21,11 @@ from torch import fx
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import Note, run_passes
 from sqakd_fx.errors import ExportError, RecipeError, StorageError
-from sqakd_fx.explanation import explain
-from sqakd_fx.graphs import node_path
-from sqakd_fx.ops import op_name, shape_of
+from sqakd_fx.explanation import explain, operation
+from sqakd_fx.graphs import module_path
+from sqakd_fx.ops import shape_of
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
+from sqakd_fx.passes.propagate_shapes import PropagateShapes
 from sqakd_fx.program import Program, build_program, layer_facts, lower
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
@@ -31,6 +33,7 @@ from sqakd_fx.source import Source
 from sqakd_fx.storage import is_result_folder
 
 STAGES = ("traced", "folded", "quantized", "lowered")
+_UNBOUNDED = 10_000
 FORMATS = ("table", "tree", "code", "dot", "svg", "json")
 
 
@@ -65,7 +68,8 @@ def graph_at(source: Source, recipe: Recipe, stage: str) -> tuple[fx.GraphModule
     if stage == "quantized":
         return program.student, program
     calibrate(program.student, [program.example], method=recipe.initialisation)
-    return lower(program.student).graph_module, program
+    shapes = PropagateShapes(program.example)
+    return run_passes(lower(program.student).graph_module, [shapes]).graph_module, program
 
 
 def rows(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
@@ -80,8 +84,8 @@ def rows(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
             {
                 "name": node.name,
                 "op": node.op if quantizer is None else "quantizer",
-                "calls": _calls(node, modules),
-                "path": node_path(node),
+                "operation": operation(node, module),
+                "module": _module(node),
                 "shape": list(shape_of(node) or ()),
                 "bits": quantizer.bits if quantizer else tag.get("bits"),
                 "family": quantizer.family.name if quantizer else tag.get("family"),
@@ -91,17 +95,18 @@ def rows(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
     return found
 
 
-def _calls(node: fx.Node, modules: dict[str, Any]) -> str:
-    if node.op in ("placeholder", "output", "get_attr"):
-        return str(node.op)
-    return op_name(node, modules) or str(getattr(node.target, "__name__", node.target))
+def _module(node: fx.Node) -> str:
+    """The user's module that a node belongs to, at any stage."""
+    tag = node.meta.get("quantized_tensor") or {}
+    owner = str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
+    return module_path(node) or str(tag.get("module") or node.meta.get("source") or owner)
 
 
 def show_stage(source: Source, recipe: Recipe, stage: str, form: str) -> None:
     """Print a stage in one of FORMATS."""
     graph_module, program = graph_at(source, recipe, stage)
     if form == "code":
-        print(graph_module.code)
+        print(_code(graph_module))
     elif form == "json":
         value = {
             "stage": stage,
@@ -121,13 +126,24 @@ def show_stage(source: Source, recipe: Recipe, stage: str, form: str) -> None:
         _print_table(graph_module, program.notes)
 
 
-def _print_table(graph_module: fx.GraphModule, notes: Sequence[Note]) -> None:
+def _code(graph_module: fx.GraphModule) -> str:
+    """The graph as Python, without the lines' ends that only set free what is no longer read."""
+    return re.sub(r";  (\w+ = )+None$", "", graph_module.code.strip(), flags=re.MULTILINE)
+
+
+def _console() -> Console:
+    """As wide as the terminal; in a file or a pipe, as wide as what is written."""
     console = Console(highlight=False)
-    table = Table("node", "calls", "shape", "quantizer", "module")
+    return console if console.is_terminal else Console(highlight=False, width=_UNBOUNDED)
+
+
+def _print_table(graph_module: fx.GraphModule, notes: Sequence[Note]) -> None:
+    console = _console()
+    table = Table("node", "operation", "shape", "quantizer", "module")
     for row in rows(graph_module):
         grid = "" if row["bits"] is None else f"{row['bits']} bits {row['family']}"
         shape = "×".join(map(str, row["shape"]))
-        table.add_row(row["name"], row["calls"], shape, grid, row["path"])
+        table.add_row(row["name"], row["operation"], shape, grid, row["module"])
     console.print(table)
     console.print("stays in float, or was left alone:" if notes else "nothing stays in float")
     for note in notes:
@@ -139,13 +155,13 @@ def _print_tree(name: str, graph_module: fx.GraphModule) -> None:
     branches: dict[str, Tree] = {"": root}
     for row in rows(graph_module):
         path = ""
-        for part in str(row["path"]).rpartition(".")[0].split("."):
+        for part in str(row["module"]).split("."):
             parent, path = path, f"{path}.{part}" if path else part
             if part and path not in branches:
                 branches[path] = branches[parent].add(part)
         grid = "" if row["bits"] is None else f"  [{row['bits']} bits {row['family']}]"
-        branches.get(path, root).add(f"{row['name']}: {row['calls']}{grid}".replace("[", "\\["))
-    Console(highlight=False).print(root)
+        branches.get(path, root).add(f"{row['name']}: {row['operation']}{grid}".replace("[", "\\["))
+    _console().print(root)
 
 
 def _dot(graph_module: fx.GraphModule) -> str:
@@ -153,7 +169,9 @@ def _dot(graph_module: fx.GraphModule) -> str:
     for row in rows(graph_module):
         grid = "" if row["bits"] is None else f"\\n{row['bits']} bits {row['family']}"
         style = ' style=filled fillcolor="lightblue"' if grid else ""
-        lines.append(f'  "{row["name"]}" [label="{row["name"]}\\n{row["calls"]}{grid}"{style}];')
+        lines.append(
+            f'  "{row["name"]}" [label="{row["name"]}\\n{row["operation"]}{grid}"{style}];'
+        )
         lines += [f'  "{source}" -> "{row["name"]}";' for source in row["inputs"]]
     return "\n".join([*lines, "}"])
 
@@ -191,7 +209,7 @@ def show_explanation(source: Source, recipe: Recipe, name: str, form: str) -> No
 
 def show_difference(source: Source, recipe: Recipe, old: str, new: str) -> None:
     """A unified diff of two stages' code."""
-    before, after = (graph_at(source, recipe, stage)[0].code for stage in (old, new))
+    before, after = (_code(graph_at(source, recipe, stage)[0]) for stage in (old, new))
     for line in difflib.unified_diff(
         before.splitlines(), after.splitlines(), old, new, lineterm=""
     ):

@@ -27,12 +27,12 @@ class Kind(Enum):
     SUM = "adds two tensors: its inputs are quantized"
     PRODUCT = "multiplies two tensors element by element: its inputs are quantized"
     AVERAGE = "averages values of one tensor: its input is quantized"
-    CLIP = "a monotone clip, merged into the grid of the quantizer behind it"
+    CLIP = "is a monotone clip, merged into the grid of the quantizer behind it"
     TRANSPARENT = "moves or selects values: the output is on the input's grid"
     JOINT = "moves values of several tensors into one: they share one grid"
-    SMOOTH = "a nonlinear function, computed in float between quantized tensors"
-    BATCH_NORM = "an affine per channel in evaluation"
-    NOISE = "the identity in evaluation"
+    SMOOTH = "is a nonlinear function, computed in float between quantized tensors"
+    BATCH_NORM = "is an affine per channel in evaluation"
+    NOISE = "is the identity in evaluation"
     SHAPE = "computes sizes, not values"
 
 

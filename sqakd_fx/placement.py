@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from torch import fx
 
 from sqakd_fx.errors import RecipeError
-from sqakd_fx.graphs import module_path
+from sqakd_fx.graphs import module_path, paths_and_parents
 from sqakd_fx.ops import Kind, Op
 from sqakd_fx.recipe import Override, Recipe
 
@@ -52,13 +52,21 @@ def layer_settings(
         result[node] = settings
     for index, override in enumerate(recipe.override):
         if index not in used:
-            names = sorted({module_path(n) or n.name for n in layers})
-            near = difflib.get_close_matches(override.match.strip("*."), names, n=3, cutoff=0.3)
             raise RecipeError(
                 f"the override {override.match!r} matches no layer: "
-                + (f"near names are {', '.join(near)}" if near else "`sqakd-fx inspect` lists them")
+                + _near_patterns(override.match, layers, ops)
             )
     return result
+
+
+def _near_patterns(
+    pattern: str, layers: Sequence[fx.Node], ops: Mapping[fx.Node, Op | None]
+) -> str:
+    paths = {module_path(node) or node.name for node in layers}
+    kinds = {op.name for node in layers if (op := ops[node]) is not None}
+    globs = {f"{path}.*" for path in paths_and_parents(paths) - paths}
+    near = difflib.get_close_matches(pattern, sorted(paths | kinds | globs), n=3, cutoff=0.4)
+    return f"did you mean {', '.join(near)}?" if near else "`sqakd-fx inspect` lists them"
 
 
 def _base(recipe: Recipe, end: str | None) -> LayerSettings:
