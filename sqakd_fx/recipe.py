@@ -167,12 +167,13 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     elif lowest >= 4:
         values |= {"epochs": 4}
     else:
-        values |= {"epochs": 8, "learning_rate": 2e-3}
+        values |= {"epochs": 8, "learning_rate": 2e-3 if lowest == 1 else 3e-3}
+        values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
+        values |= {"feature_weight": 1.0, "features": "sums", "feature_target": "float"}
+    if weight == 2:
+        values |= {"zero_in_grid": False}
     if weight == 1:
         values |= {"weight_family": "ewgs"}
-    if lowest == 1:
-        values |= {"feature_weight": 0.3, "features": "sums"}
-        values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
     return values
 
 
