@@ -278,7 +278,9 @@ def _run(
 
     with _timed(timings, "check"):
         say.stage("check", "the untrained student as integer ONNX")
+        program.student.cpu()
         check_export(program, recipe)
+        program.student.to(device)
 
     teacher = distillation_teacher(program).to(device)
     with _timed(timings, "distil"):
