@@ -34,6 +34,7 @@ from sqakd_fx.progress import StepReport, peak_memory
 from sqakd_fx.randomness import seed_everything, undisturbed_randomness
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.recovery import Recovery, TrainingState
+from sqakd_fx.teacher_cache import TeacherCache, fingerprint_of
 from sqakd_fx.training_step import GradientStep
 
 _REPORT_STEPS = 20
@@ -80,6 +81,7 @@ def distil(
     device: torch.device,
     held_out: Iterable[tuple[Any, ...]] = (),
     checkpoints: Path | None = None,
+    teacher_outputs: Path | None = None,
     resume: bool = False,
     on_report: Callable[[StepReport], None] = lambda report: None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -88,7 +90,7 @@ def distil(
 
     On `held_out`, batches that `batches` does not give, the agreement with the teacher is measured.
     `checkpoints` is a folder for checkpoints, None for none. With `resume`, training goes on from
-    the newest undamaged one.
+    the newest undamaged one. `teacher_outputs` is a folder for what a recipe with `cache_teacher` keeps.
 
     Raises:
         TrainingError: there is no data, or the loss diverges even at lower learning rates.
@@ -103,6 +105,8 @@ def distil(
         run.note("early_stop has no effect: there are no held-out samples to measure agreement on")
     if run.pair.note is not None:
         run.note(run.pair.note)
+    if recipe.cache_teacher and teacher_outputs is not None:
+        run.cache_teacher(teacher_outputs)
     if resume and checkpoints is not None:
         run.recovery.restore_latest(run.total)
     return run.train()
@@ -131,6 +135,7 @@ class _Run:
         self.total = recipe.steps if recipe.steps is not None else recipe.epochs * steps_per_epoch
         self.held_out: HeldOut | None = None
         self.agreement: float | None = None
+        self.cache: TeacherCache | None = None
         self.notes: list[str] = []
         self.craft = low_bit_craft(student, recipe, self._calibration)
         self.state = TrainingState(student, make_optimizer(student, recipe), self.craft)
@@ -141,6 +146,18 @@ class _Run:
     def note(self, text: str) -> None:
         self.notes.append(text)
         self.on_note(text)
+
+    def cache_teacher(self, folder: Path) -> None:
+        """Take the teacher's outputs from `folder` where that can be."""
+        if self.recipe.feature_weight and self.pair.note is None:
+            self.note("cache_teacher has no effect: the loss needs the teacher's inner features")
+        elif is_distributed():
+            self.note("cache_teacher has no effect: there are several processes")
+        else:
+            teacher = fingerprint_of(self.teacher, self.recipe.precision)
+            self.cache = TeacherCache(self.pair.teacher, folder, teacher, self.note)
+            self.gradient.cache = self.cache
+            self.recovery.before_saving = self.cache.flush
 
     def train(self) -> Distilled:
         started = time.monotonic()
@@ -297,6 +314,8 @@ class _Run:
         for craft in self.craft:
             if craft.before_step(state.step, self.total):
                 state.opening_loss = None
+        if self.cache is not None:
+            self.cache.expect((self.steps_per_epoch + 1) * len(inputs[0]))
         loss = self.gradient(inputs)
         state.optimizer.step()
         for craft in self.craft:

@@ -53,6 +53,7 @@ from sqakd_fx.storage import (
     write_json,
     write_text,
 )
+from sqakd_fx.teacher_cache import clear_teacher_cache
 from sqakd_fx.validate import Validation, validate
 
 _VALIDATION_SAMPLES = 512
@@ -263,6 +264,7 @@ def _run(
     per_epoch = inputs.count()
     if not resume and is_first():
         clear_checkpoints(out / "checkpoints")
+        clear_teacher_cache(out / "teacher-outputs")
 
     with _timed(timings, "calibrate"):
         say.stage("calibrate", f"{recipe.calibration_batches} batches, {recipe.initialisation}")
@@ -306,6 +308,7 @@ def _run(
             device=device,
             held_out=inputs.held_out(),
             checkpoints=out / "checkpoints",
+            teacher_outputs=out / "teacher-outputs",
             resume=resume,
             on_report=on_report,
             on_note=say.note,
@@ -342,6 +345,7 @@ def _run(
     text = reporting.markdown(report, layer_facts(program.student), program.notes)
     write_text(out / "report.md", text)
     clear_checkpoints(out / "checkpoints")
+    clear_teacher_cache(out / "teacher-outputs")
     return Result(out, program.student, lowered, model_path, checked, report)
 
 

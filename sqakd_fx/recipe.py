@@ -140,6 +140,9 @@ class Recipe(BaseModel):
     accumulate: int = Field(
         1, ge=1, description="parts that a batch is computed in, for less memory"
     )
+    cache_teacher: bool = Field(
+        False, description="keep the teacher's outputs on disk, for data that is not augmented"
+    )
     held_out: int = Field(
         256, ge=0, description="samples (at most 1 in 20) kept from training to measure agreement"
     )

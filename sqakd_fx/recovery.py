@@ -114,6 +114,7 @@ class Recovery:
         self.last_good = state.pack()
         self.saved_at = time.monotonic()
         self.paused = False
+        self.before_saving: Callable[[], None] = lambda: None
 
     @property
     def saves(self) -> bool:
@@ -147,6 +148,7 @@ class Recovery:
         self.saved_at = time.monotonic()
         if self.folder is None or not is_first():
             return
+        self.before_saving()
         try:
             save_checkpoint(self.folder, self.last_good)
             self.paused = False

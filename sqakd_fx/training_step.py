@@ -20,6 +20,7 @@ from sqakd_fx.errors import TrainingError
 from sqakd_fx.features import TrainingPair
 from sqakd_fx.losses import cross_entropy
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.teacher_cache import TeacherCache
 
 
 class GradientStep:
@@ -39,6 +40,7 @@ class GradientStep:
         on_note: Callable[[str], None],
     ) -> None:
         self.student, self.teacher, self.loss = pair.student, pair.teacher, pair.loss
+        self.cache: TeacherCache | None = None
         self.craft = craft
         self.device, self.on_note = device, on_note
         self.half = recipe.precision == "bf16"
@@ -67,12 +69,12 @@ class GradientStep:
                 self.parts *= 2
             self.on_note(f"out of memory: every batch is computed in {self.parts} parts from here")
 
-    def _of_part(self, inputs: tuple[Any, ...], weight: float) -> Tensor:
-        inputs = tuple(self._placed(x) for x in inputs)
+    def _of_part(self, given: tuple[Any, ...], weight: float) -> Tensor:
+        inputs = tuple(self._placed(x) for x in given)
         if self.labels:
-            inputs, labels = inputs[:-1], inputs[-1]
+            given, inputs, labels = given[:-1], inputs[:-1], inputs[-1]
         with torch.no_grad(), self._autocast():
-            target = self.teacher(*inputs)
+            target = self.cache(given, inputs) if self.cache else self.teacher(*inputs)
         with self._autocast():
             output = self.running(*inputs)
         loss = self.loss(output, target)

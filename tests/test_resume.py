@@ -90,6 +90,35 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     assert (tmp_path / "out" / "model.onnx").read_bytes() == uninterrupted
 
 
+def test_a_killed_run_with_crafts_and_cached_outputs_ends_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    craft = [
+        "--set", "progressive=[8]", "--set", "weight_average=0.9", "--set", "cache_teacher=true",
+        "--set", "freeze_oscillations=0.01", "--set", "freeze_from=0.1",
+    ]  # fmt: skip
+    models: list[bytes] = []
+    for kills in (0, 1):
+        folder = tmp_path / str(kills)
+        folder.mkdir()
+        (folder / "model.py").write_text(MODEL)
+        for _ in range(kills):
+            run = start(folder, "--out", "out", *craft)
+            wait_for_checkpoint(folder, run)
+            time.sleep(random.Random(1).uniform(0, 0.5))
+            run.send_signal(signal.SIGKILL)
+            run.communicate()
+            assert run.returncode == -signal.SIGKILL
+            assert list((folder / "out" / "teacher-outputs").glob("rows-*"))
+        run = start(folder, "--out", "out", *craft, *(["--resume"] if kills else []))
+        _, error = run.communicate(timeout=300)
+        assert run.returncode in (0, 1), error
+        assert ("resumed at step" in error) == bool(kills)
+        assert not (folder / "out" / "teacher-outputs").exists()
+        models.append((folder / "out" / "model.onnx").read_bytes())
+    assert models[0] == models[1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_and_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals, uninterrupted: bytes
