@@ -6,6 +6,7 @@ subject to  one choice of bits for each layer,  Σ cost[layer][bits] <= budget
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "
 
 @dataclass(frozen=True)
 class Budget:
-    """`kind` "bits": mean weight bits over all weights; "size": bytes of the stored weights."""
+    """`kind` "bits": mean weight bits over all weights; "size": bytes of the weights in a packed file."""
 
     kind: str
     limit: float
@@ -32,7 +33,7 @@ class Budget:
         """What a choice adds to the sum that `limit` bounds; `total` is the number of weights."""
         if self.kind == "bits":
             return bits * layer.parameters / max(total, 1)
-        return stored_bits(bits) * layer.parameters / 8
+        return math.ceil(stored_bits(bits) * layer.parameters / 8)
 
 
 def stored_bits(bits: int) -> int:
@@ -92,7 +93,7 @@ def _options(layer: LayerSensitivity) -> list[int]:
 
 
 def with_bits(recipe: Recipe, layers: Sequence[LayerSensitivity], bits: dict[str, int]) -> Recipe:
-    """The recipe with an override for each layer whose bits were chosen."""
+    """The recipe with an override for each layer whose bits were chosen, and weights stored in few bits."""
     chosen = [
         Override.model_validate(
             {"match": re.sub(r"([*?[])", r"[\1]", layer.name), "weight_bits": bits[layer.name]}
@@ -101,4 +102,17 @@ def with_bits(recipe: Recipe, layers: Sequence[LayerSensitivity], bits: dict[str
         if layer.name in bits and not layer.is_fixed
     ]
     name = f"{recipe.name}-mixed"
-    return recipe.model_copy(update={"name": name, "override": (*recipe.override, *chosen)})
+    overrides = (*recipe.override, *chosen)
+    profile = "packed" if recipe.profile == "container" else recipe.profile
+    return recipe.model_copy(update={"name": name, "override": overrides, "profile": profile})
+
+
+def totals(layers: Sequence[LayerSensitivity], bits: dict[str, int]) -> tuple[float, int]:
+    """(mean weight bits, bytes of the weights in a packed file) of a choice."""
+    weights = sum(layer.parameters for layer in layers)
+    mean, size = Budget("bits", 0), Budget("size", 0)
+    chosen = [(layer, bits[layer.name]) for layer in layers if layer.parameters]
+    return (
+        sum(mean.cost(layer, width, weights) for layer, width in chosen),
+        int(sum(size.cost(layer, width, weights) for layer, width in chosen)),
+    )

@@ -108,6 +108,20 @@ def measure_sensitivity(
     return sorted(found, key=lambda layer: -layer.divergence[layer.weight_bits])
 
 
+def passes_needed(program: Program, candidates: Sequence[int] = ()) -> float:
+    """What `measure_sensitivity` costs, in multiply-accumulates of full forward passes."""
+    nodes = list(program.teacher.graph.nodes)
+    macs = {node: node_macs(node) if node.all_input_nodes else 0 for node in nodes}
+    spent = sum(macs.values())
+    for group in _groups(program).values():
+        behind: set[fx.Node] = set()
+        for node in nodes:
+            if node in group.nodes or any(source in behind for source in node.all_input_nodes):
+                behind.add(node)
+        spent += len(_bits_to_try(group, candidates)) * sum(macs[node] for node in behind)
+    return spent / max(sum(macs.values()), 1)
+
+
 def _bits_to_try(group: _Group, candidates: Sequence[int]) -> list[int]:
     own = group.settings.weight_bits
     return [own] if group.weight is None else sorted({own, *candidates})

@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sqakd_fx.mixed_precision import Budget, choose_bits, with_bits
+from sqakd_fx.mixed_precision import Budget, choose_bits, totals, with_bits
 from sqakd_fx.pipeline import training_inputs
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe import Recipe, to_toml
-from sqakd_fx.sensitivity import LayerSensitivity, measure_sensitivity
+from sqakd_fx.sensitivity import LayerSensitivity, measure_sensitivity, passes_needed
 from sqakd_fx.source import Source
 from sqakd_fx.storage import write_text
 from sqakd_fx.terminal import Live
@@ -28,7 +28,8 @@ def measure_source(
     live.stage("trace", "torch.fx graph, quantizers")
     program = build_program(source.model, source.example_inputs, source.example_kwargs, recipe)
     inputs = training_inputs(source, program, recipe)
-    live.stage("measure", f"{samples} samples, forward only")
+    passes = passes_needed(program, widths)
+    live.stage("measure", f"{samples} samples, forward only: the cost of {passes:.0f} full passes")
     return measure_sensitivity(
         program,
         recipe,
@@ -74,7 +75,6 @@ def show(layers: Sequence[LayerSensitivity], chosen: Mapping[str, int], *, as_js
         table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
-    weights = sum(layer.parameters for layer in layers)
-    if chosen and weights:
-        mean = sum(layer.parameters * chosen.get(layer.name, 0) for layer in layers) / weights
-        console.print(f"mean weight bits: {mean:.2f}")
+    if chosen:
+        mean, size = totals(layers, dict(chosen))
+        console.print(f"mean weight bits: {mean:.3f}; weights in a packed file: {size:,} bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ Step = tuple[str, int, int]
 
 UNARY = (
     "conv", "depthwise", "pointwise", "shared", "norm", "relu", "relu6", "max_pool", "avg_pool",
-    "silu", "pad", "upsample", "transpose_conv", "shuffle", "linear_last", "half", "gelu",
+    "silu", "pad", "upsample", "transpose_conv", "shuffle", "linear_last", "half", "gelu", "roll",
+    "group_norm", "pixel_shuffle", "scaled", "where", "weighted", "in_place",
 )  # fmt: skip
 BINARY = ("add", "mul", "cat", "sub", "maximum", "attention")
 
@@ -110,6 +112,23 @@ class RandomNet(nn.Module):
             )
         if what == "half":
             return a.chunk(2, dim=1)[0] if c > 1 else a * 0.5
+        if what == "roll":
+            return torch.roll(a, (1, -1), dims=(1, 3))
+        if what == "group_norm":
+            return self.layer(index, lambda: nn.GroupNorm(1 if c % 2 else 2, c))(a)
+        if what == "pixel_shuffle":
+            return F.pixel_shuffle(a, 2) if c % 4 == 0 and a.shape[2] < 12 else a
+        if what == "scaled":
+            return a / (1 + a.abs().mean(dim=(2, 3), keepdim=True))
+        if what == "where":
+            return torch.where(a > 0, a, 0.1 * a)
+        if what == "weighted":
+            layer = self.layer(index, lambda: nn.Conv2d(c, 4, 1))
+            return F.conv2d(a, layer.weight * 2, layer.bias)
+        if what == "in_place":
+            y = a.clone()
+            y[:, :1] += 0.5
+            return y.clamp_(-3, 3)
         return self.meet(what, *_same_size(a, b))
 
     def meet(self, what: str, a: Tensor, b: Tensor) -> Tensor:
@@ -130,11 +149,44 @@ def _same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a[:, :, :high, :wide], b[:, :, :high, :wide]
 
 
+def assert_all_stages_agree(
+    plan: list[Step], channels: int, size: int, bits: str, numbers: int
+) -> None:
+    torch.manual_seed(numbers)
+    model = RandomNet(plan, channels, size)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+    images = torch.randn(4, channels, size, size)
+    with torch.no_grad():
+        wanted = tensors_of(model(images))
+    program = build_program(model, (images,), {}, resolve_recipe(bits))
+    folded = run_passes(program.teacher, [FoldBatchNorm()]).graph_module
+    with torch.no_grad():
+        assert largest_difference(wanted, tensors_of(program.student(images))) <= 1e-5
+        assert largest_difference(wanted, tensors_of(folded(images))) <= 1e-4
+    calibrate(program.student, [(images,)], method="minmax")
+    lowered = lower(program.student).graph_module
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(lowered, program, resolve_recipe(bits), path)
+        checked = validate(program.student, lowered, path, [(images,)])
+    wrong = [f for f in checked.failures if "predictions" not in f]  # of 4 samples, some are ties
+    assert not wrong, (wrong, plan)
+
+
+NETWORKS = int(os.environ.get("SQAKD_FX_RANDOM_NETWORKS", "100"))
+"""A longer search: SQAKD_FX_RANDOM_NETWORKS=1000 pytest tests/test_random_networks.py."""
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_all_stages_of_a_random_network_agree(part: int) -> None:
     @seed(part)
     @settings(
-        max_examples=25,
+        max_examples=NETWORKS // 4,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
@@ -148,29 +200,6 @@ def test_all_stages_of_a_random_network_agree(part: int) -> None:
         numbers=st.integers(0, 99),
     )
     def agree(plan: list[Step], channels: int, size: int, bits: str, numbers: int) -> None:
-        torch.manual_seed(numbers)
-        model = RandomNet(plan, channels, size)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight)
-                nn.init.normal_(module.running_mean)
-        images = torch.randn(4, channels, size, size)
-        with torch.no_grad():
-            wanted = tensors_of(model(images))
-        program = build_program(model, (images,), {}, resolve_recipe(bits))
-        folded = run_passes(program.teacher, [FoldBatchNorm()]).graph_module
-        with torch.no_grad():
-            assert largest_difference(wanted, tensors_of(program.student(images))) <= 1e-5
-            assert largest_difference(wanted, tensors_of(folded(images))) <= 1e-4
-        calibrate(program.student, [(images,)], method="minmax")
-        lowered = lower(program.student).graph_module
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            export_onnx(lowered, program, resolve_recipe(bits), path)
-            checked = validate(program.student, lowered, path, [(images,)])
-        wrong = [
-            f for f in checked.failures if "predictions" not in f
-        ]  # of 4 samples, some are ties
-        assert not wrong, (wrong, plan)
+        assert_all_stages_agree(plan, channels, size, bits, numbers)
 
     agree()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from sqakd_fx.calibrate import calibrate
 from sqakd_fx.errors import RecipeError
-from sqakd_fx.mixed_precision import choose_bits, parse_budget, with_bits
-from sqakd_fx.program import build_program, layer_facts
+from sqakd_fx.mixed_precision import choose_bits, parse_budget, totals, with_bits
+from sqakd_fx.pipeline import export_onnx
+from sqakd_fx.program import build_program, layer_facts, lower
 from sqakd_fx.quantizer import Quantizer
-from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.sensitivity import LayerSensitivity, measure_sensitivity
+from sqakd_fx.recipe import resolve_recipe, to_toml
+from sqakd_fx.sensitivity import LayerSensitivity, measure_sensitivity, passes_needed
 
 
 def test_the_divergence_is_the_kl_of_a_model_with_that_layer_quantized(
@@ -94,6 +98,43 @@ def test_a_budget_writes_overrides_that_the_program_follows(
     mixed = build_program(residual_net, (images,), {}, with_bits(recipe, layers, chosen))
     assert {fact.name: fact.weight_bits for fact in layer_facts(mixed.student)} == chosen
     assert chosen["conv"] == chosen["fc"] == 8
+
+
+@pytest.mark.parametrize("budget", ["bits=3.2", "size=2800B"])
+def test_the_exported_file_keeps_the_budget_and_has_the_promised_size(
+    residual_net: nn.Module, images: Tensor, budget: str, tmp_path: Path
+) -> None:
+    recipe = resolve_recipe("w4a4", profile="container")
+    program = build_program(residual_net, (images,), {}, recipe)
+    layers = measure_sensitivity(program, recipe, [(images,)], candidates=[2, 3, 4, 8])
+    chosen = choose_bits(layers, parse_budget(budget))
+    path = tmp_path / "mixed.toml"
+    path.write_text(to_toml(with_bits(recipe, layers, chosen)))
+    mixed = resolve_recipe(path)
+    program = build_program(residual_net, (images,), {}, mixed)
+    calibrate(program.student, [(images,)], method="minmax")
+    lowered = lower(program.student).graph_module
+    exported = export_onnx(lowered, program, mixed, tmp_path / "model.onnx")
+    facts = layer_facts(program.student)
+    mean, size = totals(layers, chosen)
+    weights = sum(fact.parameters for fact in facts)
+    bits = sum(fact.parameters * (fact.weight_bits or 0) for fact in facts)
+    assert bits / weights == pytest.approx(mean)
+    assert sum(weight.size for weight in exported.weights) == size
+    assert mean <= 3.2 if budget.startswith("bits") else size <= 2800
+
+
+def test_measuring_recomputes_only_what_stands_behind_a_layer(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    recipe = resolve_recipe("w4a4")
+    program = build_program(residual_net, (images,), {}, recipe)
+    layers = measure_sensitivity(program, recipe, [(images,)])
+    total = sum(layer.macs for layer in layers)
+    with FlopCounterMode(display=False) as counter:
+        measure_sensitivity(program, recipe, [(images,)])
+    assert counter.get_total_flops() / 2 / total == pytest.approx(passes_needed(program), rel=1e-6)
+    assert passes_needed(program) < 0.7 * (1 + len(layers))
 
 
 @pytest.mark.parametrize("text", ["bits", "bit=3", "bits=3MB", "size=3", "size=3XB", "bits=1.2.3"])
