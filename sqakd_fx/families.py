@@ -90,6 +90,19 @@ def _scaled_gradient(
     return straight_through(parameter, parameter * factor)
 
 
+_LEAST = 2.0**-60
+"""Size of a range below which it counts as none: 1 / size² is still far from the end of float32."""
+
+
+def _reach(lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.maximum(lower.detach().abs(), upper.detach().abs())
+
+
+def _not_below(value: Tensor, least: Tensor) -> Tensor:
+    """A floor that lets the gradient through and keeps 1 / value² finite, also where a range is turned over."""
+    return straight_through(torch.maximum(value, least).clamp_min(_LEAST), value)
+
+
 def _constant(value: float, like: Tensor) -> Tensor:
     return torch.full((), float(value), dtype=torch.float32, device=like.device)
 
@@ -105,7 +118,7 @@ def _symmetric(scale: Tensor, levels: Levels) -> Interval:
 def _affine(lower: Tensor, upper: Tensor, levels: Levels) -> Interval:
     """[lower, upper] moved so that 0 is a code: the grid that is exported is the one trained on."""
     scale = (upper - lower) / levels.span
-    ratio = lower / straight_through(scale.clamp_min(torch.finfo(torch.float32).tiny), scale)
+    ratio = lower / _not_below(scale, _reach(lower, upper) / (2 * levels.span))
     ratio = torch.nan_to_num(ratio).clamp(-_FARTHEST, _FARTHEST)
     lowest = straight_through(torch.round(ratio).clamp(-levels.span, 0), ratio)
     return Interval(scale, _constant(0.0, scale), scale, lowest)
@@ -148,7 +161,7 @@ def _center_distance(p: Parameters, x: Tensor, levels: Levels) -> Interval:
 
 def _ewgs_weight(p: Parameters, x: Tensor, levels: Levels) -> Interval:
     scale = (p["upper"] - p["lower"]) / levels.span
-    floored = straight_through(scale.clamp_min(torch.finfo(torch.float32).tiny), scale)
+    floored = _not_below(scale, _reach(p["lower"], p["upper"]) / (1024 * levels.span))
     offset = levels.lowest - torch.nan_to_num(p["lower"] / floored).clamp(-_FARTHEST, _FARTHEST)
     return Interval(floored, offset, p["gain"] / levels.magnitude, _constant(levels.lowest, scale))
 
@@ -175,11 +188,15 @@ def _tanh(x: Tensor, p: Parameters, levels: Levels) -> Tensor:
 
 
 def _qil(x: Tensor, p: Parameters, levels: Levels) -> Tensor:
-    center = along_axis(p["center"], levels.axis, x.ndim)
-    distance = along_axis(p["distance"], levels.axis, x.ndim).clamp_min(
-        torch.finfo(torch.float32).tiny
-    )
-    gamma = along_axis(p["gamma"], levels.axis, x.ndim)
+    """No interval is empty, and none prunes every weight: half of the largest is always inside or above."""
+    size = levels.reduce(x.detach().abs(), torch.amax)
+    distance = _not_below(p["distance"], size / 1024)
+    center = p["center"]
+    center = straight_through(torch.minimum(center, distance + size / 2), center)
+    center = along_axis(center, levels.axis, x.ndim)
+    distance = along_axis(distance, levels.axis, x.ndim)
+    gamma = p["gamma"]
+    gamma = along_axis(straight_through(gamma.clamp(0.125, 8), gamma), levels.axis, x.ndim)
     inside = torch.nan_to_num((x.abs() - center + distance) / (2 * distance)).clamp(0, 1)
     powered = torch.where(inside > 0, inside.clamp_min(1e-12) ** gamma, inside)
     return torch.sign(x) * powered
