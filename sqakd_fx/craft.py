@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from sqakd_fx.features import TrainingPair
+from sqakd_fx.modulation import RefreshedDelta, ScheduledMu
 from sqakd_fx.oscillation import OscillationFreezing
 from sqakd_fx.progressive import ProgressiveBits
 from sqakd_fx.recipe import Recipe
@@ -79,14 +81,22 @@ def low_bit_craft(
     student: fx.GraphModule,
     recipe: Recipe,
     batches: Callable[[], Iterable[tuple[Any, ...]]],
+    pair: TrainingPair,
+    steps_per_epoch: int,
 ) -> list[Craft]:
     """The crafts that a recipe asks for, in the order in which they act.
 
-    `batches` gives the first batches of inputs, to find ranges on, on the student's device.
+    `batches` gives the first batches of inputs, to find ranges on, on the student's device; `pair` is
+    the student as it is trained.
     """
     crafts: list[Craft] = []
+    if recipe.mu and recipe.mu_schedule != "constant":
+        crafts.append(ScheduledMu(student, recipe))
     if recipe.progressive:
         crafts.append(ProgressiveBits(student, recipe, batches))
+    if recipe.delta_refresh:
+        every = recipe.delta_refresh * steps_per_epoch
+        crafts.append(RefreshedDelta(student, pair, recipe, batches, every))
     if recipe.freeze_oscillations:
         crafts.append(OscillationFreezing(student, recipe))
     if recipe.weight_average:

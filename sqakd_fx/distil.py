@@ -103,6 +103,8 @@ def distil(
         run.held_out = HeldOut(held_out, teacher, device)
     if recipe.early_stop is not None and run.held_out is None:
         run.note("early_stop has no effect: there are no held-out samples to measure agreement on")
+    if recipe.delta_refresh and recipe.delta_refresh * run.steps_per_epoch >= run.total:
+        run.note("delta_refresh has no effect: training ends before its first refresh")
     if run.pair.note is not None:
         run.note(run.pair.note)
     if recipe.cache_teacher and teacher_outputs is not None:
@@ -137,9 +139,11 @@ class _Run:
         self.agreement: float | None = None
         self.cache: TeacherCache | None = None
         self.notes: list[str] = []
-        self.craft = low_bit_craft(student, recipe, self._calibration)
-        self.state = TrainingState(student, make_optimizer(student, recipe), self.craft)
         self.pair = training_pair(student, teacher, recipe)
+        self.craft = low_bit_craft(
+            student, recipe, self._calibration, self.pair, self.steps_per_epoch
+        )
+        self.state = TrainingState(student, make_optimizer(student, recipe), self.craft)
         self.gradient = GradientStep(self.pair, self.craft, recipe, device, self.note)
         self.recovery = Recovery(self.state, recipe, checkpoints, device, self.note)
 

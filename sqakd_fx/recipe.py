@@ -65,8 +65,16 @@ class Recipe(BaseModel):
     zero_in_grid: bool = Field(True, description="weights: a grid with a zero, from 2 bits up")
     power_of_two: bool = False
     initialisation: Literal["paper", "minmax", "percentile", "mse"] = "mse"
-    delta: float | None = Field(None, ge=0, description="EWGS's δ; the family's own where absent")
-    mu: float = Field(0.0, ge=0, description="a constant μ of the unified backward")
+    delta: float | None = Field(
+        None, ge=0, description="μ = δ|gradient| (EWGS), for any family; the family's own if absent"
+    )
+    delta_refresh: int = Field(
+        0, ge=0, description="epochs between new δ from the Hessian's trace (EWGS); 0 for never"
+    )
+    mu: float = Field(0.0, ge=0, description="μ of the unified backward, beside δ's")
+    mu_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="whether μ grows from 0 to mu over training, and how"
+    )
     calibration_batches: int = Field(8, ge=1)
 
     # graph

@@ -61,6 +61,8 @@ def test_a_quantizer_is_never_narrower_than_its_own_bits_on_the_way() -> None:
         ("progressive=[8, 4]", "progressive_share=0.6"),
         ("freeze_oscillations=0.001", "freeze_from=0.2"),
         ("weight_average=0.9",),
+        ("delta_refresh=3",),
+        ("mu=0.2", "mu_schedule=cosine"),
     ],
 )
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
