@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from sqakd_fx.activation_checkpoints import Checkpointed
 from sqakd_fx.batch_norm_by_rows import batch_norm_by_rows
 from sqakd_fx.batches import short
 from sqakd_fx.compilation import has_compiler, wants_compilation
@@ -144,12 +145,21 @@ class _Run:
             student, recipe, self._calibration, self.pair, self.steps_per_epoch
         )
         self.state = TrainingState(student, make_optimizer(student, recipe), self.craft)
+        if recipe.checkpoint_activations:
+            self._checkpoint_activations()
         self.gradient = GradientStep(self.pair, self.craft, recipe, device, self.note)
         self.recovery = Recovery(self.state, recipe, checkpoints, device, self.note)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
         self.on_note(text)
+
+    def _checkpoint_activations(self) -> None:
+        if is_distributed():
+            self.note("checkpoint_activations has no effect: there are several processes")
+            return
+        assert isinstance(self.pair.student, fx.GraphModule)
+        self.pair = replace(self.pair, student=Checkpointed(self.pair.student))
 
     def cache_teacher(self, folder: Path) -> None:
         """Take the teacher's outputs from `folder` where that can be."""
@@ -329,6 +339,9 @@ class _Run:
 
     def _compile(self) -> bool:
         if not wants_compilation(self.recipe, self.total - self.state.step):
+            return False
+        if self.recipe.checkpoint_activations:
+            self.note("checkpoint_activations: training runs uncompiled")
             return False
         if not has_compiler(self.device):
             self.note("no C++ compiler was found: training runs uncompiled, about half as fast")

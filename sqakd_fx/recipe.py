@@ -148,6 +148,9 @@ class Recipe(BaseModel):
     accumulate: int = Field(
         1, ge=1, description="parts that a batch is computed in, for less memory"
     )
+    checkpoint_activations: bool = Field(
+        False, description="compute inner tensors twice in place of keeping them, for less memory"
+    )
     cache_teacher: bool = Field(
         False, description="keep the teacher's outputs on disk, for data that is not augmented"
     )
