@@ -110,12 +110,13 @@ def _constant(value: float, like: Tensor) -> Tensor:
 # -- intervals ---------------------------------------------------------------------------------
 
 
-def _symmetric(scale: Tensor, levels: Levels) -> Interval:
+def symmetric(scale: Tensor, levels: Levels) -> Interval:
+    """Whole (or, without a zero, half) multiples of `scale`, of shape () or (channels,)."""
     offset = _constant(levels.half, scale)
     return Interval(scale, offset, scale, _constant(levels.lowest, scale))
 
 
-def _affine(lower: Tensor, upper: Tensor, levels: Levels) -> Interval:
+def affine(lower: Tensor, upper: Tensor, levels: Levels) -> Interval:
     """[lower, upper] moved so that 0 is a code: the grid that is exported is the one trained on."""
     scale = (upper - lower) / levels.span
     ratio = lower / _not_below(scale, _reach(lower, upper) / (2 * levels.span))
@@ -133,7 +134,7 @@ def _unit(gain: Tensor, levels: Levels) -> Interval:
 
 
 def _step_weight(p: Parameters, x: Tensor, levels: Levels) -> Interval:
-    return _symmetric(_scaled_gradient(p["step"], x, levels), levels)
+    return symmetric(_scaled_gradient(p["step"], x, levels), levels)
 
 
 def _step_activation(p: Parameters, x: Tensor, levels: Levels) -> Interval:
@@ -144,19 +145,19 @@ def _step_activation(p: Parameters, x: Tensor, levels: Levels) -> Interval:
 def _step_and_offset(p: Parameters, x: Tensor, levels: Levels) -> Interval:
     step = _scaled_gradient(p["step"], x, levels)
     lower = _scaled_gradient(p["offset"], x, levels)
-    return _affine(lower, lower + step * levels.span, levels)
+    return affine(lower, lower + step * levels.span, levels)
 
 
 def _lower_upper(p: Parameters, x: Tensor, levels: Levels) -> Interval:
-    return _affine(p["lower"], p["upper"], levels)
+    return affine(p["lower"], p["upper"], levels)
 
 
 def _alpha(p: Parameters, x: Tensor, levels: Levels) -> Interval:
-    return _affine(p["alpha"] * p["lower_over_alpha"], p["alpha"], levels)
+    return affine(p["alpha"] * p["lower_over_alpha"], p["alpha"], levels)
 
 
 def _center_distance(p: Parameters, x: Tensor, levels: Levels) -> Interval:
-    return _affine(p["center"] - p["distance"], p["center"] + p["distance"], levels)
+    return affine(p["center"] - p["distance"], p["center"] + p["distance"], levels)
 
 
 def _ewgs_weight(p: Parameters, x: Tensor, levels: Levels) -> Interval:
@@ -167,11 +168,11 @@ def _ewgs_weight(p: Parameters, x: Tensor, levels: Levels) -> Interval:
 
 
 def _largest_magnitude(p: Parameters, x: Tensor, levels: Levels) -> Interval:
-    return _symmetric(levels.reduce(x.detach().abs(), torch.amax) / levels.magnitude, levels)
+    return symmetric(levels.reduce(x.detach().abs(), torch.amax) / levels.magnitude, levels)
 
 
 def _sawb(p: Parameters, x: Tensor, levels: Levels) -> Interval:
-    return _symmetric(_sawb_clip(x.detach(), levels) / levels.magnitude, levels)
+    return symmetric(_sawb_clip(x.detach(), levels) / levels.magnitude, levels)
 
 
 def _unit_gain(p: Parameters, x: Tensor, levels: Levels) -> Interval:
@@ -479,3 +480,8 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
+
+
+def register(family: Family) -> None:
+    """Make a family known by its name, to recipes as well; an earlier one of that name is replaced."""
+    FAMILIES[family.name] = family

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from sqakd_fx.errors import RecipeError
 
@@ -23,7 +24,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FamilyName = Literal["minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "sawb", "qil"]
+_FAMILIES = ("minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "sawb", "qil")
+
+
+def _known_family(name: str) -> str:
+    """Also what a user registered, for which `sqakd_fx.families` (and torch) has been imported."""
+    families = sys.modules.get("sqakd_fx.families")
+    known = _FAMILIES if families is None else tuple(families.FAMILIES)
+    if name not in known:
+        raise PydanticCustomError("family", "choose one of {known}", {"known": ", ".join(known)})
+    return name
+
+
+FamilyName = Annotated[str, AfterValidator(_known_family)]
 LossKind = Literal["auto", "kl", "mse", "cosine", "none"]
 Bits = int
 _DEFAULT = "w4a4"
