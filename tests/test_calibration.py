@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.errors import NotFiniteError, TrainingError
 from sqakd_fx.families import FAMILIES
+from sqakd_fx.initialise import mse_optimal
 from sqakd_fx.program import build_program
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import resolve_recipe
@@ -68,3 +69,23 @@ def test_no_quantizer_starts_on_what_is_not_finite(family: str, role: str, metho
         with pytest.raises(NotFiniteError):
             made.initialise(torch.tensor([[1.0, value, -2.0]], dtype=torch.float64), method)
         assert not made.enabled
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_mse_search_finds_what_trying_every_candidate_finds(bits: int) -> None:
+    """24 ranges from the whole tensor down to a twentieth of it, tried in float64 on every value."""
+    weight = torch.randn(8, 1200, generator=torch.Generator().manual_seed(0)) ** 3
+    levels = Quantizer("lsq", "weight", bits, channels=8, axis=0).levels
+    rows, largest = weight.double(), weight.double().abs().amax(dim=1, keepdim=True)
+
+    def error(clip: Tensor) -> Tensor:
+        scale = clip / levels.magnitude
+        q = torch.round(rows / scale + levels.half)
+        q = q.clamp(levels.lowest, levels.lowest + levels.span)
+        return ((q - levels.half) * scale - rows).square().mean(dim=1)
+
+    ratios = torch.logspace(0, -1.3, 24, dtype=torch.float64)
+    least = torch.stack([error(ratio * largest) for ratio in ratios]).amin(dim=0)
+    found = error(mse_optimal(weight, levels).upper.double().reshape(-1, 1))
+    assert (found >= 0.999999 * least).all()
+    assert found.sum() <= 1.005 * least.sum()
