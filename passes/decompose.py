@@ -21,7 +21,13 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.compiler import PassResult
-from sqakd_fx.graphs import call_like, constant_of, insert_attribute, replace_node
+from sqakd_fx.graphs import (
+    call_like,
+    constant_of,
+    insert_attribute,
+    module_path,
+    replace_node,
+)
 from sqakd_fx.ops import op_name, shape_of
 
 
@@ -87,7 +93,8 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Every part of a split becomes a slice of its own."""
     source = node.args[0]
     shape = shape_of(source)  # type: ignore[arg-type]
-    picks = list(node.users)
+    whole = [user for user in node.users if user.target in (torch.cat, torch.stack)]
+    picks = [user for user in node.users if user not in whole]
     if shape is None or not all(
         user.target is operator.getitem and isinstance(user.args[1], int) for user in picks
     ):
@@ -107,6 +114,17 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     starts = list(
         itertools.accumulate((0 if is_unbind else p.shape[axis] for p in parts), initial=0)
     )
+    for user in whole:
+        with graph_module.graph.inserting_before(user):
+            taken = [
+                graph_module.graph.call_function(operator.getitem, (node, index))
+                for index in range(len(parts))
+            ]
+        for one in taken:
+            one.meta = {"module_path": module_path(node)}
+        user.args = tuple(taken if argument is node else argument for argument in user.args)
+        user.kwargs = {k: taken if v is node else v for k, v in user.kwargs.items()}
+        picks += taken
     for user in picks:
         index = cast(int, user.args[1]) % len(parts)
         with graph_module.graph.inserting_before(user):

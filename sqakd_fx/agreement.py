@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from sqakd_fx.calls import Call
 from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import TraceError, first_line
+from sqakd_fx.half_precision import in_float32
 from sqakd_fx.tracer import asks_for_size
 
 _LARGEST_DIFFERENCE = 1e-3
@@ -31,7 +32,8 @@ def compare_on_two_batches(model: nn.Module, graph_module: fx.GraphModule, call:
         for tensors in (once, twice):
             args, kwargs = call.with_tensors({name: x.clone() for name, x in tensors.items()})
             try:
-                wanted = tensors_of(model(*args, **kwargs))
+                with in_float32():
+                    wanted = tensors_of(model(*args, **kwargs))
             except Exception:
                 continue  # a model for one batch size
             sizes = _Sizes(graph_module)

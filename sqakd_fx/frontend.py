@@ -26,6 +26,7 @@ from sqakd_fx.calls import Call, call_of
 from sqakd_fx.code_lines import code_line, user_line
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.exported import export_graph
+from sqakd_fx.half_precision import cast_to_float32, in_float32
 from sqakd_fx.silence import silent_export
 from sqakd_fx.tracer import (
     DependsOnData,
@@ -119,7 +120,7 @@ def _register_dataclasses(model: nn.Module, call: Call) -> None:
     """Tell torch what is inside the dataclasses that the model returns."""
     args, kwargs = call.with_tensors(call.tensors())
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_float32():
             pending = [model(*args, **kwargs)]
     except Exception as error:
         location = user_line(error)
@@ -173,8 +174,9 @@ def _with_islands(
     while True:
         tracer = Tracer(call, frozenset(islands), frozenset(decided))
         try:
-            with traceable_code(tracer, model):
+            with traceable_code(tracer, model), in_float32():
                 graph = tracer.trace(model)
+            cast_to_float32(graph)
         except Exception as error:
             path, reason = _blame(error, tracer, modules)
             if not path or path in islands or path in decided:

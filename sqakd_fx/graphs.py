@@ -27,8 +27,11 @@ def _exists(graph_module: nn.Module, target: str) -> bool:
 
 
 def attribute_name(graph_module: nn.Module, wanted: str) -> str:
-    """`wanted`, with a number behind it where something of that name exists."""
+    """`wanted`, with a number behind it where something of that name exists.
 
+    Parts that are names of nn.Module's own methods (a node called "half") get an underscore.
+    """
+    wanted = ".".join(f"{p}_" if hasattr(fx.GraphModule, p) else p for p in wanted.split("."))
     name, count = wanted, 1
     while _exists(graph_module, name):
         name, count = f"{wanted}_{count}", count + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,83 @@ class Bag(nn.Module):
         return self.b(self.a(ids))
 
 
+class Casts(nn.Module):
+    """Half precision inside a float model: a cast there and back, and autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.a(x)
+        return self.b(torch.relu(x).half().float())
+
+
+class HalfThroughout(nn.Module):
+    """A half-precision model that casts its input, makes half constants and returns float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x.half()) * torch.full((8,), 0.5, dtype=torch.float16)
+        return self.b(torch.relu(y).to(self.b.weight.dtype)).to(torch.float32)
+
+
+HALVES: dict[str, type[nn.Module]] = {"casts": Casts, "half throughout": HalfThroughout}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_half_precision_inside_a_model_is_computed_in_float32(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = HALVES[name]().eval()
+    program, checked = compiled(model, (ROWS,), {}, "w8a8", tmp_path)
+    assert checked.failures == ()
+    a, b = (layer.float() for layer in copy.deepcopy(model).children())
+    with torch.no_grad():
+        hidden = a(ROWS) * (0.5 if name == "half throughout" else 1.0)
+        assert largest_difference([b(torch.relu(hidden))], [program.teacher(ROWS)]) <= 1e-6
+        assert largest_difference([model(ROWS).float()], [program.teacher(ROWS)]) <= 1e-2
+
+
+class Mixed(nn.Module):
+    """Normalisations, moves, the larger of two, reductions, and a split handed on as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.group, self.instance = nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True)
+        self.c, self.d = nn.Conv2d(8, 8, 1), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.maximum(self.a(x), self.b(x.roll(2, dims=3)))
+        y = self.instance(self.c(self.group(y)))
+        y = F.pixel_unshuffle(F.pixel_shuffle(y, 2), 2)
+        y = torch.where(y > 0, y, 0.1 * y)
+        y = torch.stack(y.split(4, dim=1), dim=1).flatten(1, 2)
+        index = torch.arange(7, -1, -1, device=y.device)
+        picked = y.amax((2, 3)).gather(1, index.repeat(len(y), 1))
+        return self.d(torch.cat([picked, y.mean((2, 3)), y.sum((2, 3)), y.std((2, 3))], dim=1))
+
+
+class Norms(nn.Module):
+    """BatchNorm that cannot be folded: behind ReLU, before padding, on a shared layer, read elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[0](torch.relu(self.a(x)))
+        z = self.b(y)
+        twice = self.norms[1](self.b(z)) + self.norms[2](self.b(y))
+        return twice + self.norms[3](z) + z
+
+
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
     "hooked": (Hooked, ROWS),
@@ -154,6 +232,8 @@ AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "up to a size": (UpTo, IMAGE),
     "patches": (Patches, IMAGE),
     "bag": (Bag, IDS),
+    "mixed": (Mixed, IMAGE),
+    "norms": (Norms, IMAGE),
 }
 
 
