@@ -139,6 +139,8 @@ class _Run:
         self.held_out: HeldOut | None = None
         self.agreement: float | None = None
         self.cache: TeacherCache | None = None
+        self.compiling = False
+        self.compile_seconds = 0.0
         self.notes: list[str] = []
         self.pair = training_pair(student, teacher, recipe)
         self.craft = low_bit_craft(
@@ -204,9 +206,15 @@ class _Run:
         """Steps until the last one; raises _Diverged where a loss is not."""
         state, mean = self.state, float("nan")
         total = torch.zeros((), device=self.device)
-        reported, clock = state.step, time.monotonic()
+        reported = paced = state.step
+        clock = time.monotonic()
         for inputs in self._inputs():
             total += self._one_step(inputs)
+            if self.compiling:
+                self.compiling, self.compile_seconds = False, time.monotonic() - clock
+                self.note(f"the first step took {self.compile_seconds:.0f} s to compile and run")
+                if self.total - state.step:
+                    paced, clock = state.step, time.monotonic()
             due = (
                 state.step - reported >= _REPORT_STEPS
                 or state.step == self.total
@@ -225,8 +233,10 @@ class _Run:
                 state.opening_loss = mean
             if not mean <= _EXPLODED * max(state.opening_loss or 0.0, 1.0):
                 raise _Diverged(self._without_labels(inputs))
-            self._report(mean, (time.monotonic() - clock) / (state.step - reported))
-            reported, clock = state.step, time.monotonic()
+            seconds, steps = time.monotonic() - clock, state.step - paced
+            self._report(mean, seconds / steps if steps else self.compile_seconds)
+            reported = paced = state.step
+            clock = time.monotonic()
             total = torch.zeros((), device=self.device)
             self.recovery.save_if_due(force=stop)
             if stop:
@@ -255,6 +265,7 @@ class _Run:
                 seconds_left=seconds_a_step * (self.total - state.step),
                 agreement=agreement,
                 peak_bytes=peak_memory(self.device),
+                compile_seconds=self.compile_seconds,
             )
         )
 
@@ -349,6 +360,7 @@ class _Run:
         self.note("compiling the student and the teacher for the first step (about a minute)")
         for module in self._compilable():
             module.compile()
+        self.compiling = True
         return True
 
     def _compilable(self) -> list[nn.Module]:
@@ -359,6 +371,7 @@ class _Run:
         """Undo `_compile` and all steps since the last good state; False: the run is not compiled."""
         for module in self._compilable():
             module._compiled_call_impl = None
+        self.compiling = False
         self.state.unpack(self.recovery.last_good)
         self.note(
             f"compiling failed ({short(error)}): training runs uncompiled, about half as fast"

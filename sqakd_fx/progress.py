@@ -13,7 +13,8 @@ class StepReport:
     """What is known after some steps: the mean loss since the last report, and the pace.
 
     `agreement` is the share of held-out predictions equal to the teacher's, where it was just measured;
-    `peak_bytes` the most memory so far, of the GPU or of the process, None where it is not known.
+    `compile_seconds` is what the first step took where it was compiled (0 elsewhere), which the pace
+    leaves out; `peak_bytes` the most memory so far, of the GPU or of the process, None where it is not known.
     """
 
     step: int
@@ -24,6 +25,7 @@ class StepReport:
     seconds_left: float
     agreement: float | None
     peak_bytes: int | None
+    compile_seconds: float = 0.0
 
 
 def peak_memory(device: torch.device) -> int | None:

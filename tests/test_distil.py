@@ -151,9 +151,11 @@ def test_a_compiler_that_fails_costs_speed_and_nothing_else(
     _, eager = trained()
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/bin/false",))
-    done, fallen_back = trained(99, "compile=always")
+    reports: list[StepReport] = []
+    done, fallen_back = trained(99, "compile=always", on_report=reports.append)
     assert not done.compiled
     assert "compiling failed" in done.notes[-1]
+    assert reports[-1].compile_seconds == 0
     assert all(torch.equal(eager[name], fallen_back[name]) for name in eager)
 
 
