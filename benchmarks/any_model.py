@@ -2,7 +2,8 @@
 
     python benchmarks/any_model.py [GLOB ...] [--out FOLDER] [--table FILE]
 
-Each network runs in a process of its own; finished rows are kept in FOLDER and not run again. The
+Each network runs in a process of its own; finished rows are kept in FOLDER and not run again, failed ones
+are. The
 packages that the networks come from are looked for, and a network whose package is absent is left
 out with a word. Columns: the front end; the share of multiply-accumulates in quantized layers (of
 those that torch's own counter sees in the float model); what stays whole in float and why; the traced
@@ -115,8 +116,10 @@ def _plain(output: Any) -> Any:
 
 
 def run_row(name: str, folder: Path) -> dict[str, Any]:
-    """The kept row, or a fresh one from a process of its own."""
+    """The kept row of a run that came through, or a fresh one from a process of its own."""
     path = folder / f"{name.replace('/', '-')}.json"
+    if path.exists() and "error" in json.loads(path.read_text()):
+        path.unlink()
     if not path.exists():
         command = [sys.executable, "-W", "ignore", __file__, "--only", name, "--into", str(path)]
         try:
