@@ -9,14 +9,15 @@ zero, whose codes are odd) are stored as k with code = a · k + b, a and b integ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from sqakd_fx.exporters.capabilities import OPSET_OF_INT2, Form, Support, stored_codes, support
+from sqakd_fx.exporters.capabilities import Support, support
+from sqakd_fx.exporters.forms import INT2_CAST, INT4_CAST, OPSET_OF_INT2, stored_codes
 
-_CAST_FORMS = {2: Form.INT2_CAST, 4: Form.INT4_CAST}
+_CAST_FORMS = {2: INT2_CAST, 4: INT4_CAST}
 _IR_VERSION_OF_INT2 = 13
 
 
@@ -67,14 +68,16 @@ def pack_codes(codes: np.ndarray, widths: tuple[int, ...] = (2, 4)) -> Packing |
     return None
 
 
-def weights_of(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
-    """Every DequantizeLinear that reads stored int8 codes, and the initializer it reads."""
-    for node in list(model.graph):
+def weights_of(model: ir.Model) -> Iterator[tuple[ir.Value, list[ir.Node]]]:
+    """Every initializer of int8 weight codes once, with all DequantizeLinear that read it, in order."""
+    readers: dict[ir.Value, list[ir.Node]] = {}
+    for node in model.graph:
         value = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         if value is None or value.const_value is None or value.producer() is not None:
             continue
         if value.dtype == ir.DataType.INT8 and len(value.const_value.shape) > 1:
-            yield node, value
+            readers.setdefault(value, []).append(node)
+    yield from readers.items()
 
 
 def pack_weights(
@@ -90,16 +93,16 @@ def pack_weights(
         if found is Support.INTEGER:
             widths.append(bits)
         else:
-            notes.append(f"{bits}-bit storage is not used: here {form.value} {found.value}")
+            notes.append(f"{bits}-bit storage is not used: here {form.name} {found.value}")
     report = []
-    for node, value in weights_of(model):
+    for value, readers in weights_of(model):
         assert value.const_value is not None
         codes = value.const_value.numpy()
         packing = pack_codes(codes, tuple(widths))
         bits = 8 if packing is None else packing.bits
         report.append(StoredWeight(str(value.name), codes.size, bits, -(-codes.size * bits // 8)))
         if packing is not None:
-            _store(model, node, value, packing)
+            _store(model, readers, value, packing)
     if any(weight.bits == 2 for weight in report):
         raise_opset(model)
     return report, notes
@@ -111,7 +114,7 @@ def raise_opset(model: ir.Model) -> None:
     model.ir_version = max(model.ir_version, _IR_VERSION_OF_INT2)
 
 
-def _store(model: ir.Model, reader: ir.Node, value: ir.Value, packing: Packing) -> None:
+def _store(model: ir.Model, readers: Sequence[ir.Node], value: ir.Value, packing: Packing) -> None:
     name = str(value.name)
     replace_initializer(model, value, stored_codes(packing.stored, packing.bits, name))
     made: list[ir.Node] = []
@@ -136,8 +139,9 @@ def _store(model: ir.Model, reader: ir.Node, value: ir.Value, packing: Packing) 
         codes = then("Cast", wide, to=int(ir.DataType.INT8))
         made[-1].name = f"{name}/Cast_2"
         codes.name = f"{name}/Cast_2:0"
-    model.graph.insert_before(reader, made)
-    reader.replace_input_with(0, codes)
+    model.graph.insert_before(readers[0], made)
+    for reader in readers:
+        reader.replace_input_with(0, codes)
 
 
 def replace_initializer(model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol) -> None:

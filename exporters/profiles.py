@@ -23,7 +23,8 @@ from sqakd_fx.exporters.slim import slim
 from sqakd_fx.exporters.typed import type_weights
 from torch import Tensor, fx
 
-from sqakd_fx.errors import ExportError
+from sqakd_fx.errors import ExportError, ParityError
+from sqakd_fx.runtime import session
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Exported:
     notes: tuple[str, ...]
 
 
+_LOADED = ("container", "packed", "typed", "float")
+"""Profiles that ONNX Runtime must load before a file is left behind."""
+
 Content = tuple[Sequence[StoredWeight], Sequence[str]]
 
 
@@ -72,7 +76,7 @@ def _container(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "container")
     save_model(model, path)
     check_model(path)
-    stored = [(v.name, v.const_value) for _, v in weights_of(model) if v.const_value is not None]
+    stored = [(v.name, v.const_value) for v, _ in weights_of(model) if v.const_value is not None]
     return [StoredWeight(str(name), t.size, 8, t.size) for name, t in stored], ()
 
 
@@ -122,18 +126,29 @@ PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {
 """Name to default file name and exporter."""
 
 
+def _check_loads(path: Path, provider: str) -> None:
+    """Raise ExportError where the target refuses the file, with what it says."""
+    try:
+        session(path, provider=provider)
+    except ParityError as error:
+        raise ExportError(f"{path.name} is not written: {error}") from error
+
+
 def write_profile(profile: str, job: Export, path: Path) -> Exported:
     """Write `path` in a profile; nothing half-written is left where it fails.
 
     Raises:
-        ExportError: the program cannot be written in this profile. StorageError: the disk.
+        ExportError: the program cannot be written in this profile, or the target refuses it. StorageError: the disk.
     """
     if profile not in PROFILES:
         raise ExportError(f"there is no profile {profile!r}: choose {', '.join(PROFILES)}")
     _, exporter = PROFILES[profile]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        weights, notes = exporter(job, Path(folder) / path.name)
+        made = Path(folder) / path.name
+        weights, notes = exporter(job, made)
+        if profile in _LOADED:
+            _check_loads(made, job.provider)
         for file in sorted(Path(folder).iterdir(), key=lambda p: p.name == path.name):
             file.replace(path.parent / file.name)
     return Exported(path, tuple(weights), tuple(notes))

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from sqakd_fx.exporters.capabilities import Form, Support, stored_codes, support
+from sqakd_fx.exporters.capabilities import Support, support
+from sqakd_fx.exporters.forms import INT2_DIRECT, stored_codes
 from sqakd_fx.exporters.packed import (
     StoredWeight,
     pack_codes,
@@ -30,13 +31,13 @@ def type_weights(
     """
     widths = [2, 4]
     notes: list[str] = []
-    if provider is not None and support(Form.INT2_DIRECT, provider) is Support.REFUSED:
+    if provider is not None and support(INT2_DIRECT, provider) is Support.REFUSED:
         widths.remove(2)
         notes.append(
             "2-bit weights are stored as INT4: ONNX Runtime here refuses INT2 in this form"
         )
     report = []
-    for node, value in weights_of(model):
+    for value, readers in weights_of(model):
         assert value.const_value is not None
         codes = value.const_value.numpy()
         packing = pack_codes(codes, tuple(widths))
@@ -54,13 +55,13 @@ def type_weights(
         if packing is None:
             continue
         replace_initializer(model, value, stored_codes(packing.stored, bits, value.name))
-        scale = node.inputs[1]
-        assert scale is not None
-        assert scale.const_value is not None
-        if (packing.a < 0).any():
-            signed = scale.const_value.numpy() * packing.a.astype(np.float32)
-            replace_initializer(model, scale, ir.tensor(signed.astype(np.float32), name=scale.name))
-        node.resize_inputs(2)
+        for scale in dict.fromkeys(reader.inputs[1] for reader in readers):
+            if scale is not None and scale.const_value is not None and (packing.a < 0).any():
+                signed = scale.const_value.numpy() * packing.a.astype(np.float32)
+                made = ir.tensor(signed.astype(np.float32), name=scale.name)
+                replace_initializer(model, scale, made)
+        for reader in readers:
+            reader.resize_inputs(2)
     if any(weight.bits == 2 for weight in report):
         raise_opset(model)
     return report, notes

@@ -319,6 +319,23 @@ def doctor(debug: Debug = False) -> None:
     show_doctor()
 
 
+@app.command()
+@_friendly
+def capabilities(
+    json_: Annotated[bool, typer.Option("--json", help="print the answers as JSON")] = False,
+    debug: Debug = False,
+) -> None:
+    """What the installed ONNX Runtime runs on integer kernels, in float, or refuses."""
+    from sqakd_fx.exporters import capabilities as asked
+
+    if json_:
+        asked.main()
+    else:
+        from sqakd_fx.inspection import show_capabilities
+
+        show_capabilities()
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

@@ -276,6 +276,25 @@ def show_doctor() -> None:
     console.print(table)
 
 
+def show_capabilities() -> None:
+    """Print what each provider of the installed ONNX Runtime does with each form of an operation."""
+    import onnxruntime
+
+    from sqakd_fx.exporters.capabilities import starts, table
+
+    available = onnxruntime.get_available_providers()
+    columns = {provider: table(provider) for provider in available if starts(provider)}
+    console = Console(highlight=False)
+    shown = Table("form", *(provider.removesuffix("ExecutionProvider") for provider in columns))
+    for form in next(iter(columns.values()), {}):
+        shown.add_row(form, *(answers[form].value for answers in columns.values()))
+    console.print(f"ONNX Runtime {onnxruntime.__version__}")
+    console.print(shown)
+    for provider in available:
+        if provider not in columns:
+            console.print(f"{provider} does not start here")
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
