@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from torch import fx
 
 from sqakd_fx.runtime import session
 
@@ -23,6 +24,13 @@ _HEAVY = (
     "Mul",
     "Sub",
 )
+
+
+_KERNELS = {
+    "convolutions": (("conv",), ("QLinearConv", "ConvInteger")),
+    "products": (("linear", "matmul"), ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")),
+    "sums": (("add",), ("QLinearAdd",)),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,20 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
         else:
             other[node.op_type] += 1
     return Fusion(dict(integer), tuple(heavy), heavy, dict(other))
+
+
+def without_kernel(lowered: fx.GraphModule, fusion: Fusion) -> dict[str, int]:
+    """How many convolutions, products and sums of the integer program have no integer kernel at runtime."""
+    program = Counter(
+        node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
+        for node in lowered.graph.nodes
+        if str(getattr(node.target, "namespace", "")) == "sqakd_fx"
+    )
+    found = {
+        what: sum(program[o] for o in operations) - sum(fusion.integer.get(k, 0) for k in kernels)
+        for what, (operations, kernels) in _KERNELS.items()
+    }
+    return {what: count for what, count in found.items() if count > 0}
 
 
 def _why_float(

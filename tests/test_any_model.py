@@ -18,6 +18,7 @@ from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import TraceError
 from sqakd_fx.frontend import trace
+from sqakd_fx.fusion import without_kernel
 from sqakd_fx.pipeline import export_onnx
 from sqakd_fx.program import build_program, layer_facts, lower
 from sqakd_fx.recipe import resolve_recipe
@@ -218,16 +219,23 @@ MODELS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], int]] = {
 
 
 def compiled(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], bits: str, folder: Path
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    bits: str,
+    folder: Path,
+    profile: str = "container",
 ) -> tuple[Any, Validation]:
     """The whole way, without training: the program and what ONNX Runtime makes of it."""
-    recipe = resolve_recipe(bits)
+    recipe = resolve_recipe(bits, settings=[f"profile={profile}"])
     program = build_program(model, args, kwargs, recipe)
     example = program.traced.call.flatten(args, kwargs)
     calibrate(program.student, [example], method="minmax")
     lowered = lower(program.student).graph_module
     export_onnx(lowered, program, recipe, folder / "model.onnx")
-    return program, validate(program.student, lowered, folder / "model.onnx", [example])
+    checked = validate(program.student, lowered, folder / "model.onnx", [example])
+    assert without_kernel(lowered, checked.fusion) == {}
+    return program, checked
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2", "w1a1"])
@@ -239,6 +247,14 @@ def test_a_model_comes_through_whole(name: str, bits: str, tmp_path: Path) -> No
     program, checked = compiled(model, args, kwargs, bits, tmp_path)
     assert checked.failures == ()
     assert len(layer_facts(program.student)) == layers
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_comes_through_packed(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, args, kwargs, _ = MODELS[name]
+    _, checked = compiled(make().eval(), args, kwargs, "w2a2", tmp_path, "packed")
+    assert checked.failures == ()
 
 
 @pytest.mark.parametrize("front_end", ["symbolic", "export"])

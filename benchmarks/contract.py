@@ -1,0 +1,222 @@
+"""Every network of the tests at W8A8, W4A4, W2A2 and W1A1, as `container` and `packed`: is the file exact?
+
+    python benchmarks/contract.py [GLOB ...] [--random N] [--table FILE]
+
+Held at every quantized tensor, one operation at a time, against the integer program in PyTorch: ONNX Runtime
+at full optimisation (within 1 step in 99.9 % of the codes of each tensor, within 2 everywhere), optimisation
+off (within 1 everywhere), and what of the program's convolutions, products and sums has no integer kernel in
+the runtime's own optimised graph. Exit status 1 where one of them does not hold. Weights are random, with
+BatchNorm statistics of the example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from any_model import versions
+from torch import nn
+
+from sqakd_fx.calibrate import calibrate
+from sqakd_fx.fusion import without_kernel
+from sqakd_fx.pipeline import export_job
+from sqakd_fx.program import build_program, lower
+from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.source import load_source
+from sqakd_fx.validate import TensorParity, validate
+
+BITS = ("w8a8", "w4a4", "w2a2", "w1a1")
+PROFILES = ("container", "packed")
+Network = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network at some bits in one profile.
+
+    `unequal` and `beyond_one` are the largest shares of one tensor's codes that are off at all and by
+    more than a step at full optimisation; `worst` says of which tensor and operator.
+    """
+
+    name: str
+    bits: str
+    profile: str
+    tensors: int
+    codes: int
+    unequal: float
+    beyond_one: float
+    steps: int
+    worst: str
+    steps_off: int
+    in_float: dict[str, int]
+    trained: float
+
+    @property
+    def holds(self) -> bool:
+        exact = self.beyond_one <= 1e-3 and self.steps <= 2 and self.steps_off <= 1
+        return exact and not self.in_float
+
+
+def networks(random: int) -> dict[str, Callable[[], Network]]:
+    """The networks of tests/ and examples/ by name, and the first `random` networks of a fixed draw."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from conftest import EXAMPLE, ResidualNet, with_lively_batch_norm
+    from test_any_model import MODELS
+    from test_awkward_models import AWKWARD
+    from test_paper import NETWORKS, PAPER, lively
+
+    def residual() -> Network:
+        x = torch.randn(16, 3, 16, 16)
+        return with_lively_batch_norm(ResidualNet(), tuple(x.shape)), (x,), {}
+
+    def fashion() -> Network:
+        source = load_source(str(EXAMPLE))
+        images, _ = next(iter(source.eval_data or ()))
+        return source.model.eval(), (images[:64],), {}
+
+    def paper(name: str) -> Network:
+        source = load_source(str(PAPER / f"{name}.py"))
+        (example,) = source.example_inputs
+        images = torch.randn(4, *example.shape[1:])
+        return lively(source.model, images), (images,), {}
+
+    found: dict[str, Callable[[], Network]] = {"residual": residual, "fashion": fashion}
+    for name, (make, args, kwargs, _) in MODELS.items():
+        found[name] = lambda m=make, a=args, k=kwargs: (m().eval(), a, k)  # type: ignore[misc]
+    for name, (make, x) in AWKWARD.items():
+        found[name] = lambda m=make, x=x: (m().eval(), (x,), {})  # type: ignore[misc]
+    for name in NETWORKS:
+        found[f"paper/{name}"] = lambda n=name: paper(n)  # type: ignore[misc]
+    for number in range(random):
+        found[f"random/{number}"] = lambda n=number: _random_network(n)  # type: ignore[misc]
+    return found
+
+
+def _random_network(number: int) -> Network:
+    from test_random_networks import BINARY, UNARY, RandomNet
+
+    draw = torch.Generator().manual_seed(number)
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=draw))
+
+    kinds = UNARY + BINARY
+    plan = [(kinds[below(len(kinds))], below(4), below(4)) for _ in range(1 + below(9))]
+    images = torch.randn(8, 1 + below(4), 9, 9, generator=draw)
+    return RandomNet(plan, images.shape[1], 9), (images,), {}
+
+
+def rows(name: str, make: Callable[[], Network], bits: str) -> list[Row]:
+    """The network's row for each profile."""
+    from sqakd_fx.exporters.profiles import write_profile
+
+    torch.manual_seed(0)
+    model, args, kwargs = make()
+    recipe = resolve_recipe(bits)
+    program = build_program(model, args, kwargs, recipe)
+    example = program.traced.call.flatten(args, kwargs)
+    calibrate(program.student, [example], method="minmax")
+    lowered = lower(program.student).graph_module
+    job = export_job(lowered, program, recipe)
+    found = []
+    for profile in PROFILES:
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_profile(profile, job, Path(folder) / "model.onnx").path
+            checked = validate(program.student, lowered, path, [example])
+        full = [t for r in checked.runtimes if r.optimisation == "full" for t in r.tensors]
+        off = [t for r in checked.runtimes if r.optimisation == "off" for t in r.tensors]
+        found.append(
+            Row(
+                name,
+                bits,
+                profile,
+                len(full),
+                sum(t.elements for t in full),
+                max((t.share_above(0) for t in full), default=0.0),
+                max((t.share_above(1) for t in full), default=0.0),
+                max((t.largest for t in full), default=0),
+                _worst(full),
+                max((t.largest for t in off), default=0),
+                without_kernel(lowered, checked.fusion),
+                checked.student_agreement,
+            )
+        )
+    return found
+
+
+def _worst(tensors: Sequence[TensorParity]) -> str:
+    """The tensor that is furthest off, and the operator that made it."""
+    found = max(tensors, key=lambda t: (t.largest, t.share_above(0)), default=None)
+    return "" if found is None or not found.largest else f"{found.name} ({found.producer})"
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    cells = (
+        row.name,
+        row.bits,
+        row.profile,
+        row.tensors,
+        row.codes,
+        f"{row.unequal:.3%}",
+        f"{row.beyond_one:.3%}",
+        row.steps,
+        row.worst,
+        row.steps_off,
+        ", ".join(f"{n} {what}" for what, n in row.in_float.items()) or "none",
+        f"{row.trained:.1%}",
+        "yes" if row.holds else "NO",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+HEAD = (
+    "| network | bits | profile | tensors | codes | full: off at all | by > 1 step | most steps | where "
+    "| optimisation off: most steps | in float | trained graph agrees | holds |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("globs", nargs="*", default=["*"])
+    parser.add_argument("--random", type=int, default=20, help="random networks")
+    parser.add_argument("--table", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    started = time.perf_counter()
+    print(f"{versions()}\n\n{HEAD}", flush=True)
+    found: list[Row] = []
+    errors: list[str] = []
+    for name, make in networks(options.random).items():
+        if not any(fnmatch.fnmatch(name, glob) for glob in options.globs):
+            continue
+        for bits in BITS:
+            try:
+                made = rows(name, make, bits)
+            except Exception as error:
+                errors.append(f"{name} at {bits}: {type(error).__name__}: {error}")
+                print(f"| {errors[-1]} |", flush=True)
+                continue
+            found += made
+            print("\n".join(map(line, made)), flush=True)
+    held = sum(row.holds for row in found)
+    seconds = time.perf_counter() - started
+    print(f"\n{held} of {len(found) + len(errors)} hold; {seconds:.0f} s")
+    if options.table:
+        text = "\n".join([HEAD, *map(line, found), *errors])
+        options.table.write_text(f"{versions()}\n\n{text}\n")
+    raise SystemExit(held < len(found) or bool(errors))
+
+
+if __name__ == "__main__":
+    main()
