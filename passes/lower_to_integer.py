@@ -172,7 +172,7 @@ class _Lowering:
             code = self.graph.call_function(
                 _OPS.quantize.default,
                 (
-                    self._unfused_softmax(source, grid),
+                    self._unfused_softmax(source),
                     self.built.read(scale),
                     self.built.read(zero_point),
                     grid.qmin,
@@ -334,18 +334,18 @@ class _Lowering:
 
     # -- floats ----------------------------------------------------------------------------
 
-    def _unfused_softmax(self, node: fx.Node, grid: Grid) -> fx.Node:
-        """The float tensor of a node; kept from the runtime's integer softmax where that would wrap.
+    def _unfused_softmax(self, node: fx.Node) -> fx.Node:
+        """The float tensor of a node; a softmax is kept from the runtime's integer kernel.
 
-        ONNX Runtime 1.31's QLinearSoftmax does not saturate: a probability above the largest code
-        becomes 0. A minimum with 1 changes nothing and stands between.
+        ONNX Runtime 1.31's QLinearSoftmax is slower than the float operator between DequantizeLinear and
+        QuantizeLinear, and does not saturate: a probability above the largest code becomes 0. A minimum
+        with 1 changes nothing and stands between.
         """
         value = self._float(node)
         op = op_of(node, self.modules)
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         on_grid = isinstance(self.values.get(source) if source else None, Codes)
-        largest = float(grid.scale) * (grid.qmax - grid.zero_point)
-        if op is None or op.name != "softmax" or not on_grid or largest >= 1.0:
+        if op is None or op.name != "softmax" or not on_grid:
             return value
         one = self.built.buffer("one", torch.tensor(1.0))
         return self.graph.call_function(torch.minimum, (value, one))
