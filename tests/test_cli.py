@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from conftest import EXAMPLE
+from onnx import numpy_helper
 
 GOOD = """
 import torch
@@ -65,6 +69,33 @@ def test_validate_and_export_work_on_the_folder_alone(result: Path, tmp_path: Pa
     checked = sqakd("validate", str(result), "--json", cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
     assert json.loads(checked.stdout)["passed"]
+
+
+@pytest.mark.parametrize("profile", ["container", "packed"])
+def test_validate_exits_with_1_and_names_the_tensor_of_a_wrong_scale(
+    result: Path, tmp_path: Path, profile: str
+) -> None:
+    folder = shutil.copytree(result, tmp_path / "wrong")
+    path = folder / f"{profile}.onnx"
+    made = sqakd("export", str(folder), "--profile", profile, "--out", str(path), cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    model = onnx.load(path)
+    maker = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
+    names = {o for n in model.graph.node for o in n.output if maker.output[0] in (o, *n.input)}
+    (tensor,) = (name for name in names if name.endswith("_quantized"))
+    (scale,) = (i for i in model.graph.initializer if i.name == maker.input[1])
+    wrong = numpy_helper.to_array(scale) * np.float32(1.0001)
+    scale.CopyFrom(numpy_helper.from_array(wrong, scale.name))
+    onnx.save(model, path)
+    checked = sqakd("validate", str(path), cwd=tmp_path)
+    assert checked.returncode == 1, checked.stderr
+    assert f"{tensor}: the scale in its QuantizeLinear is not what was trained" in checked.stdout
+
+
+def test_capabilities_say_what_the_runtime_does(tmp_path: Path) -> None:
+    assert "runs on integer kernels" in sqakd("capabilities", cwd=tmp_path).stdout
+    told = json.loads(sqakd("capabilities", "--json", cwd=tmp_path).stdout)
+    assert told["providers"]["CPUExecutionProvider"]["Conv, INT8 weight"] == "INTEGER"
 
 
 @pytest.mark.parametrize("form", ["table", "tree", "code", "dot", "json"])

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from sqakd_fx.exporters import onnx_program
-from sqakd_fx.exporters.capabilities import Form, Support, stored_codes, support
-from sqakd_fx.exporters.packed import pack_codes
+from sqakd_fx.exporters.capabilities import CPU, Support, starts, support, table
+from sqakd_fx.exporters.container import TRANSLATIONS
+from sqakd_fx.exporters.forms import FORMS, INT8, stored_codes
+from sqakd_fx.exporters.onnx_program import export_program
+from sqakd_fx.exporters.packed import pack_codes, pack_weights
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
+from sqakd_fx.errors import ExportError
 from sqakd_fx.pipeline import export_job
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import resolve_recipe
@@ -89,9 +95,72 @@ def test_packing_gives_the_codes_back(bits: int, kinds: list[str], data: st.Data
     assert np.array_equal(back.astype(np.int8), packing.stored)
 
 
+def test_softmax_is_left_to_the_faster_float_operator(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Softmax(-1), nn.Linear(6, 4)).eval()
+    x = torch.randn(64, 6)
+    program, job = job_of(model, x, "w8a8")
+    exported = write_profile("container", job, tmp_path / "model.onnx")
+    checked = validate(program.student, job.lowered, exported.path, [(x,)])
+    assert checked.failures == ()
+    assert checked.fusion.other["Softmax"] == 1
+    assert "QLinearSoftmax" not in checked.fusion.integer
+
+
 def test_the_runtime_is_asked_what_it_can_do() -> None:
-    assert support(Form.INT8) is Support.INTEGER
-    assert isinstance(support(Form.INT2_DIRECT), Support)
+    found = table(CPU)
+    integer = (
+        "Conv, INT8 weight",
+        "Conv, Clip below 8 bits",
+        "Gemm, INT8 weight",
+        "Add",
+        "MaxPool of codes",
+    )
+    assert {found[name] for name in integer} == {Support.INTEGER}
+    assert found["LayerNormalization"] is Support.FLOAT
+    assert found["Conv, INT4 weight"] is not Support.INTEGER
+    assert len(found) == len(FORMS)
+
+
+def test_a_provider_that_does_not_start_or_leaves_work_to_the_cpu_is_noticed() -> None:
+    for provider in (*ort.get_available_providers(), "NoSuchExecutionProvider"):
+        found = support(INT8, provider)
+        assert (found is Support.ABSENT) == (not starts(provider))
+        if provider == "AzureExecutionProvider":
+            assert found is Support.FALLBACK
+    assert support(INT8, "NoSuchExecutionProvider") is Support.ABSENT
+
+
+def test_what_the_target_does_not_load_is_not_written(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    _, job = job_of(residual_net, images, "w2a2")
+    job = replace(job, provider="NoSuchExecutionProvider")
+    with pytest.raises(ExportError, match=r"model\.onnx is not written: .*NoSuchExecutionProvider"):
+        write_profile("packed", job, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_without_small_types_gets_int8(residual_net: nn.Module, images: Tensor) -> None:
+    _, job = job_of(residual_net, images, "w2a2")
+    model = export_program(
+        job.lowered, job.example, translations=TRANSLATIONS, opset=job.opset, metadata={}
+    )
+    stored, notes = pack_weights(model, "NoSuchExecutionProvider")
+    assert {weight.bits for weight in stored} == {8}
+    assert [note.partition(" ")[0] for note in notes] == ["2-bit", "4-bit"]
+
+
+@pytest.mark.parametrize("profile", ["container", "packed", "typed"])
+def test_a_weight_that_two_layers_read_is_stored_once(profile: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer, head = nn.Linear(6, 6), nn.Linear(6, 4)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), layer, nn.ReLU(), layer, nn.ReLU(), head)
+    x = torch.randn(8, 6)
+    program, job = job_of(model.eval(), x, "w4a4")
+    exported = write_profile(profile, job, tmp_path / "model.onnx")
+    assert len(exported.weights) == 3
+    assert validate(program.student, job.lowered, exported.path, [(x,)]).failures == ()
 
 
 def test_the_float_profile_is_the_teacher(
@@ -371,3 +440,70 @@ def test_a_wrong_number_is_caught_and_named_in_small_files_too(
     failures = validate(program.student, job.lowered, path, [(images,)]).failures
     for name in ("layers.1.conv2.bias", "layers.1.conv1.weight"):
         assert any(failure.startswith(name) for failure in failures), failures
+
+
+def with_own(model: onnx.ModelProto, node: onnx.NodeProto, index: int, value: np.ndarray) -> None:
+    """Give one operator a stored input of its own; others may share the old one."""
+    model.graph.initializer.append(numpy_helper.from_array(value, "own"))
+    node.input[index] = "own"
+
+
+def stored(model: onnx.ModelProto, name: str) -> np.ndarray:
+    (found,) = (i for i in model.graph.initializer if i.name == name)
+    return numpy_helper.to_array(found)
+
+
+def maker_of(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
+    """The QuantizeLinear of an activation, in front of its Clip where there is one."""
+    makers = {n.output[0]: n for n in model.graph.node}
+    maker = makers[tensor]
+    return makers[maker.input[0]] if maker.op_type == "Clip" else maker
+
+
+def with_a_scale_off(model: onnx.ModelProto) -> None:
+    maker = maker_of(model, "layers.0.relu_1_quantized")
+    with_own(model, maker, 1, stored(model, maker.input[1]) * np.float32(1.0001))
+
+
+def with_a_swapped_zero_point(model: onnx.ModelProto) -> None:
+    """The zero point of another tensor."""
+    maker, other = (maker_of(model, f"layers.0.{x}_quantized") for x in ("relu_1", "bn2"))
+    assert stored(model, maker.input[2]) != stored(model, other.input[2])
+    maker.input[2] = other.input[2]
+
+
+def with_one_channel_off(model: onnx.ModelProto) -> None:
+    """The scale of one channel of a weight, in all that reads it."""
+    makers = {n.output[0]: n for n in model.graph.node}
+    for reader in model.graph.node:
+        origin = reader.input[0] if reader.op_type == "DequantizeLinear" else ""
+        while origin in makers and makers[origin].op_type in ("Cast", "Mul", "Add"):
+            origin = makers[origin].input[0]
+        if origin == "layers.1.conv1.weight":
+            scale = stored(model, reader.input[1]).copy()
+            assert scale.shape == (16,)
+            scale[3] *= np.float32(1.0001)
+            with_own(model, reader, 1, scale)
+
+
+WRONG_EXPORTS = {
+    "a scale off by 1e-4": (with_a_scale_off, "layers.0.relu_1_quantized"),
+    "a swapped zero point": (with_a_swapped_zero_point, "layers.0.relu_1_quantized"),
+    "a missing clip": (without_clip, "layers.0.relu_1_quantized"),
+    "the scale of one channel off by 1e-4": (with_one_channel_off, "layers.1.conv1.weight"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_EXPORTS)
+@pytest.mark.parametrize("profile", ["container", "packed", "typed"])
+def test_a_deliberately_wrong_export_is_caught_and_named(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, profile: str, case: str
+) -> None:
+    program, job = job_of(residual_net, images, "w4a4")
+    path = write_profile(profile, job, tmp_path / "model.onnx").path
+    how, telling = WRONG_EXPORTS[case]
+    model = onnx.load(path)
+    how(model)
+    onnx.save(model, path)
+    failures = validate(program.student, job.lowered, path, [(images * 9,)]).failures
+    assert any(telling in failure for failure in failures), failures
