@@ -1,10 +1,12 @@
-"""Size and latency of exported models: ours, the float model, and onnxruntime's quantize_static.
+"""Size and latency of exported models: ours, the float model, onnxruntime's quantize_static, NNCF, Brevitas.
 
     python benchmarks/deploy.py [GLOB ...] [--seconds S]
 
 Batch 1 and 32, 1 and 2 threads; the models of a row take turns, and medians are shown. Weights and inputs
 are random, except those of ResNet-20 where they are found: latency does not depend on them. torchvision
-and timm are needed for all but ResNet-20.
+and timm are needed for all but ResNet-20. NNCF quantizes the same float ONNX model; Brevitas exports the same
+architecture as `plain.py` writes it. Each does so in an environment of its own (`peers/`); one that fails is
+a row that says why.
 """
 
 from __future__ import annotations
@@ -34,14 +36,18 @@ from onnxruntime.quantization import (
     quant_pre_process,
     quantize_static,
 )
+from peers.client import Worker, WorkerFailed
+from peers.environment import default_folder
 from resnet20 import resnet20
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
+from sqakd_fx.errors import ParityError
 from sqakd_fx.fusion import fusion_report
 from sqakd_fx.pipeline import export_job
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.runtime import session
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "resnet20": lambda: (resnet20(), torch.randn(8, 3, 32, 32)),
@@ -49,6 +55,9 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "mobilenet_v2": lambda: (_settled("torchvision/mobilenet_v2"), torch.randn(4, 3, 224, 224)),
     "vit_tiny": lambda: (_settled("timm/vit_tiny_patch16_224"), torch.randn(4, 3, 224, 224)),
 }
+
+
+PEERS = ("nncf", "brevitas")
 
 
 def _settled(name: str) -> nn.Module:
@@ -94,6 +103,36 @@ def export_all(model: nn.Module, images: Tensor, folder: Path) -> dict[str, Path
     return paths | {"quantize_static": static}
 
 
+def export_peers(
+    network: str, images: Tensor, float_file: Path, folder: Path, environments: Path
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Models that peers export in their own environments by name, and why others did not."""
+    paths, reasons = {}, {}
+    given = folder / "images.pt"
+    torch.save(images, given)
+    for peer in PEERS:
+        into = folder / f"{peer}.onnx"
+        setup = {
+            "do": "export",
+            "network": network,
+            "images": str(given),
+            "float": str(float_file),
+            "into": str(into),
+        }
+        try:
+            worker = Worker(peer, environments, f"{network} {peer} export", setup)
+            try:
+                worker.receive()
+            finally:
+                worker.close()
+            session(into)
+        except (WorkerFailed, RuntimeError, ParityError) as error:
+            reasons[peer] = str(error)
+        else:
+            paths[peer] = into
+    return paths, reasons
+
+
 def latencies(
     paths: dict[str, Path], shape: tuple[int, ...], threads: int, seconds: float
 ) -> dict[str, float]:
@@ -132,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("globs", nargs="*", default=["*"])
     parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--environments", type=Path, default=default_folder())
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{versions()}; {platform.processor() or platform.machine()}")
@@ -142,6 +182,10 @@ def main() -> None:
         model, images = make()
         with tempfile.TemporaryDirectory() as folder:
             paths = export_all(model, images, Path(folder))
+            peers, reasons = export_peers(
+                name, images, Path(folder) / "ready.onnx", Path(folder), options.environments
+            )
+            paths |= peers
             columns = {
                 f"b{batch} t{threads}": latencies(
                     paths, (batch, *images.shape[1:]), threads, options.seconds
@@ -164,6 +208,8 @@ def main() -> None:
                     f"{float_operators(path)} |",
                     flush=True,
                 )
+            for peer, reason in reasons.items():
+                print(f"| {peer} | {reason} |", flush=True)
 
 
 if __name__ == "__main__":

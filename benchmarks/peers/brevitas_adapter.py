@@ -26,6 +26,7 @@ from brevitas.quant import (
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
     Int8WeightPerChannelFloatMSE,
+    Int32Bias,
     Uint8ActPerTensorFloat,
 )
 from torch import Tensor, fx, nn
@@ -41,18 +42,48 @@ def prepare(
     model: nn.Module, example: Tensor, bits: int, calibration: Sequence[Tensor]
 ) -> nn.Module:
     """A trainable simulation of `model` at `bits` bits, calibrated on batches of images."""
-    transformer = any(isinstance(m, nn.LayerNorm) for m in model.modules())
-    copied = copy.deepcopy(model)
-    quantized = _by_layers(copied, bits) if transformer else _by_graph(copied, bits)
-    quantized.eval()
-    with torch.no_grad(), calibration_mode(quantized):
-        for batch in calibration:
-            quantized(batch)
-    return quantized.train()
+    return _calibrated(_quantized(copy.deepcopy(model), bits, None), calibration).train()
 
 
 def frozen(model: nn.Module) -> nn.Module:
     return model.eval()
+
+
+def export(model: nn.Module, images: Tensor, float_file: str, into: str) -> None:
+    """QuantizeLinear, Clip, DequantizeLinear, by torch's older exporter, as Brevitas does by default.
+
+    BatchNorm is folded and biases are int32, so that a runtime can use its integer kernels.
+    """
+    from brevitas.export import export_onnx_qcdq
+
+    copied = copy.deepcopy(model).eval()
+    folded = copied if _is_transformer(model) else preprocess_for_quantize(copied, merge_bn=True)
+    quantized = _calibrated(_quantized(folded, 8, Int32Bias), [images])
+    export_onnx_qcdq(
+        quantized,
+        args=images,
+        export_path=into,
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_axes={"x": {0: "batch"}},
+        dynamo=False,
+    )
+
+
+def _is_transformer(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.LayerNorm) for m in model.modules())
+
+
+def _quantized(model: nn.Module, bits: int, bias: type | None) -> nn.Module:
+    way = _by_layers if _is_transformer(model) else _by_graph
+    return way(model, bits, bias).eval()
+
+
+def _calibrated(quantized: nn.Module, calibration: Sequence[Tensor]) -> nn.Module:
+    with torch.no_grad(), calibration_mode(quantized):
+        for batch in calibration:
+            quantized(batch)
+    return quantized
 
 
 def _narrowed(quantizer: type, bits: int) -> type:
@@ -67,13 +98,13 @@ def _edges(layers: Sequence[nn.Module | None]) -> set[int]:
     return {id(layers[0]), id(layers[-1])}
 
 
-def _by_layers(model: nn.Module, bits: int) -> nn.Module:
+def _by_layers(model: nn.Module, bits: int, bias: type | None) -> nn.Module:
     edges = _edges([m for m in model.modules() if isinstance(m, LAYERS)])
     weight, signed = _weight(bits), _narrowed(Int8ActPerTensorFloat, bits)
     layer: dict[str, Any] = {
         "weight_quant": lambda m: Int8WeightPerChannelFloat if id(m) in edges else weight,
         "input_quant": lambda m: Int8ActPerTensorFloat if id(m) in edges else signed,
-        "bias_quant": None,
+        "bias_quant": bias,
         "return_quant_tensor": False,
     }
     return layerwise_quantize(  # type: ignore[no-any-return]
@@ -81,7 +112,7 @@ def _by_layers(model: nn.Module, bits: int) -> nn.Module:
     )
 
 
-def _by_graph(model: nn.Module, bits: int) -> nn.Module:
+def _by_graph(model: nn.Module, bits: int, bias: type | None) -> nn.Module:
     graph = preprocess_for_quantize(model, merge_bn=False)
     modules = dict(graph.named_modules())
 
@@ -116,9 +147,11 @@ def _by_graph(model: nn.Module, bits: int) -> nn.Module:
         "input_quant": lambda m: (
             None if id(m) not in requantized else activation if id(m) in unsigned else signed
         ),
-        "bias_quant": None,
+        "bias_quant": bias,
         "return_quant_tensor": False,
     }
+    # behind an average pool there is no scale that an int32 bias could be made of
+    linear = layer if bias is None else layer | {"input_quant": Int8ActPerTensorFloat}
     wide = {"act_quant": Uint8ActPerTensorFloat, "return_quant_tensor": True}
     narrow = {"act_quant": activation, "return_quant_tensor": True}
     return quantize(  # type: ignore[no-any-return]
@@ -126,7 +159,7 @@ def _by_graph(model: nn.Module, bits: int) -> nn.Module:
         quant_identity_map=QUANT_IDENTITY_MAP,
         compute_layer_map={
             nn.Conv2d: (qnn.QuantConv2d, layer),
-            nn.Linear: (qnn.QuantLinear, layer),
+            nn.Linear: (qnn.QuantLinear, linear),
         },
         quant_act_map={nn.ReLU: (qnn.QuantReLU, wide), NarrowReLU: (qnn.QuantReLU, narrow)},
         unsigned_act_tuple=(nn.ReLU, NarrowReLU),

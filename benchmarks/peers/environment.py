@@ -12,12 +12,12 @@ from pathlib import Path
 TORCH = "torch>=2.8,<2.14"
 COMMON = ("numpy", "safetensors", "pillow")
 PINNED = {
-    "brevitas": ("brevitas==0.13.4",),
+    "brevitas": ("brevitas==0.13.4", "onnx==1.23.2", "onnxscript==0.7.2", "onnxoptimizer==0.4.2"),
     "modelopt": ("nvidia-modelopt==0.47.0", "requests", "huggingface_hub"),
-    "nncf": ("nncf==3.4.0",),
+    "nncf": ("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0"),
     "torchao": ("torchao==0.18.0",),
 }
-"""The peer, pinned, then what it imports without asking for it."""
+"""The peer, pinned, then what it imports without asking for it, to train or to export."""
 
 
 def default_folder() -> Path:
@@ -27,7 +27,7 @@ def default_folder() -> Path:
 
 
 def python_of(peer: str, folder: Path) -> Path:
-    """The interpreter of a peer's environment, which is made where it is not there.
+    """The interpreter of a peer's environment, which is made where it is not there or lacks a package.
 
     torch is installed first, by itself, so that the build that is set up for this machine is taken.
 
@@ -38,11 +38,13 @@ def python_of(peer: str, folder: Path) -> Path:
     home = folder / f"{peer}-{pin.rpartition('=')[2]}"
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     finished = home / "finished"
-    if finished.exists():
+    wanted = "\n".join(PINNED[peer])
+    if finished.exists() and finished.read_text() == wanted:
         return python
-    shutil.rmtree(home, ignore_errors=True)
     print(f"making the environment of {pin} in {home}", file=sys.stderr, flush=True)
-    venv.create(home, with_pip=True)
+    if not finished.exists():
+        shutil.rmtree(home, ignore_errors=True)
+        venv.create(home, with_pip=True)
     for packages in ((TORCH,), (*COMMON, *PINNED[peer])):
         done = subprocess.run(
             [python, "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True
@@ -50,5 +52,5 @@ def python_of(peer: str, folder: Path) -> Path:
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(f"the environment of {peer} cannot be made: {said}")
-    finished.touch()
+    finished.write_text(wanted)
     return python

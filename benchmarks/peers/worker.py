@@ -5,7 +5,8 @@
 
 The first line that arrives says what to set up; each further line is a command. An adapter is a module
 `ADAPTER_adapter` with `prepare(model, example, bits, calibration) -> nn.Module` and
-`frozen(module) -> nn.Module`, or with a training loop of its own: `train(setup, batches)`.
+`frozen(module) -> nn.Module`, or with a training loop of its own: `train(setup, batches)`. One that writes
+ONNX files has `export(model, images, float_file, into)`: `float_file` is the float model as ONNX.
 """
 
 from __future__ import annotations
@@ -175,12 +176,21 @@ def trained(pipe: Pipe, adapter: Any, setup: Setup) -> None:
     pipe.write(accuracy=100 * right / len(pixels), loss=float(loss), device=name)
 
 
+def exported(pipe: Pipe, adapter: Any, setup: Setup) -> None:
+    """Write the 8-bit network as ONNX, calibrated on the given images; answers {"path"}."""
+    from plain import settled
+
+    images = torch.load(setup["images"])
+    adapter.export(settled(setup["network"], images), images, setup["float"], setup["into"])
+    pipe.write(path=setup["into"])
+
+
 def main() -> None:
     pipe = Pipe()
     setup = pipe.read()
     try:
         adapter = importlib.import_module(f"{sys.argv[1]}_adapter")
-        (timed if setup["do"] == "time" else trained)(pipe, adapter, setup)
+        {"time": timed, "train": trained, "export": exported}[setup["do"]](pipe, adapter, setup)
     except Exception as error:
         import traceback
 
