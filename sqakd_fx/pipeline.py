@@ -161,6 +161,8 @@ class _Inputs:
     batches: Batches[Batch]
     labelled: Batches[tuple[Batch, Any]] | None
     kept_back: Batches[Batch] | None
+    undivided: str | None
+    seed: int
     program: Program
 
     def epoch(self, number: int) -> Iterator[tuple[Any, ...]]:
@@ -177,10 +179,11 @@ class _Inputs:
         for batch, target in self.labelled:
             yield (*self._flat(batch), torch.as_tensor(target))
 
-    def held_out(self) -> Iterator[tuple[Any, ...]]:
-        """Batches that no epoch has; none where the data cannot be divided."""
-        for batch in self.kept_back or ():
-            yield self._flat(batch)
+    def held_out(self) -> list[tuple[Any, ...]]:
+        """Batches that no epoch has, the same in every run; none where `undivided` says why."""
+        with undisturbed_randomness():
+            seed_everything(self.seed)
+            return [self._flat(batch) for batch in self.kept_back or ()]
 
     def count(self) -> int:
         known = self.batches.length()
@@ -208,6 +211,8 @@ def training_inputs(source: Source, program: Program, recipe: Recipe) -> _Inputs
         if recipe.labels
         else None,
         None if split.held_out is None else input_batches(split.held_out, shuffle=False, **form),
+        split.reason,
+        recipe.seed,
         program,
     )
 
@@ -277,6 +282,8 @@ def _run(
         )
     if inputs.batches.labels_ignored and not recipe.labels:
         say.note("the training data has labels: they are ignored")
+    if inputs.undivided is not None:
+        say.note(f"agreement is not measured while training (held_out): {inputs.undivided}")
 
     with _timed(timings, "check"):
         say.stage("check", "the untrained student as integer ONNX")

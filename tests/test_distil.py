@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,26 @@ import pytest
 import torch
 import torch._inductor.config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compilation import has_compiler
 from sqakd_fx.distil import Batches, Distilled, distil
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.held_out import Split, split_data
+from sqakd_fx.pipeline import training_inputs
 from sqakd_fx.program import build_program
 from sqakd_fx.progress import StepReport
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.source import Source
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 
@@ -139,9 +150,109 @@ def test_held_out_samples_are_the_last_ones_and_no_longer_trained_on(data: Any) 
     assert [int(x[0]) if isinstance(x, tuple) else int(x) for x in split.held_out] == [48, 49]
 
 
-@pytest.mark.parametrize("data", [DataLoader(range(50)), iter(range(50)), torch.arange(19)])
-def test_data_that_cannot_be_divided_is_left_whole(data: Any) -> None:
-    assert split_data(data, 256) == Split(data, None)
+@pytest.mark.parametrize(
+    ("settings", "held_out"),
+    [
+        ({"batch_size": 4}, [[96, 97, 98, 99]]),
+        ({"batch_size": 4, "shuffle": True, "drop_last": True}, [[96, 97, 98, 99]]),
+        ({"batch_size": 2, "num_workers": 1}, [[96, 97], [98, 99]]),
+        ({"batch_size": 30, "drop_last": True}, [[95, 96, 97, 98, 99]]),
+        ({"batch_size": 47, "collate_fn": torch.tensor}, [[94, 95, 96, 97, 98, 99]]),
+        ({"batch_size": None}, [95, 96, 97, 98, 99]),
+    ],
+)
+def test_a_loader_keeps_its_last_samples_back_and_its_settings(
+    settings: dict[str, Any], held_out: list[Any]
+) -> None:
+    loader = DataLoader(range(100), **settings)  # type: ignore[arg-type]
+    split = split_data(loader, 256)
+    assert [x.tolist() if isinstance(x, Tensor) else x for x in split.held_out or ()] == held_out
+    first = Subset(range(100), range(100 - int(np.size(held_out))))  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    expected = [torch.as_tensor(x) for x in DataLoader(first, **settings)]
+    torch.manual_seed(1)
+    given = [torch.as_tensor(x) for x in split.training]
+    assert len(split.training) == len(given) == len(expected)
+    assert all(torch.equal(x, y) for x, y in zip(given, expected))
+    for name in ("batch_size", "num_workers", "collate_fn", "dataset", "drop_last", "pin_memory"):
+        assert getattr(split.training, name) is getattr(loader, name)
+
+
+def test_drawing_held_out_samples_of_a_loader_leaves_its_generator_alone() -> None:
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(range(40), shuffle=True, generator=generator)  # type: ignore[arg-type]
+    split = split_data(loader, 256)
+    before = generator.get_state()
+    assert [int(x) for x in split.held_out or ()] == [38, 39]
+    assert torch.equal(generator.get_state(), before)
+    first = Subset(range(40), range(38))  # type: ignore[arg-type]
+    again = torch.Generator().manual_seed(3)
+    expected = [int(x) for x in DataLoader(first, shuffle=True, generator=again)]
+    assert [int(x) for x in split.training] == expected
+
+
+class OwnLoader(DataLoader[Any]): ...
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(50))
+
+
+MANY: Any = range(50)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (iter(MANY), "no length"),
+        (torch.arange(19), "19 items"),
+        (DataLoader(MANY[:19]), "19 items"),
+        (DataLoader(Stream()), "no length"),
+        (OwnLoader(MANY), "a OwnLoader, not a plain DataLoader"),
+        (DataLoader(MANY, sampler=range(7)), "own sampler, a range"),
+        (DataLoader(MANY, sampler=SequentialSampler(MANY[:9])), "own sampler"),
+        (DataLoader(MANY, sampler=RandomSampler(MANY, num_samples=9)), "own sampler"),
+        (DataLoader(MANY, sampler=RandomSampler(MANY, replacement=True)), "own sampler"),
+        (DataLoader(MANY, batch_sampler=[[0, 1], [1, 2]]), "own batch sampler, a list"),
+        (DataLoader(MANY, batch_size=50, drop_last=True), "drops incomplete batches"),
+    ],
+)
+def test_data_that_cannot_be_divided_is_left_whole_for_a_reason(data: Any, reason: str) -> None:
+    split = split_data(data, 256)
+    assert split.training is data
+    assert split.held_out is None
+    assert reason in str(split.reason)
+    assert split_data(data, 0) == Split(data, None)
+
+
+class Noisy(Dataset[Any]):
+    """Samples with noise of every generator that an augmentation may draw from."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Tensor:
+        return ROWS[index % 24] + torch.randn(6) + np.random.rand() + random.random()
+
+
+def test_held_out_inputs_are_the_same_in_every_run_and_disturb_no_generator() -> None:
+    model = nn.Linear(6, 4).eval()
+    recipe = resolve_recipe("w4a4", settings=["seed=5"])
+    program = build_program(model, (ROWS[:2],), {}, recipe)
+    drawn = []
+    for noise in (1, 2):
+        loader = DataLoader(Noisy(), batch_size=2, shuffle=True)
+        source = Source("net", "net", model, (ROWS[:2],), {}, loader, None, None)
+        inputs = training_inputs(source, program, recipe)
+        torch.manual_seed(noise)
+        state = torch.get_rng_state()
+        drawn.append(inputs.held_out())
+        assert torch.equal(torch.get_rng_state(), state)
+        assert inputs.undivided is None
+    (first,), (second,) = drawn
+    assert first[0].shape == (2, 6)
+    assert torch.equal(first[0], second[0])
 
 
 @pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler here")
