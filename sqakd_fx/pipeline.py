@@ -43,6 +43,7 @@ from sqakd_fx.progress import StepReport
 from sqakd_fx.randomness import seed_everything, undisturbed_randomness
 from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
 from sqakd_fx.runtime import latency, session
+from sqakd_fx.scalars import clear_scalars, require_tensorboard, scalar_log
 from sqakd_fx.source import Source
 from sqakd_fx.storage import (
     claim_output_folder,
@@ -235,6 +236,8 @@ def run(
         SqakdError: with nothing half-written; checkpoints of an interrupted run stay for `resume`.
     """
     device = choose_device(recipe.device)
+    if recipe.tensorboard:
+        require_tensorboard()
     with process_group(device):
         return _run(source, recipe, out, device, resume, dump, observer if is_first() else None)
 
@@ -297,29 +300,34 @@ def _run(
         labels = f"labels {recipe.labels:.0%} of the loss" if recipe.labels else "no labels"
         say.stage("distil", f"{total} steps on {device.type}, {labels}")
         history = out / "train.jsonl"
-        if not resume and is_first() and history.exists():
-            history.unlink()
+        scalars = out / "tensorboard"
+        if not resume and is_first():
+            history.unlink(missing_ok=True)
+            clear_scalars(scalars)
 
-        def on_report(step: StepReport) -> None:
-            if not is_first():
-                return
-            say.training(step)
-            _append_json(history, asdict(step))
+        with scalar_log(scalars if recipe.tensorboard and is_first() else None) as log_scalars:
 
-        distilled = distil(
-            program.student,
-            teacher,
-            inputs.training,
-            recipe,
-            steps_per_epoch=per_epoch,
-            device=device,
-            held_out=inputs.held_out(),
-            checkpoints=out / "checkpoints",
-            teacher_outputs=out / "teacher-outputs",
-            resume=resume,
-            on_report=on_report,
-            on_note=say.note,
-        )
+            def on_report(step: StepReport) -> None:
+                if not is_first():
+                    return
+                say.training(step)
+                _append_json(history, asdict(step))
+                log_scalars(step)
+
+            distilled = distil(
+                program.student,
+                teacher,
+                inputs.training,
+                recipe,
+                steps_per_epoch=per_epoch,
+                device=device,
+                held_out=inputs.held_out(),
+                checkpoints=out / "checkpoints",
+                teacher_outputs=out / "teacher-outputs",
+                resume=resume,
+                on_report=on_report,
+                on_note=say.note,
+            )
         if recipe.reestimate_batch_norm:
             reestimate_batch_norm(
                 program.student,

@@ -176,6 +176,9 @@ class Recipe(BaseModel):
     tf32: bool = Field(True, description="TF32 for float32 products and convolutions on a GPU")
     checkpoint_seconds: float = Field(60.0, gt=0)
     checkpoint_steps: int | None = Field(None, ge=1)
+    tensorboard: bool = Field(
+        False, description="write scalars for TensorBoard beside train.jsonl; needs its package"
+    )
 
     # export
     opset: int = Field(21, ge=21, le=25)
