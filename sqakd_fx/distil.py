@@ -30,6 +30,7 @@ from sqakd_fx.errors import SqakdError, TrainingError
 from sqakd_fx.features import training_pair
 from sqakd_fx.held_out import HeldOut
 from sqakd_fx.interrupts import collected_signals
+from sqakd_fx.mixing import can_mix, mixed
 from sqakd_fx.optimizer import make_optimizer, schedule, set_rates
 from sqakd_fx.progress import StepReport, peak_memory
 from sqakd_fx.randomness import seed_everything, undisturbed_randomness
@@ -162,6 +163,10 @@ class _Run:
             return
         assert isinstance(self.pair.student, fx.GraphModule)
         self.pair = replace(self.pair, student=Checkpointed(self.pair.student))
+
+    def note_once(self, text: str) -> None:
+        if text not in self.notes:
+            self.note(text)
 
     def cache_teacher(self, folder: Path) -> None:
         """Take the teacher's outputs from `folder` where that can be."""
@@ -321,6 +326,15 @@ class _Run:
     def _without_labels(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         return batch[:-1] if self.recipe.labels else batch
 
+    def _mixed(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.recipe.mixing == "none":
+            return inputs
+        if self.recipe.labels or not can_mix(inputs):
+            why = "a mixture has no label" if self.recipe.labels else "the inputs are not images"
+            self.note_once(f"mixing has no effect: {why}")
+            return inputs
+        return mixed(inputs, self.recipe, self.state.step)
+
     def _repeated(self, epoch: int) -> Iterator[tuple[Any, ...]]:
         """An epoch's batches, again where they are fewer than they were counted."""
         while True:
@@ -339,6 +353,7 @@ class _Run:
         for craft in self.craft:
             if craft.before_step(state.step, self.total):
                 state.opening_loss = None
+        inputs = self._mixed(inputs)
         if self.cache is not None:
             self.cache.expect((self.steps_per_epoch + 1) * len(inputs[0]))
         loss = self.gradient(inputs)

@@ -140,6 +140,10 @@ class Recipe(BaseModel):
         "quantized",
         description="the teacher's features on the student's grid (SQuaT), or as they are",
     )
+    mixing: Literal["none", "cutmix", "mixup"] = Field(
+        "none", description="images mixed with one another, as more unlabelled inputs"
+    )
+    mix_every: int = Field(1, ge=1, description="mix one batch in so many")
     progressive: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
         (), description="wider bits to start with, as (8, 4); the recipe's own bits come last"
     )
