@@ -42,7 +42,9 @@ def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -
     outputs = distillation_loss(recipe)
     if not recipe.feature_weight:
         return TrainingPair(student, teacher, outputs)
-    assert isinstance(teacher, fx.GraphModule)
+    if not isinstance(teacher, fx.GraphModule):
+        note = "feature_weight has no effect: the teacher is no traced graph"
+        return TrainingPair(student, teacher, outputs, note)
     places = feature_places(student, teacher, recipe.features)
     if not places:
         note = "feature_weight has no effect: no tensor inside the network is quantized"

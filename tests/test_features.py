@@ -87,3 +87,13 @@ def test_a_network_without_an_inner_quantized_tensor_trains_on_its_output_and_sa
     done = distilled(program, rows, recipe)
     assert done.steps == 2
     assert any("feature_weight has no effect" in note for note in done.notes)
+
+
+def test_a_teacher_that_is_no_graph_trains_the_student_on_its_output_and_a_note_says_so(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    program = calibrated(residual_net, images, featured())
+    pair = training_pair(program.student, residual_net, featured())
+    assert pair.teacher is residual_net
+    assert pair.note is not None
+    assert "no traced graph" in pair.note
