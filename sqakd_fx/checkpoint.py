@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sqakd_fx.errors import StorageError
-from sqakd_fx.storage import read_json, storage_error, write_atomically, write_json
+from sqakd_fx.storage import delete_files, read_json, storage_error, write_atomically, write_json
 
 _FORMAT = 1
 
@@ -80,11 +80,7 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def clear_checkpoints(folder: Path) -> None:
     """Delete all checkpoints of a finished run."""
-    for path in folder.glob("step-*"):
-        with suppress(OSError):
-            path.unlink()
-    with suppress(OSError):
-        folder.rmdir()
+    delete_files(folder, "step-*")
 
 
 def _load(path: Path) -> Checkpoint:

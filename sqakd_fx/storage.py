@@ -158,3 +158,12 @@ def _is_alive(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def delete_files(folder: Path, pattern: str) -> None:
+    """Delete what a glob finds in a folder, and the folder where nothing else is left in it."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()

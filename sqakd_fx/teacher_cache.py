@@ -12,7 +12,6 @@ import bisect
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from sqakd_fx.errors import StorageError, TrainingError
-from sqakd_fx.storage import storage_error, write_atomically
+from sqakd_fx.storage import delete_files, storage_error, write_atomically
 
 _KEY_BYTES = 16
 _BYTES_IN_MEMORY = 64 << 20
@@ -202,11 +201,7 @@ def fingerprint_of(teacher: nn.Module, precision: str) -> bytes:
 
 def clear_teacher_cache(folder: Path) -> None:
     """Delete all outputs of a finished run."""
-    for path in folder.glob("*.safetensors"):
-        with suppress(OSError):
-            path.unlink()
-    with suppress(OSError):
-        folder.rmdir()
+    delete_files(folder, "*.safetensors")
 
 
 def _bytes(x: Tensor) -> Tensor:
