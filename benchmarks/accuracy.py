@@ -5,8 +5,8 @@
 
 CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repository (a tar of JPEG files
 and a safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network.
-Every row starts from the same teacher and takes the same number of steps on the same augmented images
-(random crop, horizontal flip). A row is METHOD-BITS-LOSS: "default" is the preset of the bit width, other
+Every row starts from the same teacher and sees the same augmented images (random crop, horizontal flip) as
+often; a step is of 128 images, or of the recipe's batch_size. A row is METHOD-BITS-LOSS: "default" is the preset of the bit width, other
 methods are families inside it; "sqakd" distils without labels, "labels" minimises cross-entropy with them.
 Finished rows are kept in FOLDER and not run again. What is measured is the exported model under ONNX
 Runtime, on all 10,000 test images. brevitas, torchao and nncf are other tools, each trained and measured
@@ -24,21 +24,23 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from image_sets import IMAGE_SETS, ImageSet
+from image_sets import BATCH, IMAGE_SETS, ImageSet
 from peers.client import Worker, WorkerFailed
 from peers.environment import default_folder
 from sqakd_fx.exporters.profiles import write_profile
 from torch import Tensor
 
+from sqakd_fx.batch_norm import reestimate_batch_norm
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.distil import distil
-from sqakd_fx.pipeline import choose_device, export_job, reestimate_batch_norm
+from sqakd_fx.exporting import export_job
+from sqakd_fx.pipeline import choose_device
 from sqakd_fx.program import build_program, distillation_teacher, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.runtime import session
@@ -95,13 +97,19 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
         settings += [f"weight_family={method!r}", f"activation_family={method!r}"]
     if kind == "labels":
         settings += ["labels=1.0", "feature_weight=0.0"]
-    recipe = resolve_recipe(bits, settings=settings, steps=job.steps, seed=seed)
+    recipe = resolve_recipe(bits, settings=settings, seed=seed)
+    batch = recipe.batch_size
+    recipe = resolve_recipe(recipe, steps=job.steps * BATCH // batch)
+
+    def images(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return job.data.epoch(pixels, labels, number, seed, batch)
+
     device = choose_device("auto")
     pixels, labels = (x.to(device) for x in job.read("train"))
     torch.manual_seed(seed)
     program = build_program(job.data.teacher(), (torch.zeros(2, *job.data.shape),), {}, recipe)
     student = program.student.to(device)
-    first = job.data.epoch(pixels, labels, 0, seed)
+    first = images(0)
     calibrate(
         student,
         [(next(first)[0],) for _ in range(recipe.calibration_batches)],
@@ -110,16 +118,13 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     done = distil(
         student,
         distillation_teacher(program).to(device),
-        lambda number: (
-            (x, y) if recipe.labels else (x,)
-            for x, y in job.data.epoch(pixels, labels, number, seed)
-        ),
+        lambda number: ((x, y) if recipe.labels else (x,) for x, y in images(number)),
         recipe,
-        steps_per_epoch=job.data.steps,
+        steps_per_epoch=job.data.steps(batch),
         device=device,
     )
     if recipe.reestimate_batch_norm:
-        batches = ((x,) for x, _ in job.data.epoch(pixels, labels, 0, seed))
+        batches = ((x,) for x, _ in images(0))
         reestimate_batch_norm(
             student, [next(batches) for _ in range(recipe.reestimate_batch_norm)], device
         )
@@ -132,7 +137,7 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     return {
         "name": name,
         "seed": seed,
-        "steps": job.steps,
+        "steps": done.steps,
         "accuracy": accuracy(path, job),
         "loss": done.loss,
         "seconds": time.perf_counter() - started,
@@ -240,7 +245,10 @@ def main() -> None:
             raise SystemExit(f"{path} ({what}) is not there: {options.data} needs it")
     warnings.simplefilter("ignore")
     job = Job(
-        data, options.data, options.out / options.data, options.steps or options.epochs * data.steps
+        data,
+        options.data,
+        options.out / options.data,
+        options.steps or options.epochs * data.steps(),
     )
     job.folder.mkdir(parents=True, exist_ok=True)
     float_accuracy = teacher_accuracy(job)

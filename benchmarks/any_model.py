@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import largest_difference, tensors_of
-from sqakd_fx.pipeline import export_onnx
+from sqakd_fx.exporting import export_onnx
 from sqakd_fx.program import build_program, lower, multiply_accumulates
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.validate import validate

@@ -27,8 +27,8 @@ from any_model import versions
 from torch import nn
 
 from sqakd_fx.calibrate import calibrate
+from sqakd_fx.exporting import export_job
 from sqakd_fx.fusion import without_kernel
-from sqakd_fx.pipeline import export_job
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source import load_source

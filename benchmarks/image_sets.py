@@ -45,10 +45,9 @@ class ImageSet:
     teacher: Callable[[], nn.Module]
     needs: tuple[tuple[Path, str], ...]
 
-    @property
-    def steps(self) -> int:
+    def steps(self, batch: int = BATCH) -> int:
         """Steps of one epoch; the last, incomplete batch is left out."""
-        return self.train_images // BATCH
+        return self.train_images // batch
 
     def normalised(self, pixels: Tensor) -> Tensor:
         mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
@@ -56,23 +55,23 @@ class ImageSet:
         return (pixels.float() / 255 - mean) / std
 
     def epoch(
-        self, pixels: Tensor, labels: Tensor, number: int, seed: int
+        self, pixels: Tensor, labels: Tensor, number: int, seed: int, batch: int = BATCH
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled, cropped and flipped batches; the same number and seed give the same batches."""
         chance = torch.Generator().manual_seed(1000 * seed + number)
         order = torch.randperm(len(pixels), generator=chance)
         size, room = self.shape[-1], self.padding
-        for rows in order.split(BATCH):
-            if len(rows) < BATCH:
+        for rows in order.split(batch):
+            if len(rows) < batch:
                 return
             chosen = pixels[rows.to(pixels.device)].float()
             padded = F.pad(chosen, (room, room, room, room), mode="reflect")
-            offsets = torch.randint(0, 2 * room + 1, (2, BATCH, 1), generator=chance)
+            offsets = torch.randint(0, 2 * room + 1, (2, batch, 1), generator=chance)
             dy, dx = offsets.to(pixels.device)
-            flip = torch.rand(BATCH, 1, generator=chance).to(pixels.device) < 0.5
+            flip = torch.rand(batch, 1, generator=chance).to(pixels.device) < 0.5
             across = torch.arange(size, device=pixels.device)
             columns = torch.where(flip, size - 1 - across, across) + dx
-            index = torch.arange(BATCH, device=pixels.device)[:, None, None]
+            index = torch.arange(batch, device=pixels.device)[:, None, None]
             rows_of = (across + dy)[:, :, None]
             cropped = padded.permute(0, 2, 3, 1)[index, rows_of, columns[:, None, :]]
             yield (

@@ -8,8 +8,8 @@ bias in evaluation, so that it is the function that is exported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -181,3 +181,21 @@ class RoundedBias(nn.Module):
             at = absorb(one, bias, x_quantizer.code_scale(), w_quantizer.code_scale(weight))
             rounded = at.bias * at.unit
         return rounded + (bias - bias.detach())
+
+
+@torch.no_grad()
+def reestimate_batch_norm(
+    student: fx.GraphModule, batches: Iterable[tuple[Any, ...]], device: torch.device
+) -> None:
+    """Take BatchNorm statistics again, as plain averages over `batches`."""
+    norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    student.train()
+    for inputs in batches:
+        student(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
+    student.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

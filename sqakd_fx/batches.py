@@ -9,7 +9,6 @@ ready batches are taken in the order in which they come.
 from __future__ import annotations
 
 import math
-import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +22,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from sqakd_fx.errors import SourceError
+from sqakd_fx.code_lines import user_line
+from sqakd_fx.errors import SourceError, short
 
 T = TypeVar("T")
 TARGET_KEYS = ("label", "labels", "target", "targets")
@@ -324,39 +324,6 @@ def check_finite(batch: Batch, where: str) -> None:
                     f"{where} has NaN or infinite values in {name}: "
                     "remove these samples from the data or repair its preprocessing"
                 )
-
-
-def user_line(error: BaseException, folder: Path | None = None) -> str | None:
-    """ "file:line" of the deepest frame of user code, or None.
-
-    User code lies inside `folder`, or without one outside of this package, of installed packages
-    and of the standard library.
-    """
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if frame.filename.startswith("<") or path.is_relative_to(_OWN):
-            continue
-        if folder is not None:
-            if not path.is_relative_to(folder):
-                continue
-            path = path.relative_to(folder)
-        elif path.is_relative_to(_STDLIB):
-            continue
-        if not {"site-packages", "dist-packages"} & set(path.parts):
-            return f"{frame.filename}:{frame.lineno}"
-    return None
-
-
-def short(error: BaseException) -> str:
-    """The type and the telling line of an error, to stand inside a sentence."""
-    name = type(error).__name__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    text = lines[0]
-    if text.startswith("Caught ") and " in DataLoader worker" in text:
-        telling = [line for line in lines if re.match(rf"([\w.]+\.)?{name}: ", line)]
-        text = telling[-1].partition(": ")[2] if telling else ""
-    text = re.sub(r"\.\s+", "; ", text.rstrip("."))[:300]
-    return f"{name}: {text}" if text else name
 
 
 class _Record(NamedTuple):

@@ -237,10 +237,11 @@ def export(
 ) -> None:
     """Export the trained student of a result folder again, in any profile."""
     from sqakd_fx.exporters.profiles import PROFILES, write_profile
+    from sqakd_fx.exporting import export_job
     from sqakd_fx.inspection import check_choice
-    from sqakd_fx.pipeline import export_job, load_student
     from sqakd_fx.program import lower
     from sqakd_fx.storage import read_json
+    from sqakd_fx.student_files import load_student
 
     if profile:
         check_choice("--profile", profile, tuple(PROFILES))
@@ -270,11 +271,13 @@ def validate(
     """Hold the exported model against the trained graph again; exit status 1 where it differs."""
     import json
 
+    from sqakd_fx.evaluation import validation_batches
     from sqakd_fx.inspection import result_of
-    from sqakd_fx.pipeline import load_student, training_inputs, validation_batches
     from sqakd_fx.program import lower
     from sqakd_fx.report import tensor_table, validation_lines
     from sqakd_fx.storage import read_json
+    from sqakd_fx.student_files import load_student
+    from sqakd_fx.training_data import training_inputs
     from sqakd_fx.validate import validate as check
 
     folder, path = result_of(target)

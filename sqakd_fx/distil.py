@@ -22,11 +22,10 @@ from torch._dynamo.exc import TorchDynamoException
 
 from sqakd_fx.activation_checkpoints import Checkpointed
 from sqakd_fx.batch_norm_by_rows import batch_norm_by_rows
-from sqakd_fx.batches import short
 from sqakd_fx.compilation import has_compiler, wants_compilation
 from sqakd_fx.craft import low_bit_craft
 from sqakd_fx.distributed import any_process, is_distributed, is_first, mean_of, synchronised
-from sqakd_fx.errors import SqakdError, TrainingError
+from sqakd_fx.errors import SqakdError, TrainingError, short
 from sqakd_fx.features import training_pair
 from sqakd_fx.held_out import HeldOut
 from sqakd_fx.interrupts import collected_signals

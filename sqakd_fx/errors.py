@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class SqakdError(Exception):
     """Base of every error that is the input's fault and not this program's.
@@ -56,3 +58,15 @@ def first_line(error: BaseException) -> str:
     """What another library says, short enough to be quoted in a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")[:200]
+
+
+def short(error: BaseException) -> str:
+    """The type and the telling line of an error, to stand inside a sentence."""
+    name = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = lines[0]
+    if text.startswith("Caught ") and " in DataLoader worker" in text:
+        telling = [line for line in lines if re.match(rf"([\w.]+\.)?{name}: ", line)]
+        text = telling[-1].partition(": ")[2] if telling else ""
+    text = re.sub(r"\.\s+", "; ", text.rstrip("."))[:300]
+    return f"{name}: {text}" if text else name

@@ -23,7 +23,7 @@ from sqakd_fx.agreement import compare_on_two_batches
 from sqakd_fx.aliases import change_seen_elsewhere
 from sqakd_fx.attention import spell_out_attention
 from sqakd_fx.calls import Call, call_of
-from sqakd_fx.code_lines import code_line, user_line
+from sqakd_fx.code_lines import code_line, model_line
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.exported import export_graph
 from sqakd_fx.half_precision import cast_to_float32, in_float32
@@ -123,7 +123,7 @@ def _register_dataclasses(model: nn.Module, call: Call) -> None:
         with torch.no_grad(), in_float32():
             pending = [model(*args, **kwargs)]
     except Exception as error:
-        location = user_line(error)
+        location = model_line(error)
         raise TraceError(
             f"the model does not run in float32 on the example inputs ({first_line(error)}"
             + (f", {location}" if location else "")
@@ -180,13 +180,13 @@ def _with_islands(
         except Exception as error:
             path, reason = _blame(error, tracer, modules)
             if not path or path in islands or path in decided:
-                location = user_line(error)
+                location = model_line(error)
                 raise TraceError(
                     f"the model's forward cannot be traced at {location or 'an unknown line'}: "
                     f"{reason}; {_ways_out(error, path)}",
                     location=location,
                 ) from error
-            islands[path] = Island(path, reason, user_line(error))
+            islands[path] = Island(path, reason, model_line(error))
             continue
         graph_module = fx.GraphModule(tracer.root, graph, type(model).__name__)
         _drop_assertions(graph_module)
@@ -304,6 +304,6 @@ def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
         raise TraceError(
             f"torch.export cannot trace the model ({reason}): wrap the part that depends on data in "
             "a submodule and use --set frontend=symbolic",
-            location=user_line(error),
+            location=model_line(error),
         ) from error
     return Traced(graph_module, call, (), "export")

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from sqakd_fx.mixed_precision import Budget, choose_bits, totals, with_bits
-from sqakd_fx.pipeline import training_inputs
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe import Recipe, to_toml
 from sqakd_fx.sensitivity import LayerSensitivity, measure_sensitivity, passes_needed
 from sqakd_fx.source import Source
 from sqakd_fx.storage import write_text
 from sqakd_fx.terminal import Live
+from sqakd_fx.training_data import training_inputs
 
 
 def measure_source(

@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import TraceError
+from sqakd_fx.exporting import export_onnx
 from sqakd_fx.frontend import trace
 from sqakd_fx.fusion import without_kernel
-from sqakd_fx.pipeline import export_onnx
 from sqakd_fx.program import build_program, layer_facts, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.validate import Validation, validate

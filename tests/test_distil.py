@@ -27,11 +27,11 @@ from sqakd_fx.compilation import has_compiler
 from sqakd_fx.distil import Batches, Distilled, distil
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.held_out import Split, split_data
-from sqakd_fx.pipeline import training_inputs
 from sqakd_fx.program import build_program
 from sqakd_fx.progress import StepReport
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source import Source
+from sqakd_fx.training_data import training_inputs
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.errors import ExportError
-from sqakd_fx.pipeline import export_job
+from sqakd_fx.exporting import export_job
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.runtime import session

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate, quantizers_of
 from sqakd_fx.errors import RecipeError
+from sqakd_fx.exporting import export_job
 from sqakd_fx.families import FAMILIES
-from sqakd_fx.pipeline import export_job
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source import load_source

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import largest_difference, run_passes, tensors_of
-from sqakd_fx.pipeline import export_onnx
+from sqakd_fx.exporting import export_onnx
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.validate import validate

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.errors import RecipeError
+from sqakd_fx.exporting import export_onnx
 from sqakd_fx.mixed_precision import choose_bits, parse_budget, totals, with_bits
-from sqakd_fx.pipeline import export_onnx
 from sqakd_fx.program import build_program, layer_facts, lower
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import resolve_recipe, to_toml

@@ -157,7 +157,7 @@ def trained(pipe: Pipe, adapter: Any, setup: Setup) -> None:
     optimizer = torch.optim.Adam(student.parameters(), rate, fused=True)
     loss = torch.zeros((), device=device)
     while step < total:
-        for images, _ in data.epoch(pixels, labels, step // data.steps, seed):
+        for images, _ in data.epoch(pixels, labels, step // data.steps(), seed):
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, total)
             loss = take_step(student, teacher, optimizer, images)

@@ -1,0 +1,29 @@
+"""Parts of error messages about files and names."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from sqakd_fx.errors import SourceError
+
+
+def near_names(path: Path) -> str:
+    """ "did you mean …" from the deepest folder of `path` that exists, or ""."""
+    while path.parent != path and not path.parent.is_dir():
+        path = path.parent
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(str(path.parent / name) for name in near)}" if near else ""
+
+
+def require_exists(path: Path, option: str) -> None:
+    if not path.exists():
+        raise SourceError(f"{option} {path} is not there: {near_names(path) or 'check the path'}")
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
