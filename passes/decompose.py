@@ -1,7 +1,7 @@
 """Spell out operations that hide matrix products or moves of values.
 
 scaled_dot_product_attention(q, k, v)   matmul(softmax(matmul(q, kᵀ) · scale), v)
-einsum("bhid,bhjd->bhij", q, k)         permute(matmul(permute(q), permute(k)))
+einsum("bhid,bhjd->bhij", q, k)         see sqakd_fx/einsum.py
 x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
 lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
 """
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.nn import functional as F
 
 from sqakd_fx.compiler import PassResult
+from sqakd_fx.einsum import spell_out_einsum
 from sqakd_fx.graphs import (
     call_like,
-    constant_of,
     insert_attribute,
     module_path,
     replace_node,
@@ -148,69 +148,6 @@ def _split_axis(node: fx.Node, is_unbind: bool) -> int:
     return cast(int, given)
 
 
-def _einsum(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """A matrix product with axes moved, where two operands share one summed axis."""
-    equation = node.args[0]
-    operands = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
-    if not isinstance(equation, str) or len(operands) != 2:
-        return False
-    if _einsum_with_weight(graph_module, node, equation.replace(" ", ""), operands):
-        return True
-    terms, arrow, out = equation.replace(" ", "").partition("->")
-    left, comma, right = terms.partition(",")
-    letters = (left, right, out)
-    if not (arrow and comma) or any(
-        len(set(term)) != len(term) or not term.isalpha() for term in letters
-    ):
-        return False
-    summed = [c for c in left if c in right and c not in out]
-    batch = [c for c in left if c in right and c in out]
-    rows = [c for c in left if c not in right]
-    columns = [c for c in right if c not in left]
-    if not (len(summed) == len(rows) == len(columns) == 1) or set(out) != set(
-        batch + rows + columns
-    ):
-        return False
-    a_order, b_order = batch + rows + summed, batch + summed + columns
-    made = batch + rows + columns
-    with graph_module.graph.inserting_before(node):
-        a, b = (
-            call_like(graph_module, node, torch.permute, operand, [term.index(c) for c in order])
-            for operand, term, order in (
-                (operands[0], left, a_order),
-                (operands[1], right, b_order),
-            )
-        )
-        product = call_like(graph_module, node, torch.matmul, a, b)
-    return replace_node(graph_module, node, torch.permute, (product, [made.index(c) for c in out]))
-
-
-def _einsum_with_weight(
-    graph_module: fx.GraphModule, node: fx.Node, equation: str, operands: Any
-) -> bool:
-    """Σ_c x[..., c] W[d, c] with a constant matrix is a linear layer."""
-    terms, _, out = equation.partition("->")
-    left, _, right = terms.partition(",")
-    weight = constant_of(graph_module, operands[1])
-    if weight is None or len(right) != 2 or len({*right} & {*left}) != 1:
-        return False
-    (summed,) = {*right} & {*left}
-    made = right.replace(summed, "")
-    order = [c for c in left if c != summed]
-    if set(out) != {*order, made} or not (left + out).isalpha():
-        return False
-    matrix = weight if right == made + summed else weight.t()
-    stored = insert_attribute(
-        graph_module, node, f"{operands[1].target}_matrix", nn.Parameter(matrix.detach().clone())
-    )
-    with graph_module.graph.inserting_before(node):
-        moved = [left.index(c) for c in (*order, summed)]
-        x = call_like(graph_module, node, torch.permute, operands[0], moved)
-        y = call_like(graph_module, node, F.linear, x, stored, None)
-    layout = [(*order, made).index(c) for c in out]
-    return replace_node(graph_module, node, torch.permute, (y, layout))
-
-
 def _baddbmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """beta · input + alpha · a b."""
     names = ("input", "batch1", "batch2", "beta", "alpha")
@@ -307,7 +244,7 @@ def _gates(
 
 _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "scaled_dot_product_attention": _attention,
-    "einsum": _einsum,
+    "einsum": spell_out_einsum,
     "baddbmm": _baddbmm,
     "embedding_bag": _embedding_bag,
     "lstm_cell": _lstm_cell,

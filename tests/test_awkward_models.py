@@ -17,7 +17,7 @@ from sqakd_fx import pipeline
 from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import ExportError, TraceError
 from sqakd_fx.frontend import trace
-from sqakd_fx.program import build_program
+from sqakd_fx.program import build_program, layer_facts
 from sqakd_fx.recipe import resolve_recipe
 
 
@@ -221,6 +221,21 @@ class Norms(nn.Module):
         return twice + self.norms[3](z) + z
 
 
+class Einsums(nn.Module):
+    """Weights of several axes, of either side, and axes without a letter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.Parameter(torch.randn(2, 16, 8) / 4)
+        self.join = nn.Parameter(torch.randn(2, 8, 12) / 4)
+        self.out = nn.Parameter(torch.randn(5, 12) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(torch.einsum("bnc,hcd->bhnd", x, self.heads))
+        y = torch.einsum("bhnd,hde->bne", y, self.join)
+        return torch.einsum("oe,...e->o...", self.out, y).permute(1, 2, 0)
+
+
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
     "hooked": (Hooked, ROWS),
@@ -234,6 +249,7 @@ AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "bag": (Bag, IDS),
     "mixed": (Mixed, IMAGE),
     "norms": (Norms, IMAGE),
+    "einsums": (Einsums, TOKENS),
 }
 
 
@@ -248,6 +264,11 @@ def test_an_awkward_model_comes_through_whole(name: str, tmp_path: Path) -> None
     with torch.no_grad():
         wanted, got = tensors_of(model(other)), tensors_of(program.teacher(other))
     assert largest_difference(wanted, got) <= 1e-5
+
+
+def test_an_einsum_with_a_weight_is_a_quantized_layer() -> None:
+    program = build_program(Einsums(), (TOKENS,), {}, resolve_recipe("w4a4"))
+    assert [layer.operation for layer in layer_facts(program.student)] == ["linear"] * 3
 
 
 class BranchOnData(nn.Module):
