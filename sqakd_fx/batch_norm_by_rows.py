@@ -1,9 +1,10 @@
-"""BatchNorm in training whose backward keeps all cores busy when compiled.
+"""BatchNorm in training that keeps all cores busy when compiled.
 
 The compiler's loop for a sum over samples and pixels is parallel over channels in groups of a vector: with
 16 channels one core works alone. Summing each sample first is parallel over samples. In symbols, with
 x̂ = (x - mean) / sqrt(var + ε) over n values a channel,
 
+    var = mean of the samples' var + var of the samples' mean
     g_x = γ / sqrt(var + ε) · (g - Σg / n - x̂ Σ(g x̂) / n),   g_γ = Σ(g x̂),   g_β = Σg
 """
 
@@ -28,7 +29,9 @@ class BatchNormByRows(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        row_variance, row_mean = torch.var_mean(x, list(range(2, x.ndim)), correction=0)
+        spread, mean = torch.var_mean(row_mean, 0, correction=0)
+        variance = row_variance.mean(0) + spread
         inverse = torch.rsqrt(variance + eps)
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.mark_non_differentiable(mean, variance)

@@ -29,7 +29,7 @@ from sqakd_fx.exporting import check_export, export_onnx
 from sqakd_fx.losses import check_output_settings
 from sqakd_fx.program import build_program, distillation_teacher, layer_facts, lower
 from sqakd_fx.progress import StepReport
-from sqakd_fx.randomness import seed_everything
+from sqakd_fx.randomness import repeatable_arithmetic, seed_everything
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.scalars import clear_scalars, require_tensorboard, scalar_log
 from sqakd_fx.source import Source
@@ -162,7 +162,7 @@ def run(
     device = choose_device(recipe.device)
     if recipe.tensorboard:
         require_tensorboard()
-    with process_group(device):
+    with process_group(device), repeatable_arithmetic(device, recipe.tf32):
         return _run(source, recipe, out, device, resume, dump, observer if is_first() else None)
 
 
@@ -180,9 +180,6 @@ def _run(
         claim_output_folder(out)
         remove_temporaries(out)
     seed_everything(recipe.seed)
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.tf32
-    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
     timings: dict[str, float] = {}
 
     with _timed(timings, "trace"):

@@ -78,17 +78,27 @@ class UnifiedQuantize(torch.autograd.Function):
             slope = g * (s_out / s_in)
         slope = torch.where(inside, slope, 0.0)
         g_x = slope if needs[0] else None
-        g_offset = (slope * s_in).sum_to_size(offset.shape) if needs[2] else None
+        g_offset = _summed(slope * s_in, offset) if needs[2] else None
         g_in = g_out = g_lo = None
         if needs[1]:
             own = g * seen if s_out is None else 0.0
-            g_in = (own - slope * (v - offset)).sum_to_size(s_in.shape)
+            g_in = _summed(own - slope * (v - offset), s_in)
         if s_out is not None and needs[3]:
-            g_out = (g * seen).sum_to_size(s_out.shape)
+            g_out = _summed(g * seen, s_out)
         if needs[4]:
             outer = torch.where(inside, 0.0, g * (s_in if s_out is None else s_out))
-            g_lo = outer.sum_to_size(lo.shape)
+            g_lo = _summed(outer, lo)
         return g_x, g_in, g_offset, g_out, g_lo, None, None, None, None, None, None
+
+
+def _summed(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient of `like` where it was broadcast.
+
+    Over an image's pixels first: the compiler merges that loop with those of BatchNorm's backward.
+    """
+    if like.numel() == 1 and gradient.ndim == 4:
+        return gradient.sum((2, 3)).sum().reshape(like.shape)
+    return gradient.sum_to_size(like.shape)
 
 
 class Quantizer(nn.Module):

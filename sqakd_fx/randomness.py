@@ -1,4 +1,4 @@
-"""Seeding all generators that loaders and augmentations draw from."""
+"""What makes a run repeat itself: seeds, and operations that give the same result every time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 
 
 def seed_everything(seed: int) -> None:
@@ -25,3 +26,29 @@ def undisturbed_randomness() -> Iterator[None]:
         yield
     random.setstate(python)
     np.random.set_state(arrays)
+
+
+@contextmanager
+def repeatable_arithmetic(device: torch.device, tf32: bool) -> Iterator[None]:
+    """Inside, deterministic operations on a CPU, and TF32 or not on a GPU; afterwards as before.
+
+    Deterministic, torch also fills all new memory, which takes a twentieth of a training step: not here.
+    """
+    memory, backends = torch.utils.deterministic, torch.backends
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,
+        backends.cuda.matmul.allow_tf32,
+        backends.cudnn.allow_tf32,
+    )
+    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    memory.fill_uninitialized_memory = False
+    if device.type == "cuda":
+        backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = before[2]
+        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before[3:]

@@ -29,6 +29,7 @@ from sqakd_fx.errors import TrainingError
 from sqakd_fx.held_out import Split, split_data
 from sqakd_fx.program import build_program
 from sqakd_fx.progress import StepReport
+from sqakd_fx.randomness import repeatable_arithmetic
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source import Source
 from sqakd_fx.training_data import training_inputs
@@ -327,3 +328,15 @@ def test_a_craft_acts_around_every_step_and_adds_to_the_loss(
     assert plain.loss > 10
     parts, _ = trained(99, "learning_rate=1e-4", "accumulate=5")
     assert parts.loss == pytest.approx(plain.loss, rel=1e-5)
+
+
+def test_a_run_leaves_torchs_settings_as_they_were() -> None:
+    memory = torch.utils.deterministic
+    before = (torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory)
+    with repeatable_arithmetic(torch.device("cpu"), tf32=True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not memory.fill_uninitialized_memory
+    assert before == (
+        torch.are_deterministic_algorithms_enabled(),
+        memory.fill_uninitialized_memory,
+    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.distil import distil
 from sqakd_fx.program import build_program, distillation_teacher
+from sqakd_fx.randomness import repeatable_arithmetic
 from sqakd_fx.recipe import resolve_recipe
 
 ENDLESS = 1_000_000
@@ -27,15 +27,15 @@ def train(
         precision=setup["precision"],
         steps=ENDLESS,
     )
-    torch.use_deterministic_algorithms(images.device.type == "cpu", warn_only=True)
     program = build_program(model.cpu(), (images[:2].cpu(),), {}, recipe)
     student = program.student.to(images.device)
     calibrate(student, [(images,)], method=recipe.initialisation)
-    distil(
-        student,
-        distillation_teacher(program).to(images.device),
-        lambda epoch: ((batch,) for batch in batches),
-        recipe,
-        steps_per_epoch=ENDLESS,
-        device=images.device,
-    )
+    with repeatable_arithmetic(images.device, recipe.tf32):
+        distil(
+            student,
+            distillation_teacher(program).to(images.device),
+            lambda epoch: ((batch,) for batch in batches),
+            recipe,
+            steps_per_epoch=ENDLESS,
+            device=images.device,
+        )
