@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,10 @@ def repeatable_arithmetic(device: torch.device, tf32: bool) -> Iterator[None]:
 
     Deterministic, torch also fills all new memory, which takes a twentieth of a training step: not here.
     """
-    memory, backends = torch.utils.deterministic, torch.backends
+    memory: Any = (
+        torch.utils.deterministic
+    )  # its attribute is made at import, out of sight of type checkers
+    backends = torch.backends
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
