@@ -26,6 +26,8 @@ def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     plain: list[nn.Parameter] = []
     ranges: list[nn.Parameter] = []
     for parameter in student.parameters():
+        if not parameter.requires_grad:
+            continue
         if id(parameter) in of_quantizers:
             ranges.append(parameter)
         elif parameter.ndim > 1:

@@ -35,9 +35,7 @@ def repeatable_arithmetic(device: torch.device, tf32: bool) -> Iterator[None]:
 
     Deterministic, torch also fills all new memory, which takes a twentieth of a training step: not here.
     """
-    memory: Any = (
-        torch.utils.deterministic
-    )  # its attribute is made at import, out of sight of type checkers
+    memory: Any = torch.utils.deterministic  # Any: type checkers do not see its attribute
     backends = torch.backends
     before = (
         torch.are_deterministic_algorithms_enabled(),

@@ -10,9 +10,11 @@ from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import run_passes
 from sqakd_fx.errors import PassError, RecipeError
 from sqakd_fx.frontend import trace
+from sqakd_fx.program import build_program
 from sqakd_fx.recipe import resolve_recipe
 
 
@@ -137,6 +139,21 @@ def test_a_residual_stream_has_8_bits_and_what_reads_it_fewer(
     assert found["layers.0.conv1.weight_quantizer"] == 4
     assert found["layers.0.bn2_output_quantizer"] == 8
     assert found["fc.weight_quantizer"] == 8
+
+
+@pytest.mark.parametrize(("first_last", "learns"), [("8bit", False), ("same", True)])
+def test_the_range_of_an_input_learns_below_8_bits_only(
+    residual_net: nn.Module, images: Tensor, first_last: str, learns: bool
+) -> None:
+    program = build_program(
+        residual_net, (images,), {}, resolve_recipe("w4a4", first_last=first_last)
+    )
+    student = program.student.train()
+    calibrate(student, [(images,)])
+    student(images).square().sum().backward()
+    having = {name for name, p in student.named_parameters() if p.grad is not None}
+    assert ("x.output_quantizer.step" in having) == learns
+    assert "layers.0.relu_1.output_quantizer.step" in having
 
 
 class Concat(nn.Module):
