@@ -29,6 +29,7 @@ from sqakd_fx.errors import SqakdError, TrainingError, short
 from sqakd_fx.features import training_pair
 from sqakd_fx.held_out import HeldOut
 from sqakd_fx.interrupts import collected_signals
+from sqakd_fx.memory_format import store_channels_last
 from sqakd_fx.mixing import can_mix, mixed
 from sqakd_fx.optimizer import make_optimizer, schedule, set_rates
 from sqakd_fx.progress import StepReport, peak_memory
@@ -130,8 +131,9 @@ class _Run:
         on_report: Callable[[StepReport], None],
         on_note: Callable[[str], None],
     ) -> None:
-        self.student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.teacher = teacher.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        for net in (student, teacher):
+            store_channels_last(net)
+        self.student, self.teacher = student, teacher.eval()
         self.batches, self.recipe, self.device = batches, recipe, device
         self.on_report, self.on_note = on_report, on_note
         self.steps_per_epoch = max(steps_per_epoch, 1)

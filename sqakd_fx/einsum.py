@@ -45,7 +45,7 @@ def spell_out_einsum(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _equation(text: str, operands: Any) -> _Equation | None:
-    """The equation with a letter for every axis; None where an axis is repeated or not named."""
+    """The equation with a letter for every axis; None where an axis is repeated, not named or broadcast."""
     terms, arrow, out = text.partition("->")
     left, comma, right = terms.partition(",")
     if not (arrow and comma):
@@ -62,7 +62,17 @@ def _equation(text: str, operands: Any) -> _Equation | None:
     letters = "".join(unused[: hidden.pop() if hidden else 0])
     found = _Equation(*(term.replace("...", letters) for term in (left, right, out)))
     plain = all(len(set(term)) == len(term) and term.isalpha() for term in found)
-    return found if plain else None
+    return found if plain and _have_one_size_a_letter(found, operands) else None
+
+
+def _have_one_size_a_letter(equation: _Equation, operands: Any) -> bool:
+    """False where an axis of size 1 stands for a longer one."""
+    axes = [
+        (letter, size)
+        for term, operand in zip(equation, operands, strict=False)
+        for letter, size in zip(term, shape_of(operand) or (), strict=False)
+    ]
+    return len(dict(axes)) == len(set(axes))
 
 
 def _as_linear(

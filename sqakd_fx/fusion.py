@@ -20,12 +20,14 @@ _HEAVY = (
     "FusedConv",
     "FusedMatMul",
     "FusedGemm",
+    "Einsum",
+    "GRU",
+    "LSTM",
+    "RNN",
     "Add",
     "Mul",
     "Sub",
 )
-
-
 _KERNELS = {
     "convolutions": (("conv",), ("QLinearConv", "ConvInteger")),
     "products": (("linear", "matmul"), ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")),

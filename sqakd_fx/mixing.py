@@ -11,6 +11,7 @@ less on new ones. Mixtures need no labels, because the teacher answers for them.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,14 @@ def mixed(inputs: tuple[Any, ...], recipe: Recipe, step: int) -> tuple[Any, ...]
         return inputs
     entropy = np.random.SeedSequence([recipe.seed % 2**64, step])
     chance = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
-    size = len(inputs[0])
+    size = next(len(x) for x in inputs if isinstance(x, Tensor))
     kept, across, down = torch.rand(3, size, 1, 1, 1, generator=chance)
-    if recipe.mixing == "mixup":
-        return tuple(_mixup(x, torch.maximum(kept, 1 - kept)) for x in inputs)
-    return tuple(_cutmix(x, kept, across, down) for x in inputs)
+    mix = (
+        functools.partial(_mixup, kept=torch.maximum(kept, 1 - kept))
+        if recipe.mixing == "mixup"
+        else functools.partial(_cutmix, kept=kept, across=across, down=down)
+    )
+    return tuple(mix(x) if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _mixup(x: Tensor, kept: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from sqakd_fx.distributed import (
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.features import TrainingPair
 from sqakd_fx.losses import cross_entropy
+from sqakd_fx.memory_format import channels_last
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.teacher_cache import TeacherCache
 
@@ -91,8 +92,7 @@ class GradientStep:
     def _placed(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        x = x.to(self.device, non_blocking=True)
-        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        return channels_last(x.to(self.device, non_blocking=True))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.half:

@@ -236,6 +236,17 @@ class Einsums(nn.Module):
         return torch.einsum("oe,...e->o...", self.out, y).permute(1, 2, 0)
 
 
+class BroadcastEinsum(nn.Module):
+    """An axis of size 1 that einsum takes for one of 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.out = nn.Parameter(torch.randn(6, 1)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(torch.einsum("bnc,dc->bnd", x, self.weight)))
+
+
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
     "hooked": (Hooked, ROWS),
@@ -250,6 +261,7 @@ AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "mixed": (Mixed, IMAGE),
     "norms": (Norms, IMAGE),
     "einsums": (Einsums, TOKENS),
+    "broadcast einsum": (BroadcastEinsum, TOKENS),
 }
 
 
@@ -264,6 +276,12 @@ def test_an_awkward_model_comes_through_whole(name: str, tmp_path: Path) -> None
     with torch.no_grad():
         wanted, got = tensors_of(model(other)), tensors_of(program.teacher(other))
     assert largest_difference(wanted, got) <= 1e-5
+
+
+def test_an_einsum_that_stays_in_float_is_reported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, checked = compiled(BroadcastEinsum().eval(), (TOKENS,), {}, "w4a4", tmp_path)
+    assert any("Einsum" in name for name in checked.fusion.float_heavy)
 
 
 def test_an_einsum_with_a_weight_is_a_quantized_layer() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
+from conftest import distilled
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -340,3 +341,12 @@ def test_a_run_leaves_torchs_settings_as_they_were() -> None:
         torch.are_deterministic_algorithms_enabled(),
         memory.fill_uninitialized_memory,
     )
+
+
+def test_a_network_of_volumes_trains() -> None:
+    volumes = torch.randn(6, 2, 5, 5, 5, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3)).eval()
+    recipe = resolve_recipe("w4a4", steps=2)
+    program = build_program(model, (volumes,), {}, recipe)
+    calibrate(program.student, [(volumes,)])
+    assert distilled(program, volumes, recipe).steps == 2

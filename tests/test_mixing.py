@@ -62,6 +62,13 @@ def test_two_inputs_of_one_call_are_cut_alike() -> None:
     assert torch.equal(a, -b)
 
 
+@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+def test_what_is_no_tensor_stays_as_it_is(kind: str) -> None:
+    number, images = mixed((3, FLAT), recipe(kind), 0)
+    assert number == 3
+    assert torch.equal(images, mixed((FLAT,), recipe(kind), 0)[0])
+
+
 @pytest.mark.parametrize(
     ("inputs", "can"),
     [

@@ -1,0 +1,17 @@
+"""The order of images in memory: channels last, which convolutions are fastest on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A tensor of four axes with channels last in memory; any other as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def store_channels_last(module: nn.Module) -> None:
+    """Lay out parameters and buffers of four axes so, in place; `Module.to` fails on those of five."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = channels_last(tensor.data)
