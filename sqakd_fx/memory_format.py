@@ -12,6 +12,10 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def store_channels_last(module: nn.Module) -> None:
-    """Lay out parameters and buffers of four axes so, in place; `Module.to` fails on those of five."""
+    """Lay out parameters and buffers of four axes so, in place; `Module.to` fails on those of five.
+
+    Also where one channel or pixel leaves the order open: convolutions follow the strides of their weight.
+    """
     for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = channels_last(tensor.data)
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
