@@ -11,7 +11,6 @@ The batch size is asked of an input: a tensor whose size alone was wanted is not
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,9 @@ import torch
 from torch import fx, nn
 
 from sqakd_fx.compiler import PassResult
+from sqakd_fx.constants import compute, is_computable
 from sqakd_fx.graphs import drop_unused, get_attribute, insert_attribute, node_path
 from sqakd_fx.ops import op_name, shape_of
-
-_RANDOM = ("rand", "dropout", "bernoulli", "normal", "multinomial")
-_LARGEST_CONSTANT = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -89,34 +86,23 @@ def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module])
         if node.op == "get_attr":
             constants[node] = get_attribute(graph_module, str(node.target))
             continue
-        name = op_name(node, modules) or ""
+        sources = node.all_input_nodes
         if (
-            node.op not in ("call_function", "call_method")
-            or not name
-            or name.startswith(_RANDOM)
-            or shape_of(node) is None
-            or math.prod(shape_of(node) or ()) > _LARGEST_CONSTANT
-            or not all(source in constants for source in node.all_input_nodes)
-            or not all(isinstance(constants[s], torch.Tensor) for s in node.all_input_nodes)
+            shape_of(node) is None
+            or not is_computable(node, modules, constants)
+            or not all(isinstance(constants[source], torch.Tensor) for source in sources)
         ):
             continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), constants.__getitem__)
-        with torch.no_grad():
-            called: Any = node.target
-            value = (
-                called(*args, **kwargs)
-                if node.op == "call_function"
-                else getattr(args[0], called)(*args[1:], **kwargs)
-            )
+        value = compute(node, constants)
         if not isinstance(value, torch.Tensor):
             continue
         value = value.detach().clone(memory_format=torch.contiguous_format)
-        trained = any(isinstance(constants[s], nn.Parameter) for s in node.all_input_nodes)
-        stem = next((str(s.target) for s in node.all_input_nodes), node_path(node))
+        trained = any(isinstance(constants[source], nn.Parameter) for source in sources)
+        stem = next((str(source.target) for source in sources), node_path(node))
         constant = insert_attribute(
             graph_module,
             node,
-            f"{stem}_{name}",
+            f"{stem}_{op_name(node, modules)}",
             nn.Parameter(value) if trained and value.is_floating_point() else value,
         )
         constant.meta["module_path"] = node.meta.get("module_path", "")

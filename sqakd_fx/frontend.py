@@ -24,6 +24,7 @@ from sqakd_fx.aliases import change_seen_elsewhere
 from sqakd_fx.attention import spell_out_attention
 from sqakd_fx.calls import Call, call_of
 from sqakd_fx.code_lines import code_line, model_line
+from sqakd_fx.constants import settle_changed_constants
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.exported import export_graph
 from sqakd_fx.half_precision import cast_to_float32, in_float32
@@ -197,6 +198,7 @@ def _with_islands(
             islands = {path: island for path, island in islands.items() if path not in closed}
             continue
         _refuse_closed_scripts(graph_module, inputs)
+        settle_changed_constants(graph_module)
         _refuse_changes_seen_elsewhere(graph_module)
         compare_on_two_batches(model, graph_module, call)
         decisions = tuple(dict.fromkeys(tracer.decisions))

@@ -247,6 +247,34 @@ class BroadcastEinsum(nn.Module):
         return self.out(torch.relu(torch.einsum("bnc,dc->bnd", x, self.weight)))
 
 
+class PartOfABias(nn.Module):
+    """A part of a copied bias set to zero through a view, as Swin v2's attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 9), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.a.bias.clone()
+        length = bias.numel() // 3
+        bias[length : 2 * length].zero_()
+        return self.b(torch.relu(F.linear(x, self.a.weight, bias)))
+
+
+class ChangedAfterItWasRead(nn.Module):
+    """A copied bias that a layer reads before a part of it changes, and another after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.a.bias.clone()
+        x = torch.relu(F.linear(x, self.a.weight, bias))
+        bias[2:4].zero_()
+        return self.b(torch.relu(F.linear(x, self.a.weight, bias)))
+
+
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
     "hooked": (Hooked, ROWS),
@@ -262,6 +290,8 @@ AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "norms": (Norms, IMAGE),
     "einsums": (Einsums, TOKENS),
     "broadcast einsum": (BroadcastEinsum, TOKENS),
+    "part of a bias": (PartOfABias, ROWS),
+    "changed after it was read": (ChangedAfterItWasRead, ROWS),
 }
 
 
@@ -287,6 +317,12 @@ def test_an_einsum_that_stays_in_float_is_reported(tmp_path: Path) -> None:
 def test_an_einsum_with_a_weight_is_a_quantized_layer() -> None:
     program = build_program(Einsums(), (TOKENS,), {}, resolve_recipe("w4a4"))
     assert [layer.operation for layer in layer_facts(program.student)] == ["linear"] * 3
+
+
+def test_a_bias_of_which_a_part_is_zeroed_is_one_of_a_quantized_layer() -> None:
+    program = build_program(PartOfABias(), (ROWS,), {}, resolve_recipe("w8a8"))
+    assert program.traced.front_end == "symbolic"
+    assert [layer.operation for layer in layer_facts(program.student)] == ["linear", "linear"]
 
 
 class BranchOnData(nn.Module):
