@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import networkx as nx
 from torch import fx, nn
@@ -32,6 +32,7 @@ from sqakd_fx.ops import Kind, Op, is_float_tensor, op_of, shape_of
 from sqakd_fx.placement import LayerSettings, layer_settings
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.runtime_sum import RuntimeSum
 
 _MASKS = ("masked_fill", "where", "to")
 _LONGEST_SCORE = 16
@@ -65,7 +66,7 @@ class InsertQuantizers:
 
 
 def _is_quantizer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(modules[str(node.target)], Quantizer)
+    return node.op == "call_module" and isinstance(modules.get(str(node.target)), Quantizer)
 
 
 class _Insertion:
@@ -90,6 +91,7 @@ class _Insertion:
         self._insert_activation_quantizers(sources, bits_of)
         self._insert_weight_quantizers()
         self._replace_affines()
+        self._replace_sums()
         changed = self.graph.eliminate_dead_code() or bool(self.demands)
         drop_unused(self.graph_module)
         return PassResult(self.graph_module, changed, tuple(self.notes))
@@ -396,6 +398,40 @@ class _Insertion:
                     f"{node.target}_affine",
                     AffineBatchNorm(self.modules[str(node.target)], x_quantizer),
                 )
+
+    def _replace_sums(self) -> None:
+        """Sums that one quantizer waits for, behind clips or none, round as the runtime does in evaluation."""
+        for node in self.nodes:
+            op = self.ops[node]
+            if node.meta.get("arithmetic") is not Kind.SUM or op is None or op.name != "add":
+                continue
+            out = self._sole_quantizer(node)
+            if out is None:
+                continue
+            a, b = (
+                node.meta["input_quantizers"][self._before_quantizers(source).name]
+                for source in node.all_input_nodes * (3 - len(node.all_input_nodes))
+            )
+            node.target = set_attribute(
+                self.graph_module, f"{node_path(node)}.rounding", RuntimeSum(a, b, out)
+            )
+            node.op = "call_module"
+
+    def _sole_quantizer(self, node: fx.Node) -> Quantizer | None:
+        """What quantizes a value that nobody else reads, behind its clips."""
+        while len(node.users) == 1:
+            node = next(iter(node.users))
+            if _is_quantizer(node, self.modules):
+                return cast(Quantizer, self.modules[str(node.target)])
+            op = self.ops.get(node)
+            if op is None or op.kind is not Kind.CLIP:
+                break
+        return None
+
+    def _before_quantizers(self, node: fx.Node) -> fx.Node:
+        while _is_quantizer(node, self.modules):
+            node = node.all_input_nodes[0]
+        return node
 
     def _weight_quantizer(
         self, weight: fx.Node, node: fx.Node, op: Op, settings: LayerSettings

@@ -189,12 +189,20 @@ def _float_rule(function):  # type: ignore[no-untyped-def]
     return rule
 
 
-def _sum_rule(  # type: ignore[no-untyped-def]
-    a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point
-):
-    """As ONNX Runtime's QLinearAdd rounds on x86 with FMA: zero points first, then b, then a.
+def rounded_sum(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero_point: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+) -> Tensor:
+    """The code of a sum, not yet clipped, as a whole number in float32; codes of 8 bits in any dtype.
 
-    A fused multiply-add is a float64 product and sum, rounded once to float32: codes have 8 bits.
+    As ONNX Runtime's QLinearAdd rounds on x86 with FMA: zero points first, then b, then a. A fused
+    multiply-add is a float64 product and sum, rounded once to float32.
     """
     ratio_a, ratio_b = a_scale / scale, b_scale / scale
     shift_b = ratio_b * b_zero_point.to(torch.float32)
@@ -234,7 +242,7 @@ def _arithmetic(name: str, rule):  # type: ignore[no-untyped-def]
     return op
 
 
-add = _arithmetic("add", _sum_rule)
+add = _arithmetic("add", rounded_sum)
 sub = _arithmetic("sub", _float_rule(torch.sub))  # type: ignore[no-untyped-call]
 mul = _arithmetic("mul", _float_rule(torch.mul))  # type: ignore[no-untyped-call]
 

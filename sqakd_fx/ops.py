@@ -19,6 +19,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from sqakd_fx.runtime_sum import RuntimeSum
+
 
 class Kind(Enum):
     """What a quantizer insertion needs to know of an operation."""
@@ -203,6 +205,7 @@ _MODULE_NAMES: Mapping[type[nn.Module], str] = {
     nn.AdaptiveAvgPool3d: "adaptive_avg_pool3d",
     nn.AdaptiveMaxPool1d: "adaptive_max_pool1d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    RuntimeSum: "add",
 }
 
 _ALIASES: Mapping[str, str] = {

@@ -268,6 +268,12 @@ class Quantizer(nn.Module):
         return scale / 2 if self.levels.half else scale
 
     @torch.no_grad()
+    def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
+        """Of an activation's `grid()`, float32 of shape (), on the device and without a synchronisation."""
+        at = self.interval(self.minimum_scale)
+        return at.scale_out.float(), -torch.round(at.lowest)
+
+    @torch.no_grad()
     def grid(self, x: Tensor | None = None) -> Grid:
         """The integer grid as it is exported; `x` is needed where the range is a statistic of x.
 
