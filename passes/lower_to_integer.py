@@ -161,6 +161,7 @@ class _Lowering:
             grid = replace(grid, qmin=qmin, qmax=qmax)
             code = self.built.quantized(value, scale, zero_point, qmin, qmax)
             code = self.built.shaped(value, self._tag(code, name, grid, module))
+            code.meta["quantizer_node"] = node.name
             return Codes(code, grid, scale, zero_point)
         if isinstance(value, Codes) and value.grid.same_as(grid) and is_inside(value.grid, grid):
             return value
@@ -179,6 +180,7 @@ class _Lowering:
                     grid.qmax,
                 ),
             )
+            code.meta["quantizer_node"] = node.name
         return Codes(self._tag(code, name, grid, module), grid, scale, zero_point)
 
     def _tag(self, node: fx.Node, name: str, grid: Grid, module: Quantizer) -> fx.Node:

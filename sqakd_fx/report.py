@@ -7,19 +7,20 @@ from dataclasses import asdict
 from typing import Any
 
 from sqakd_fx.compiler import LogEntry, Note
+from sqakd_fx.parity import TensorParity, first_divergence
 from sqakd_fx.program import LayerFacts
-from sqakd_fx.validate import RuntimeParity, Validation
+from sqakd_fx.validate import Validation
 
 
-def parity_line(runtime: RuntimeParity) -> str:
-    """One sentence on how far a runtime is from the integer program."""
-    worst = max(runtime.tensors, key=lambda t: (t.largest, t.share_above(0)), default=None)
+def parity_line(tensors: Sequence[TensorParity]) -> str:
+    """One sentence on how far quantized tensors are from the integer program's."""
+    worst = max(tensors, key=lambda t: (t.largest, t.share_above(0)), default=None)
     if worst is None:
         return "no quantized tensor to compare"
     if worst.largest == 0:
-        return f"all {len(runtime.tensors)} quantized tensors equal, code by code"
-    off = sum(t.elements * t.share_above(0) for t in runtime.tensors)
-    total = sum(t.elements for t in runtime.tensors)
+        return f"all {len(tensors)} quantized tensors equal, code by code"
+    off = sum(t.elements * t.share_above(0) for t in tensors)
+    total = sum(t.elements for t in tensors)
     return (
         f"{off / total:.4%} of the codes differ, at most {worst.largest} step"
         f"{'s' if worst.largest > 1 else ''} ({worst.name}, made by {worst.producer})"
@@ -54,13 +55,14 @@ def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Seq
 def validation_lines(validation: Validation) -> list[str]:
     """The verdict in sentences."""
     lines = [
-        f"trained graph and integer program agree on {validation.student_agreement:.2%} of "
-        f"{validation.samples} samples (largest output difference {validation.student_difference:.2g})"
+        f"trained graph and integer program: {parity_line(validation.trained)}; same prediction on "
+        f"{validation.student_agreement:.2%} of {validation.samples} samples (largest output difference "
+        f"{validation.student_difference:.2g})"
     ]
     for runtime in validation.runtimes:
         provider = runtime.provider.removesuffix("ExecutionProvider")
         lines.append(
-            f"ONNX Runtime {provider}, optimisation {runtime.optimisation}: {parity_line(runtime)}; "
+            f"ONNX Runtime {provider}, optimisation {runtime.optimisation}: {parity_line(runtime.tensors)}; "
             f"same prediction as the trained graph on {runtime.agreement:.2%}"
         )
     fusion = validation.fusion
@@ -73,22 +75,28 @@ def validation_lines(validation: Validation) -> list[str]:
 
 
 def tensor_table(validation: Validation) -> str:
-    """One line a quantized tensor and runtime: how many codes are how many steps off."""
-    lines = []
+    """One line a quantized tensor, for the trained graph and each runtime: how many codes are how many steps off."""
+    lines = _tensor_lines("trained graph", validation.trained)
     for runtime in validation.runtimes:
         provider = runtime.provider.removesuffix("ExecutionProvider")
-        lines.append(f"ONNX Runtime {provider}, optimisation {runtime.optimisation}")
-        first = runtime.first_divergence
-        if first is not None:
-            lines.append(f"  first divergence: {first.name}, made by {first.producer}")
-        for tensor in runtime.tensors:
-            steps = ", ".join(
-                f"{count} off by {step}" for step, count in tensor.histogram.items() if step
-            )
-            lines.append(
-                f"  {tensor.name} ({tensor.producer}): {tensor.elements} codes, {steps or 'all equal'}"
-            )
+        title = f"ONNX Runtime {provider}, optimisation {runtime.optimisation}"
+        lines += _tensor_lines(title, runtime.tensors)
     return "\n".join(lines)
+
+
+def _tensor_lines(title: str, tensors: Sequence[TensorParity]) -> list[str]:
+    lines = [title]
+    first = first_divergence(tensors)
+    if first is not None:
+        lines.append(f"  first divergence: {first.name}, made by {first.producer}")
+    for tensor in tensors:
+        steps = ", ".join(
+            f"{count} off by {step}" for step, count in tensor.histogram.items() if step
+        )
+        lines.append(
+            f"  {tensor.name} ({tensor.producer}): {tensor.elements} codes, {steps or 'all equal'}"
+        )
+    return lines
 
 
 def log_as_json(log: Sequence[LogEntry]) -> list[dict[str, Any]]:

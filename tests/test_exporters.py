@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.errors import ExportError
 from sqakd_fx.exporting import export_job
+from sqakd_fx.parity import first_divergence
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.runtime import session
@@ -302,7 +303,7 @@ def test_validation_in_many_sections_finds_what_one_section_finds(
         monkeypatch.setattr("sqakd_fx.validate._CODES_AT_ONCE", most)
         found.append(validate(program.student, job.lowered, path, [(images,), (images[:3],)]))
     assert found[0] == found[1] == found[2]
-    (first, *_) = (runtime.first_divergence for runtime in found[0].runtimes)
+    (first, *_) = (first_divergence(runtime.tensors) for runtime in found[0].runtimes)
     assert first is not None
     assert (first.name, first.producer) == ("layers.0.bn2_quantized", "Conv")
 
