@@ -6,6 +6,7 @@ axis that grows with it is a batch axis. Node metadata: `constant`, `is_batch_si
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,12 +21,18 @@ from sqakd_fx.tracer import asks_for_size
 _LARGEST_DIFFERENCE = 1e-3
 
 
-def compare_on_two_batches(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> None:
-    """Raise TraceError where the graph is another function than the model, or of one batch size only."""
+def compare_on_two_batches(
+    model: nn.Module, graph_module: fx.GraphModule, call: Call, *, other_values: bool
+) -> None:
+    """Raise TraceError where the graph is another function than the model, or of one batch size only.
+
+    With `other_values` the larger batch has samples that are not in the example.
+    """
     once = call.tensors()
     batch = next((len(x) for x in once.values() if x.ndim), 0)
     twice = {
-        name: torch.cat([x, x]) if x.ndim and len(x) == batch else x for name, x in once.items()
+        name: torch.cat([x, turned(x) if other_values else x]) if x.ndim and len(x) == batch else x
+        for name, x in once.items()
     }
     seen: list[_Sizes] = []
     with torch.no_grad():
@@ -46,13 +53,19 @@ def compare_on_two_batches(model: nn.Module, graph_module: fx.GraphModule, call:
                 ) from error
             difference = largest_difference(wanted, tensors_of(got))
             if not difference <= _LARGEST_DIFFERENCE:
+                how = "in its shapes" if difference == math.inf else f"by {difference:.1g}"
                 raise TraceError(
-                    f"the traced graph differs from the model by {difference:.1g}: its Python code "
-                    "depends on more than its inputs; try --set frontend=export"
+                    f"the traced graph differs from the model {how}: its Python code depends on more than "
+                    "its inputs, on chance, or on the batch size: take that out of forward"
                 )
             seen.append(sizes)
     if len(seen) == 2:
         _record(seen[0], seen[1], batch)
+
+
+def turned(x: Tensor) -> Tensor:
+    """Other values of the same kind: floats in reverse order along every axis, as none is used to."""
+    return x.flip(tuple(range(x.ndim))) if x.is_floating_point() else x
 
 
 def _record(once: _Sizes, twice: _Sizes, batch: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sqakd_fx.graphs import constant_of
-from sqakd_fx.ops import Kind, op_of
+from sqakd_fx.ops import TABLE, Kind, op_name, op_of
 from sqakd_fx.quantizer import Quantizer
 
 _BIAS_LIMIT = 2.0**30
@@ -72,7 +72,7 @@ def sole_compute_input(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node |
     layer = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(layer, fx.Node):
         return "its input is not a graph value"
-    op = op_of(layer, {}) if layer.op == "call_function" else None
+    op = TABLE.get(op_name(layer, {}) or "") if layer.op == "call_function" else None
     if op is None or op.kind is not Kind.COMPUTE or op.weight is None:
         return f"{layer.name} in front of it is not a convolution or linear layer"
     if len(layer.users) > 1:

@@ -8,6 +8,7 @@ checked and recompiled here. `requires` refuses a graph that an earlier pass sho
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,12 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def largest_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Largest |a - b| over pairs of float tensors, relative to the largest |a| where that is > 1."""
+    """Largest |a - b| over pairs of float tensors, relative to the largest |a| where that is > 1.
+
+    Infinite where there are not as many, or where two have other shapes.
+    """
+    if [x.shape for x in a] != [y.shape for y in b]:
+        return math.inf
     worst = 0.0
     for x, y in zip(a, b, strict=True):
         if x.is_floating_point() and x.numel():

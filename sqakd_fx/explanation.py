@@ -15,6 +15,7 @@ from sqakd_fx.ops import Kind, Op, op_name, op_of, shape_of
 from sqakd_fx.placement import LayerSettings
 from sqakd_fx.program import Program
 from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.runtime_sum import RuntimeSum
 
 _ABSORBING: Mapping[type[nn.Module] | type[None], str] = {
     AbsorbedBatchNorm: "BatchNorm, live while training; lowering puts it into the weight scale and "
@@ -120,6 +121,8 @@ def _of_operation(
         if op is None or op.weight is None
         else f"weight {settings.weight_bits}, activation {settings.activation_bits}",
     }
+    if isinstance(modules.get(str(node.target)), RuntimeSum):
+        facts["in evaluation"] = "rounded as ONNX Runtime's integer kernel rounds it"
     for source in node.all_input_nodes:
         quantizer = _quantizer(_behind_moves(source, modules), modules)
         if quantizer is not None:

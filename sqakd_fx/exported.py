@@ -37,7 +37,7 @@ def export_graph(model: nn.Module, call: Call) -> tuple[fx.GraphModule, Call]:
         graph_module = fx.GraphModule(graph_module, graph_module.graph, type(model).__name__)
         with torch.no_grad():
             ShapeProp(graph_module).propagate(*tensors.values())
-        compare_on_two_batches(model, graph_module, call)
+        compare_on_two_batches(model, graph_module, call, other_values=True)
     return graph_module, call
 
 

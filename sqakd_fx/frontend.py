@@ -200,8 +200,8 @@ def _with_islands(
         _refuse_closed_scripts(graph_module, inputs)
         settle_changed_constants(graph_module)
         _refuse_changes_seen_elsewhere(graph_module)
-        compare_on_two_batches(model, graph_module, call)
         decisions = tuple(dict.fromkeys(tracer.decisions))
+        compare_on_two_batches(model, graph_module, call, other_values=not decisions)
         return Traced(graph_module, call, tuple(islands.values()), "symbolic", decisions)
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from types import FunctionType
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_map_only
 
+from sqakd_fx.agreement import turned
+from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.errors import TraceError, first_line
+
+_LARGEST_DIFFERENCE = 1e-2
+"""Of a model in half precision and its copy in float32."""
 
 
 def float_copy(model: nn.Module) -> nn.Module:
@@ -46,3 +56,46 @@ def float_copy(model: nn.Module) -> nn.Module:
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
     return copied.float()
+
+
+def refuse_ties_to_the_original(
+    model: nn.Module, copied: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise TraceError where a hook or a function of the model holds on to the model that was copied.
+
+    Looked for on other values than the example's, and only where the model has such functions.
+    """
+    modules = list(model.modules())
+    functions = [
+        value
+        for module in modules
+        for value in (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+            *vars(module).values(),
+        )
+        if isinstance(value, FunctionType)
+    ]
+    if not functions:
+        return
+    args, kwargs = tree_map_only(Tensor, turned, (args, dict(kwargs)))
+    training = [module.training for module in modules]
+    try:
+        with torch.no_grad():
+            wanted = tensors_of(model.eval()(*args, **kwargs))
+            got = tensors_of(copied(*tree_map_only(Tensor, _as_float32, args), **kwargs))
+    except Exception:
+        return  # on these values the model does not run: tracing tells what stands in the way
+    finally:
+        for module, was in zip(modules, training, strict=True):
+            module.training = was
+    difference = largest_difference([x.float() for x in wanted], [x.float() for x in got])
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise TraceError(
+            "a copy of the model computes something else than the model, because a hook or a function that "
+            "was put on it holds on to the model itself: let the hook use the module that it is called with"
+        )
+
+
+def _as_float32(x: Tensor) -> Tensor:
+    return x.float() if x.is_floating_point() else x

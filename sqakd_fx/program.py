@@ -15,7 +15,7 @@ from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.compiler import Compiled, LogEntry, Note, run_passes
 from sqakd_fx.frontend import Island, Traced, trace
 from sqakd_fx.graphs import constant_of
-from sqakd_fx.model_copy import float_copy
+from sqakd_fx.model_copy import float_copy, refuse_ties_to_the_original
 from sqakd_fx.ops import node_macs
 from sqakd_fx.passes.canonicalize import Canonicalize
 from sqakd_fx.passes.decompose import Decompose
@@ -82,8 +82,10 @@ def build_program(
     Raises:
         TraceError, PassError, RecipeError.
     """
+    copied = float_copy(model)
+    refuse_ties_to_the_original(model, copied, example_args, example_kwargs or {})
     traced = trace(
-        float_copy(model),
+        copied,
         example_args,
         example_kwargs,
         front_end=recipe.frontend,

@@ -275,6 +275,54 @@ class ChangedAfterItWasRead(nn.Module):
         return self.b(torch.relu(F.linear(x, self.a.weight, bias)))
 
 
+class PaddedNorm(nn.Module):
+    """A BatchNorm behind a padding, which it cannot be merged with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.c = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(F.pad(self.a(x), (1, 1, 1, 1))))
+
+
+class HoldsOn(nn.Module):
+    """A hook that writes to the model it was made on, not to the module that it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.seen: dict[str, Tensor] = {"a": torch.zeros(3, 6)}
+        self.a.register_forward_hook(lambda module, inputs, out: self.seen.update(a=out.detach()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a(x)
+        return self.b(torch.relu(self.seen["a"]))
+
+
+class Noisy(nn.Module):
+    """A forward that draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + torch.randn_like(x)
+
+
+class Unrolled(nn.Module):
+    """A loop over the samples of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.a(row) for row in x])
+
+
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
     "hooked": (Hooked, ROWS),
@@ -291,6 +339,7 @@ AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "einsums": (Einsums, TOKENS),
     "broadcast einsum": (BroadcastEinsum, TOKENS),
     "part of a bias": (PartOfABias, ROWS),
+    "padded norm": (PaddedNorm, IMAGE),
     "changed after it was read": (ChangedAfterItWasRead, ROWS),
 }
 
@@ -377,6 +426,9 @@ class Scripted(nn.Sequential):
         (Lazy, ROWS, "a.weight has no values yet.*call the model once"),
         (Scripted, ROWS, "submodule '1' is TorchScript.*use the Python module"),
         (Hooked, ROWS.to(torch.complex64), "'x' is complex.*view_as_real"),
+        (HoldsOn, ROWS, "a hook .* holds on to the model itself: let the hook use the module"),
+        (Noisy, ROWS, "differs from the model by .* on chance.*: take that out of forward"),
+        (Unrolled, ROWS, "differs from the model in its shapes.*the batch size"),
     ],
 )
 def test_a_model_that_cannot_be_compiled_is_refused_in_one_sentence(
