@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from sqakd_fx.batch_norm import affine_of, is_batch_norm, sole_compute_input
 from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
-from sqakd_fx.graphs import constant_of, drop_unused, insert_attribute
+from sqakd_fx.graphs import constant_of, drop_unused, insert_attribute, reads_of
 from sqakd_fx.ops import TABLE
 
 
@@ -31,12 +31,13 @@ class FoldBatchNorm:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
+        reads = reads_of(graph_module.graph)
         notes: list[Note] = []
         changed = False
         for node in list(graph_module.graph.nodes):
             if not is_batch_norm(node, modules):
                 continue
-            layer = sole_compute_input(graph_module, node)
+            layer = sole_compute_input(graph_module, node, reads)
             if isinstance(layer, str):
                 notes.append(Note(node.name, f"not folded: {layer}"))
                 continue

@@ -11,6 +11,7 @@ and again, narrower, for those that want less. Quantizers are inserted disabled.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -27,7 +28,14 @@ from sqakd_fx.batch_norm import (
 )
 from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
-from sqakd_fx.graphs import constant_of, drop_unused, module_path, node_path, set_attribute
+from sqakd_fx.graphs import (
+    constant_of,
+    drop_unused,
+    module_path,
+    node_path,
+    reads_of,
+    set_attribute,
+)
 from sqakd_fx.ops import Kind, Op, is_float_tensor, op_of, shape_of
 from sqakd_fx.placement import LayerSettings, layer_settings
 from sqakd_fx.quantizer import Quantizer
@@ -79,6 +87,8 @@ class _Insertion:
         self.modules = dict(graph_module.named_modules())
         self.nodes = list(self.graph.nodes)
         self.ops = {node: op_of(node, self.modules) for node in self.nodes}
+        self.reads = reads_of(self.graph)
+        self.calls = Counter(str(n.target) for n in self.nodes if n.op == "call_module")
         self.notes: list[Note] = []
         self.settings: dict[fx.Node, LayerSettings] = {}
         self.demands: dict[fx.Node, dict[fx.Node, int]] = {}
@@ -153,9 +163,9 @@ class _Insertion:
         """The quantized layer in front of a BatchNorm that it becomes part of."""
         if not is_batch_norm(node, self.modules):
             return None
-        calls = list(self.graph.find_nodes(op="call_module", target=node.target))
-        layer = sole_compute_input(self.graph_module, node)
-        merges = isinstance(layer, fx.Node) and "layer" in layer.meta and len(calls) == 1
+        layer = sole_compute_input(self.graph_module, node, self.reads)
+        once = self.calls[str(node.target)] == 1
+        merges = isinstance(layer, fx.Node) and "layer" in layer.meta and once
         return layer if merges and isinstance(layer, fx.Node) else None
 
     def _demand_of_batch_norm(self, node: fx.Node, integer: set[fx.Node]) -> None:

@@ -67,8 +67,10 @@ def track(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     norm.running_var.lerp_(variance, share)
 
 
-def sole_compute_input(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node | str:
-    """The layer in front of a BatchNorm node, or why it cannot be merged with it."""
+def sole_compute_input(
+    graph_module: fx.GraphModule, node: fx.Node, reads: Mapping[str, int]
+) -> fx.Node | str:
+    """The layer in front of a BatchNorm node, or why it cannot be merged with it; `reads` as `reads_of` counts."""
     layer = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(layer, fx.Node):
         return "its input is not a graph value"
@@ -80,9 +82,7 @@ def sole_compute_input(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node |
     weight = layer.args[op.weight]
     if constant_of(graph_module, weight) is None:
         return f"the weight of {layer.name} is computed, not a parameter"
-    target = weight.target  # type: ignore[union-attr]
-    sharing = [n for n in graph_module.graph.find_nodes(op="get_attr", target=target) if n.users]
-    if sum(len(n.users) for n in sharing) > 1:
+    if reads[str(weight.target)] > 1:  # type: ignore[union-attr]
         return f"the weight of {layer.name} is used more than once"
     if layer.args[2] is not None and constant_of(graph_module, layer.args[2]) is None:
         return f"the bias of {layer.name} is computed, not a parameter"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -107,12 +108,24 @@ def node_path(node: fx.Node) -> str:
     return f"{path}.{node.name}" if path else node.name
 
 
+def reads_of(graph: fx.Graph) -> Counter[str]:
+    """How many nodes read each parameter, buffer or attribute."""
+    reads: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            reads[str(node.target)] += len(node.users)
+    return reads
+
+
 def drop_unused(graph_module: fx.GraphModule) -> None:
     """Delete submodules, parameters and buffers that no node reads."""
-    graph_module.delete_all_unused_submodules()
     called = {str(n.target) for n in graph_module.graph.nodes if n.op == "call_module"}
     read = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
     inside = {id(inner) for name in called for inner in graph_module.get_submodule(name).modules()}
+    used = paths_and_parents([*called, *read])
+    for name, module in list(graph_module.named_modules(remove_duplicate=False)):
+        if name and name not in used and id(module) not in inside:
+            graph_module.delete_submodule(name)
     for owner_name, owner in graph_module.named_modules():
         if id(owner) in inside:
             continue
