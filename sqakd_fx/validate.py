@@ -298,7 +298,7 @@ def _failures(result: Validation) -> list[str]:
     predictions, with each code within its step.
     """
     failures = []
-    unlike = next((t for t in result.trained if _differs_from_training(t)), None)
+    unlike = next((t for t in result.trained if departs_from_training(t)), None)
     if unlike is not None:
         failures.append(
             f"{unlike.name}, made by {unlike.producer}: the trained graph and the integer program differ "
@@ -322,7 +322,7 @@ def _failures(result: Validation) -> list[str]:
     return failures
 
 
-def _differs_from_training(tensor: TensorParity) -> bool:
+def departs_from_training(tensor: TensorParity) -> bool:
     """Beyond what a float32 sum in another order explains: a step in few codes."""
     off = tensor.share_above(0)
     return tensor.largest > 1 or (off > 0.001 and off * tensor.elements > _CHANCE)
