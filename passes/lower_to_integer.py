@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 import sqakd_fx.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
-from sqakd_fx.average_pools import adaptive_pool_settings, pool_settings
+from sqakd_fx.average_pools import adaptive_pool_settings, pool_settings, rounds_up
 from sqakd_fx.batch_norm import (
     AFFINE_CODE,
     AFFINE_SCALE,
@@ -404,13 +404,19 @@ class _Lowering:
         self._bring_module(node)
         new = self.graph.node_copy(node, self._float)
         new.meta = dict(node.meta)
-        return self._unfused_pad(node, new)
+        return self._unfused(node, new)
 
-    def _unfused_pad(self, node: fx.Node, new: fx.Node) -> fx.Node:
-        """ONNX Runtime 1.31 merges a Pad with zeros into a MaxPool, which pads with -inf."""
-        names = [op_name(user, self.modules) or "" for user in node.users]
-        is_pad = op_name(node, self.modules) == "pad" and pad_amounts(node) is not None
-        if not is_pad or not any("max_pool" in name for name in names):
+    def _unfused(self, node: fx.Node, new: fx.Node) -> fx.Node:
+        """A minimum with infinity behind what ONNX Runtime 1.31 would merge into a kernel that is wrong.
+
+        A Pad with zeros becomes part of a MaxPool, which pads with -inf; an AveragePool with ceil_mode between
+        DequantizeLinear and QuantizeLinear becomes QLinearAveragePool, which divides the last windows wrongly.
+        """
+        name = op_name(node, self.modules) or ""
+        pads = name == "pad" and pad_amounts(node) is not None
+        pooled = pads and any("max_pool" in (op_name(u, self.modules) or "") for u in node.users)
+        averages = re.fullmatch(r"avg_pool\dd", name) and rounds_up(node, self.modules)
+        if not pooled and not averages:
             return new
         infinity = self.built.buffer("infinity", torch.tensor(math.inf))
         return self.graph.call_function(torch.minimum, (new, infinity))

@@ -7,6 +7,16 @@ from typing import Any
 
 from torch import fx, nn
 
+_DEFAULTS: dict[str, Any] = {
+    "kernel_size": None,
+    "stride": None,
+    "padding": 0,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}
+"""In the order of torch.nn.functional.avg_pool2d."""
+
 
 def pool_settings(
     node: fx.Node,
@@ -19,17 +29,8 @@ def pool_settings(
     None where no integer kernel computes this pooling. Shapes are (N, C, ...).
     """
     axes = len(ins) - 2
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-    defaults: dict[str, Any] = dict(zip(names, (None, None, 0, False, True), strict=True))
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        found = {name: getattr(module, name) for name in names}
-        divisor = getattr(module, "divisor_override", None)
-    else:
-        found = defaults | dict(zip(names, node.args[1:], strict=False))
-        found |= {k: v for k, v in node.kwargs.items() if k in names}
-        divisor = node.kwargs.get("divisor_override")
-    if divisor is not None:
+    found = _arguments(node, modules)
+    if found["divisor_override"] is not None:
         return None
     if found["stride"] in (None, [], ()):
         found["stride"] = found["kernel_size"]
@@ -48,6 +49,20 @@ def pool_settings(
         if count_pads and ends != padding:
             return None
     return kernel, stride, padding, ends, count_pads
+
+
+def rounds_up(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True for a pooling whose last windows may go beyond the end (ceil_mode)."""
+    return bool(_arguments(node, modules)["ceil_mode"])
+
+
+def _arguments(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What an average pooling is called with, by name."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return {name: getattr(module, name, value) for name, value in _DEFAULTS.items()}
+    given = dict(zip(_DEFAULTS, node.args[1:], strict=False))
+    return _DEFAULTS | given | {k: v for k, v in node.kwargs.items() if k in _DEFAULTS}
 
 
 def adaptive_pool_settings(ins: Sequence[int], outs: Sequence[int]) -> tuple[Any, ...] | None:

@@ -287,6 +287,21 @@ class PaddedNorm(nn.Module):
         return self.c(self.b(F.pad(self.a(x), (1, 1, 1, 1))))
 
 
+class RoundedUp(nn.Module):
+    """Average pooling of inputs whose last windows go beyond the end, in both forms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, 2, 1, ceil_mode=True)
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.c = nn.Conv2d(3, 4, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(F.avg_pool2d(x, 2, ceil_mode=True))
+        z = F.pad(self.c(x), (0, 1, 0, 1))
+        return self.b(self.pool(torch.relu(y))) + self.b(self.pool(torch.relu(z)))
+
+
 class HoldsOn(nn.Module):
     """A hook that writes to the model it was made on, not to the module that it is called with."""
 
@@ -339,6 +354,7 @@ AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "einsums": (Einsums, TOKENS),
     "broadcast einsum": (BroadcastEinsum, TOKENS),
     "part of a bias": (PartOfABias, ROWS),
+    "rounded up": (RoundedUp, torch.randn(4, 3, 11, 11)),
     "padded norm": (PaddedNorm, IMAGE),
     "changed after it was read": (ChangedAfterItWasRead, ROWS),
 }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
-from conftest import distilled
+from conftest import Block, distilled
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -262,14 +262,36 @@ def test_a_compiler_that_fails_costs_speed_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, eager = trained()
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/bin/false",))
     reports: list[StepReport] = []
-    done, fallen_back = trained(99, "compile=always", on_report=reports.append)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        done, fallen_back = trained(99, "compile=always", on_report=reports.append)
     assert not done.compiled
     assert "compiling failed" in done.notes[-1]
     assert reports[-1].compile_seconds == 0
     assert all(torch.equal(eager[name], fallen_back[name]) for name in eager)
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler here")
+def test_compiled_steps_learn_what_eager_steps_learn() -> None:
+    learned = {}
+    for how in ("never", "always"):
+        torch.manual_seed(0)
+        images = torch.randn(8, 3, 8, 8)
+        model = nn.Sequential(Block(3, 4, 1), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4, 3))
+        settings = ["steps=4", "optimizer=sgd", "learning_rate=0.01", f"compile={how}"]
+        recipe = resolve_recipe("w4a4", settings=settings)
+        program = build_program(model.eval(), (images,), {}, recipe)
+        calibrate(program.student, [(images,)])
+        reports: list[StepReport] = []
+        done = distilled(program, images, recipe, on_report=reports.append)
+        assert done.compiled == (how == "always")
+        assert (reports[-1].compile_seconds > 0) == done.compiled
+        learned[how] = program.student.state_dict()
+    before = build_program(model, (images,), {}, recipe).student.state_dict()
+    for name, eager in learned["never"].items():
+        assert torch.allclose(learned["always"][name].float(), eager.float(), atol=1e-4), name
+    assert not torch.allclose(before["3.weight"], learned["always"]["3.weight"], atol=1e-3)
 
 
 def test_an_average_of_weights_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
