@@ -68,5 +68,7 @@ def short(error: BaseException) -> str:
     if text.startswith("Caught ") and " in DataLoader worker" in text:
         telling = [line for line in lines if re.match(rf"([\w.]+\.)?{name}: ", line)]
         text = telling[-1].partition(": ")[2] if telling else ""
+    elif text.endswith("raised:") and len(lines) > 1:
+        text = lines[1]
     text = re.sub(r"\.\s+", "; ", text.rstrip("."))[:300]
     return f"{name}: {text}" if text else name

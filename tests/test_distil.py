@@ -258,13 +258,11 @@ def test_held_out_inputs_are_the_same_in_every_run_and_disturb_no_generator() ->
 
 
 @pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler here")
-def test_a_compiler_that_fails_costs_speed_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_compiler_that_fails_costs_speed_and_nothing_else() -> None:
     _, eager = trained()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/bin/false",))
     reports: list[StepReport] = []
-    with torch._inductor.config.patch(force_disable_caches=True):
+    no_compiler = {"cpp.cxx": ("/bin/false",), "force_disable_caches": True}
+    with torch._inductor.config.patch(no_compiler):
         done, fallen_back = trained(99, "compile=always", on_report=reports.append)
     assert not done.compiled
     assert "compiling failed" in done.notes[-1]
@@ -279,7 +277,7 @@ def test_compiled_steps_learn_what_eager_steps_learn() -> None:
         torch.manual_seed(0)
         images = torch.randn(8, 3, 8, 8)
         model = nn.Sequential(Block(3, 4, 1), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4, 3))
-        settings = ["steps=4", "optimizer=sgd", "learning_rate=0.01", f"compile={how}"]
+        settings = ["steps=4", "optimizer=sgd", "learning_rate=0.3", f"compile={how}"]
         recipe = resolve_recipe("w4a4", settings=settings)
         program = build_program(model.eval(), (images,), {}, recipe)
         calibrate(program.student, [(images,)])
@@ -289,9 +287,10 @@ def test_compiled_steps_learn_what_eager_steps_learn() -> None:
         assert (reports[-1].compile_seconds > 0) == done.compiled
         learned[how] = program.student.state_dict()
     before = build_program(model, (images,), {}, recipe).student.state_dict()
-    for name, eager in learned["never"].items():
-        assert torch.allclose(learned["always"][name].float(), eager.float(), atol=1e-4), name
-    assert not torch.allclose(before["3.weight"], learned["always"]["3.weight"], atol=1e-3)
+    for name in ("0.conv1.weight", "0.conv2.bias", "3.weight"):
+        moved = learned["never"][name] - before[name]
+        apart = learned["always"][name] - learned["never"][name]
+        assert apart.norm() <= 0.01 * moved.norm(), name
 
 
 def test_an_average_of_weights_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
