@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from sqakd_fx.errors import ParityError
+from sqakd_fx.errors import ParityError, first_line
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -61,6 +62,27 @@ def session(
         raise ParityError(
             f"ONNX Runtime cannot start {provider} here: sqakd-fx doctor lists what it finds"
         )
+    return made
+
+
+def execute(
+    running: ort.InferenceSession, outputs: Sequence[str] | None, feeds: Mapping[str, Any]
+) -> list[np.ndarray[Any, Any]]:
+    """What a session computes, all outputs where `outputs` is None.
+
+    Raises:
+        ParityError: an operator refuses its inputs.
+    """
+    try:
+        made: list[np.ndarray[Any, Any]] = running.run(
+            None if outputs is None else list(outputs), feeds
+        )
+    except Exception as error:
+        said = first_line(error).partition("Name:")[2] or first_line(error)
+        raise ParityError(
+            f"ONNX Runtime loads the model and fails when it runs ({said}): keep that node in float with an "
+            "override of the recipe"
+        ) from error
     return made
 
 

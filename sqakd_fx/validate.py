@@ -25,7 +25,7 @@ from sqakd_fx.compiler import tensors_of
 from sqakd_fx.fusion import Fusion, fusion_report
 from sqakd_fx.losses import class_axis
 from sqakd_fx.parity import TensorParity, count_steps
-from sqakd_fx.runtime import providers, session
+from sqakd_fx.runtime import execute, providers, session
 from sqakd_fx.sections import Section, cut, given
 from sqakd_fx.stored_values import differing_values, file_names
 from sqakd_fx.trained_parity import Lockstep, quantizers_met
@@ -112,7 +112,7 @@ def validate(
         samples += len(inputs[0])
         trained.add(wanted, reference, reference)
         for run, agreement in zip(runs, whole, strict=True):
-            got = [torch.from_numpy(y) for y in run.whole.run(None, feeds)]
+            got = [torch.from_numpy(y) for y in execute(run.whole, None, feeds)]
             agreement.add(got, reference, wanted)
     producers = _producers(model)
     result = Validation(
@@ -205,7 +205,8 @@ class _Run:
         """Run one section on the integer program's codes and count what comes out different."""
         section, running = self.sections[index]
         read = {given(name): codes[name].numpy() for name in section.inputs}
-        made = running.run(list(section.outputs), read | {n: feeds[n] for n in section.floats})
+        floats = {n: feeds[n] for n in section.floats}
+        made = execute(running, section.outputs, read | floats)
         for name, value in zip(section.outputs, made, strict=True):
             if name in codes:
                 counter = self.counts.setdefault(name, Counter())
@@ -225,6 +226,7 @@ class _Recorder(fx.Interpreter):
         lockstep: Lockstep,
     ) -> None:
         super().__init__(lowered)
+        self.extra_traceback = False  # an error of ours is a sentence already
         self.names, self.sections, self.check = names, sections, check
         self.met, self.lockstep = met, lockstep
         self.codes: dict[str, Tensor] = {}

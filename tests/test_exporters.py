@@ -25,12 +25,12 @@ from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
-from sqakd_fx.errors import ExportError
+from sqakd_fx.errors import ExportError, ParityError
 from sqakd_fx.exporting import export_job
 from sqakd_fx.parity import first_divergence
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.runtime import session
+from sqakd_fx.runtime import execute, session
 from sqakd_fx.validate import validate
 
 BITS = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a1")
@@ -130,6 +130,16 @@ def test_a_provider_that_does_not_start_or_leaves_work_to_the_cpu_is_noticed() -
         if provider == "AzureExecutionProvider":
             assert found is Support.FALLBACK
     assert support(INT8, "NoSuchExecutionProvider") is Support.ABSENT
+
+
+def test_an_operator_that_refuses_its_input_is_told_in_a_sentence(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    _, job = job_of(residual_net, images, "w4a4")
+    written = write_profile("container", job, tmp_path / "model.onnx")
+    feeds = {"x": np.zeros((2, 3, 1, 1), np.float32)}
+    with pytest.raises(ParityError, match=r"fails when it runs \(.*\): keep that node in float"):
+        execute(session(written.path), None, feeds)
 
 
 def test_what_the_target_does_not_load_is_not_written(
