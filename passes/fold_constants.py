@@ -18,8 +18,8 @@ import torch
 from torch import fx, nn
 
 from sqakd_fx.compiler import PassResult
-from sqakd_fx.constants import compute, is_computable
-from sqakd_fx.graphs import drop_unused, get_attribute, insert_attribute, node_path
+from sqakd_fx.constants import compute, insert_constant, is_computable
+from sqakd_fx.graphs import drop_unused, get_attribute, node_path
 from sqakd_fx.ops import op_name, shape_of
 
 
@@ -99,16 +99,9 @@ def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module])
         value = value.detach().clone(memory_format=torch.contiguous_format)
         trained = any(isinstance(constants[source], nn.Parameter) for source in sources)
         stem = next((str(source.target) for source in sources), node_path(node))
-        constant = insert_attribute(
-            graph_module,
-            node,
-            f"{stem}_{op_name(node, modules)}",
-            nn.Parameter(value) if trained and value.is_floating_point() else value,
-        )
-        constant.meta["module_path"] = node.meta.get("module_path", "")
-        constants[constant] = value
-        if trained and value.is_floating_point():
-            constants[constant] = nn.Parameter(value)
+        name = f"{stem}_{op_name(node, modules)}"
+        constant = insert_constant(graph_module, node, node, name, value, trained=trained)
+        constants[constant] = get_attribute(graph_module, str(constant.target))
         node.replace_all_uses_with(constant)
         graph_module.graph.erase_node(node)
         changed = True

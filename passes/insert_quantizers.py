@@ -197,23 +197,25 @@ class _Insertion:
         float operation reads them.
         """
         tails = set()
-        absorbed = set(self.absorbed.values())
         for node in self.nodes:
             op = self.ops[node]
             convolves = op is not None and op.name.startswith("conv") and "layer" in node.meta
             combines = node.meta.get("arithmetic") in (Kind.SUM, Kind.PRODUCT)
             if not (convolves or combines or "affine" in node.meta):
                 continue
-            tail = node
-            while len(tail.users) == 1:
-                user = next(iter(tail.users))
-                merged = self.ops[user]
-                clips = merged is not None and merged.kind is Kind.CLIP
-                if not clips and user not in absorbed:
-                    break
-                tail = user
-            tails.add(tail)
+            tails.add(self._tail(node))
         return tails
+
+    def _tail(self, node: fx.Node) -> fx.Node:
+        """The last node behind the BatchNorm that a layer absorbs and the clips that nobody else reads."""
+        while len(node.users) == 1:
+            user = next(iter(node.users))
+            merged = self.ops.get(user)
+            clips = merged is not None and merged.kind is Kind.CLIP
+            if not clips and self.absorbed.get(node) is not user:
+                break
+            node = user
+        return node
 
     def _demand_of_arithmetic(self, node: fx.Node, op: Op, integer: set[fx.Node]) -> None:
         if not is_float_tensor(node):
@@ -419,8 +421,8 @@ class _Insertion:
             if out is None:
                 continue
             a, b = (
-                node.meta["input_quantizers"][self._before_quantizers(source).name]
-                for source in node.all_input_nodes * (3 - len(node.all_input_nodes))
+                node.meta["input_quantizers"][self._before_quantizers(node.args[i]).name]  # type: ignore[arg-type]
+                for i in op.activations
             )
             node.target = set_attribute(
                 self.graph_module, f"{node_path(node)}.rounding", RuntimeSum(a, b, out)
@@ -429,14 +431,10 @@ class _Insertion:
 
     def _sole_quantizer(self, node: fx.Node) -> Quantizer | None:
         """What quantizes a value that nobody else reads, behind its clips."""
-        while len(node.users) == 1:
-            node = next(iter(node.users))
-            if _is_quantizer(node, self.modules):
-                return cast(Quantizer, self.modules[str(node.target)])
-            op = self.ops.get(node)
-            if op is None or op.kind is not Kind.CLIP:
-                break
-        return None
+        users = list(self._tail(node).users)
+        if len(users) != 1 or not _is_quantizer(users[0], self.modules):
+            return None
+        return cast(Quantizer, self.modules[str(users[0].target)])
 
     def _before_quantizers(self, node: fx.Node) -> fx.Node:
         while _is_quantizer(node, self.modules):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ _LARGEST = 1 << 26
 
 
 def is_computable(
-    node: fx.Node, modules: Mapping[str, nn.Module], constants: Mapping[fx.Node, Any]
+    node: fx.Node, modules: Mapping[str, nn.Module], constants: Container[fx.Node]
 ) -> bool:
     """True for a call of torch's that reads constants alone, gives the same each time, and is not huge."""
     name = op_name(node, modules) or ""
@@ -41,6 +41,22 @@ def compute(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Any:
         return getattr(args[0], called)(*args[1:], **kwargs)
 
 
+def insert_constant(
+    graph_module: fx.GraphModule,
+    before: fx.Node,
+    source: fx.Node,
+    name: str,
+    value: Tensor,
+    *,
+    trained: bool,
+) -> fx.Node:
+    """A stored tensor in place of what `source` computes: a parameter where it was made of one and is float."""
+    trained = trained and value.is_floating_point()
+    node = insert_attribute(graph_module, before, name, nn.Parameter(value) if trained else value)
+    node.meta["module_path"] = source.meta.get("module_path", "")
+    return node
+
+
 def settle_changed_constants(graph_module: fx.GraphModule) -> None:
     """Compute what is made of parameters and changed in place, where a part is changed for the whole.
 
@@ -50,26 +66,41 @@ def settle_changed_constants(graph_module: fx.GraphModule) -> None:
     A parameter that is changed itself is left alone, and so is memory that is changed after something
     that depends on an input has looked at it.
     """
+    if not _changes_a_constant(graph_module):
+        return
     seen = _Constants(graph_module)
     settled: dict[fx.Node, fx.Node] = {}
     for user, source in seen.reads:
         if not seen.is_settled(source):
             continue
         if source not in settled:
-            value = seen.values[source]
-            trained = source in seen.trained and value.is_floating_point()
-            settled[source] = insert_attribute(
+            settled[source] = insert_constant(
                 graph_module,
                 user,
+                source,
                 f"{source.name}_settled",
-                nn.Parameter(value.clone()) if trained else value.clone(),
+                seen.values[source].clone(),
+                trained=source in seen.trained,
             )
-            settled[source].meta["module_path"] = source.meta.get("module_path", "")
         user.replace_input_with(source, settled[source])
     for node in reversed(seen.values):
         if settled and not node.users and (node.op == "get_attr" or seen.is_settled(node)):
             graph_module.graph.erase_node(node)
     graph_module.recompile()
+
+
+def _changes_a_constant(graph_module: fx.GraphModule) -> bool:
+    """Whether anything computable is changed in place; most models have no such change, and nothing is copied."""
+    modules = dict(graph_module.named_modules())
+    constants: set[fx.Node] = set()
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            constants.add(node)
+        elif node.all_input_nodes and is_computable(node, modules, constants):
+            if is_in_place(node, modules):
+                return True
+            constants.add(node)
+    return False
 
 
 class _Constants:

@@ -78,12 +78,14 @@ def refuse_ties_to_the_original(
     ]
     if not functions:
         return
-    args, kwargs = tree_map_only(Tensor, turned, (args, dict(kwargs)))
+    given = tree_map_only(Tensor, turned, (args, dict(kwargs)))
     training = [module.training for module in modules]
     try:
         with torch.no_grad():
+            args, kwargs = tree_map_only(Tensor, torch.clone, given)
             wanted = tensors_of(model.eval()(*args, **kwargs))
-            got = tensors_of(copied(*tree_map_only(Tensor, _as_float32, args), **kwargs))
+            args, kwargs = tree_map_only(Tensor, _as_float32, given)
+            got = tensors_of(copied(*args, **kwargs))
     except Exception:
         return  # on these values the model does not run: tracing tells what stands in the way
     finally:
