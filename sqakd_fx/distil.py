@@ -198,6 +198,7 @@ class _Run:
                     compiled = self._give_up_compiling(error)
         for craft in self.craft:
             craft.finish()
+        self._drop_compiled()
         self.student.eval()
         return Distilled(
             self.state.step,
@@ -383,10 +384,14 @@ class _Run:
         parts = (self.pair.student, self.pair.teacher, self.pair.loss)
         return [part for part in parts if isinstance(part, nn.Module)]
 
-    def _give_up_compiling(self, error: Exception) -> bool:
-        """Undo `_compile` and all steps since the last good state; False: the run is not compiled."""
+    def _drop_compiled(self) -> None:
+        """Undo `_compile`: in evaluation the student would be compiled again, for a few batches."""
         for module in self._compilable():
             module._compiled_call_impl = None
+
+    def _give_up_compiling(self, error: Exception) -> bool:
+        """Undo `_compile` and all steps since the last good state; False: the run is not compiled."""
+        self._drop_compiled()
         self.compiling = False
         self.state.unpack(self.recovery.last_good)
         self.note(
