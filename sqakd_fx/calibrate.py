@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sqakd_fx.average_noise import AverageNoise
 from sqakd_fx.code_lines import code_line
 from sqakd_fx.errors import NotFiniteError, TrainingError
 from sqakd_fx.graphs import constant_of, node_path
@@ -64,10 +65,11 @@ def _find_ranges(
         for name, quantizer in quantizers_of(student).items()
         if quantizer.role == "activation"
     ]
+    noise = AverageNoise(student)
     count = 0
     try:
         for inputs in batches:
-            student(*inputs)
+            noise.run(inputs)
             count += 1
             on_batch(count)
     finally:
@@ -81,7 +83,7 @@ def _find_ranges(
             continue
         module = student.get_submodule(str(node.target))
         if isinstance(module, Quantizer):
-            _initialise(module, str(node.target), node, student, seen, method)
+            _initialise(module, str(node.target), node, student, seen, noise, method)
             found.add(str(node.target))
     student.train(was_training)
 
@@ -92,18 +94,19 @@ def _initialise(
     node: fx.Node,
     student: fx.GraphModule,
     seen: dict[str, list[Tensor]],
+    noise: AverageNoise,
     method: str,
 ) -> None:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
     if quantizer.role == "weight":
-        sample = constant_of(student, node.args[0])
+        sample = constant_of(student, source)
         assert sample is not None
     else:
         sample = torch.cat(seen.pop(name))
     try:
-        quantizer.initialise(sample, method)
+        quantizer.initialise(sample, method, noise.least_scale(source))
     except NotFiniteError as error:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
         raise TrainingError(
             f"{_named(source)} holds {error}", node=str(source), location=code_line(source)
         ) from None

@@ -12,6 +12,7 @@ from sqakd_fx.families import Levels, Range, min_max, percentile
 _CANDIDATES = 24
 _SMALLEST_EXPONENT = -1.3
 _MOST_SAMPLES_PER_CHANNEL = 4096
+_NO_WIDTH = 2.0**-60
 _BLOCK = 1 << 16
 """Values that are searched at once: they stay in a core's cache."""
 
@@ -32,6 +33,14 @@ def starting_range(
     if method == "mse":
         return mse_optimal(x, levels)
     raise ValueError(f"unknown initialisation {method!r}")
+
+
+def widened(found: Range, least: Tensor) -> Range:
+    """The range enlarged about zero to a width of at least `least`; one of no width goes up from zero."""
+    width = found.upper - found.lower
+    factor = (least / width.clamp_min(_NO_WIDTH)).clamp_min(1.0)
+    upper = torch.where(width > _NO_WIDTH, factor * found.upper, least)
+    return Range(factor * found.lower, upper)
 
 
 def mse_optimal(x: Tensor, levels: Levels) -> Range:

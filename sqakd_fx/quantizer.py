@@ -224,15 +224,18 @@ class Quantizer(nn.Module):
         )
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, method: str = "paper") -> None:
+    def initialise(
+        self, x: Tensor, method: str = "paper", least_scale: Tensor | None = None
+    ) -> None:
         """Set the parameters from a sample of the tensor to be quantized and enable the node.
 
-        `method` is "paper" (the family's own), "minmax", "percentile" or "mse".
+        `method` is "paper" (the family's own), "minmax", "percentile" or "mse". A range whose step would be
+        below `least_scale` (float32, of shape ()) is widened to it, and stays at least as wide in training.
 
         Raises:
             NotFiniteError: `x` holds NaN, or what is infinite in float32.
         """
-        from sqakd_fx.initialise import starting_range
+        from sqakd_fx.initialise import starting_range, widened
 
         x = x.detach().float()
         if not bool(torch.isfinite(x).all()):
@@ -240,13 +243,16 @@ class Quantizer(nn.Module):
                 "NaN or infinity, which no grid holds: check the weights and the data"
             )
         found = starting_range(x, self.levels, self.side.initial_range, method)
+        if least_scale is not None:
+            found = widened(found, least_scale * self.levels.span)
         for name, value in self.side.from_range(found, self.levels).items():
             getattr(self, name).copy_(value)
         self.minimum_scale.fill_(_SMALLEST_SCALE)
         if "gain" in self.values:
             self._fit_gain(x)
         scale = self.interval(x).scale_out
-        self.minimum_scale.copy_(torch.maximum(scale, scale.max() / 4) / 1024)
+        floor = torch.maximum(scale, scale.max() / 4) / 1024
+        self.minimum_scale.copy_(floor if least_scale is None else floor.clamp_min(least_scale))
         self.enabled = True
 
     def _fit_gain(self, x: Tensor) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.errors import NotFiniteError, TrainingError
+from sqakd_fx.exporting import export_onnx
 from sqakd_fx.families import FAMILIES
 from sqakd_fx.initialise import mse_optimal
-from sqakd_fx.program import build_program
+from sqakd_fx.program import build_program, lower
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.validate import validate
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 
@@ -89,3 +94,49 @@ def test_the_mse_search_finds_what_trying_every_candidate_finds(bits: int) -> No
     found = error(mse_optimal(weight, levels).upper.double().reshape(-1, 1))
     assert (found >= 0.999999 * least).all()
     assert found.sum() <= 1.005 * least.sum()
+
+
+class ZeroMean(nn.Module):
+    """The average of a normalised tensor: 0 but for rounding."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4), last)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("last", [nn.Identity(), nn.Conv2d(4, 4, 1, bias=False)], ids=str)
+@pytest.mark.parametrize("family", ["lsq", "lsq+", "ewgs", "pact", "dorefa", "percentile"])
+def test_an_average_of_rounding_gets_no_grid_of_rounding(last: nn.Module, family: str) -> None:
+    torch.manual_seed(0)
+    model, images = ZeroMean(last).eval(), torch.randn(4, 3, 11, 11)
+    with torch.no_grad():
+        normalised = model.body(images)
+    peak = float(normalised.abs().max())
+    noise = float(normalised.mean((2, 3)).abs().max())
+    assert noise < 1e-6 * peak
+    recipe = resolve_recipe("w4a4", activation_family=family)
+    program = build_program(model, (images,), {}, recipe)
+    calibrate(program.student, [(images,)], method="minmax")
+    quantizer = program.student.get_submodule("mean.output_quantizer")
+    assert isinstance(quantizer, Quantizer)
+    assert float(quantizer.grid().scale) >= peak / 2**16
+    lowered = lower(program.student).graph_module
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(lowered, program, recipe, path)
+        assert not validate(program.student, lowered, path, [(images,)]).failures
+
+
+def test_a_small_average_keeps_its_own_grid() -> None:
+    torch.manual_seed(0)
+    model, images = Net(), torch.randn(4, 3, 8, 8)
+    program = build_program(model.eval(), (images,), {}, resolve_recipe("w8a8"))
+    calibrate(program.student, [(images,)], method="minmax")
+    quantizer = program.student.get_submodule("mean.output_quantizer")
+    assert isinstance(quantizer, Quantizer)
+    largest = float(model.body(images).detach().mean((2, 3)).abs().max())
+    assert float(quantizer.grid().scale) == pytest.approx(largest / 128, rel=0.02)
