@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from sqakd_fx.activation_checkpoints import Checkpointed
+from sqakd_fx.activation_checkpoints import checkpointed
 from sqakd_fx.batch_norm_by_rows import batch_norm_by_rows
 from sqakd_fx.compilation import has_compiler, wants_compilation
 from sqakd_fx.craft import low_bit_craft
@@ -163,7 +163,7 @@ class _Run:
             self.note("checkpoint_activations has no effect: there are several processes")
             return
         assert isinstance(self.pair.student, fx.GraphModule)
-        self.pair = replace(self.pair, student=Checkpointed(self.pair.student))
+        self.pair = replace(self.pair, student=checkpointed(self.pair.student))
 
     def note_once(self, text: str) -> None:
         if text not in self.notes:

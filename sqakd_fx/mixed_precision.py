@@ -71,7 +71,7 @@ def choose_bits(layers: Sequence[LayerSensitivity], budget: Budget) -> dict[str,
     if least > budget.limit * (1 + 1e-9):
         raise RecipeError(
             f"the budget {budget.kind}={budget.limit:g} is below {least:g}, what these layers need at "
-            "the fewest bits: raise it, add smaller --candidates, or --set first_last=same"
+            "the fewest bits: raise it, add smaller --candidates, or --set first_last=same and projections=same"
         )
     solved = milp(
         np.array([layer.divergence[bits] for layer, bits in options]),

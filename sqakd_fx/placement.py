@@ -14,6 +14,7 @@ from sqakd_fx.errors import RecipeError
 from sqakd_fx.graphs import module_path, paths_and_parents
 from sqakd_fx.ops import Kind, Op
 from sqakd_fx.recipe import Override, Recipe
+from sqakd_fx.shortcuts import projections
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,19 @@ def layer_settings(
         RecipeError: an override that matches nothing.
     """
     layers = [n for n, op in ops.items() if op is not None and op.kind is Kind.COMPUTE]
-    ends = _first_and_last(graph_module, layers)
+    apart = {
+        node: (f"the {end} layer", "first_last", recipe.first_last)
+        for node, end in _first_and_last(graph_module, layers).items()
+    }
+    for node in projections(graph_module, ops):
+        what = "a projection of the residual stream"
+        apart.setdefault(node, (what, "projections", recipe.projections))
     used: set[int] = set()
     result: dict[fx.Node, LayerSettings] = {}
     for node in layers:
         op = ops[node]
         assert op is not None
-        settings = _base(recipe, ends.get(node))
+        settings = _base(recipe, apart.get(node))
         for index, override in enumerate(recipe.override):
             if _matches(override.match, node, op):
                 used.add(index)
@@ -69,14 +76,17 @@ def _near_patterns(
     return f"did you mean {', '.join(near)}?" if near else "`sqakd-fx inspect` lists them"
 
 
-def _base(recipe: Recipe, end: str | None) -> LayerSettings:
+def _base(recipe: Recipe, apart: tuple[str, str, str] | None) -> LayerSettings:
+    """`apart`: what a layer is that the recipe sets apart, the recipe's key for it, and the value there."""
     weight, activation, reason = recipe.weight_bits, recipe.activation_bits, None
     source = f"recipe {recipe.name}"
-    if end and recipe.first_last == "8bit":
-        weight = activation = 8
-        source = f"first_last: the {end} layer has 8 bits"
-    elif end and recipe.first_last == "float":
-        reason = f"the recipe keeps the {end} layer in float (first_last)"
+    if apart is not None:
+        what, key, value = apart
+        if value == "8bit":
+            weight = activation = 8
+            source = f"{key}: {what} has 8 bits"
+        elif value == "float":
+            reason = f"the recipe keeps {what} in float ({key})"
     return LayerSettings(
         weight,
         activation,

@@ -72,6 +72,10 @@ class Recipe(BaseModel):
     first_last: Literal["8bit", "float", "same"] = Field(
         "8bit", description="bits of the first and the last layer"
     )
+    projections: Literal["8bit", "float", "same"] = Field(
+        "8bit",
+        description="bits of layers of one pixel that carry a residual stream past other layers",
+    )
     residual_bits: int = Field(
         8, ge=1, le=8, description="least bits of tensors that are added, multiplied or averaged"
     )
@@ -241,6 +245,7 @@ def _paper_preset(family: str, run: str | None, weight: int, activation: int) ->
         "activation_family": family,
         "granularity": "tensor",
         "first_last": "float",
+        "projections": "same",
         "initialisation": "paper",
         "schedule": "cosine",
         "warmup": 0.0,

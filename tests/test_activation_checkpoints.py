@@ -7,7 +7,7 @@ import torch
 from conftest import distilled
 from torch import Tensor, nn
 
-from sqakd_fx.activation_checkpoints import Checkpointed
+from sqakd_fx.activation_checkpoints import checkpointed
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.progress import StepReport
@@ -105,4 +105,4 @@ def kept(module: nn.Module, own: nn.Module, images: Tensor) -> int:
 def test_segments_keep_less_between_the_passes(residual_net: nn.Module, images: Tensor) -> None:
     student = calibrated(residual_net, images, resolve_recipe("w4a4")).student.train()
     whole = kept(student, student, images)
-    assert kept(Checkpointed(student), student, images) < 0.6 * whole
+    assert kept(checkpointed(student), student, images) < 0.6 * whole
