@@ -1,7 +1,7 @@
 """Less memory for more time: a student in segments that keep only their inputs and are computed again.
 
-In the backward pass a segment runs a second time
-to have what its gradients need; BatchNorm then takes the same batch statistics and leaves its running ones alone.
+In the backward pass a segment runs a second time to have what its gradients need; BatchNorm then takes the same
+batch statistics and leaves its running ones alone.
 """
 
 from __future__ import annotations

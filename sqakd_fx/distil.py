@@ -36,6 +36,7 @@ from sqakd_fx.progress import StepReport, peak_memory
 from sqakd_fx.randomness import seed_everything, undisturbed_randomness
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.recovery import Recovery, TrainingState
+from sqakd_fx.sharded_teacher import sharded
 from sqakd_fx.teacher_cache import TeacherCache, fingerprint_of
 from sqakd_fx.training_step import GradientStep
 
@@ -88,7 +89,7 @@ def distil(
     on_report: Callable[[StepReport], None] = lambda report: None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Distilled:
-    """Train `student` (calibrated, on `device`) in place; it ends in evaluation mode.
+    """Train `student` (calibrated, on `device`) in place; it ends in evaluation mode. `teacher` is moved there.
 
     On `held_out`, batches that `batches` does not give, the agreement with the teacher is measured.
     `checkpoints` is a folder for checkpoints, None for none. With `resume`, training goes on from
@@ -102,7 +103,7 @@ def distil(
         student, teacher, batches, recipe, steps_per_epoch, device, checkpoints, on_report, on_note
     )
     if held_out := list(held_out):
-        run.held_out = HeldOut(held_out, teacher, device)
+        run.held_out = HeldOut(held_out, run.pair.teacher_output, device)
     if recipe.early_stop is not None and run.held_out is None:
         run.note("early_stop has no effect: there are no held-out samples to measure agreement on")
     if recipe.delta_refresh and recipe.delta_refresh * run.steps_per_epoch >= run.total:
@@ -148,6 +149,9 @@ class _Run:
         self.craft = low_bit_craft(
             student, recipe, self._calibration, self.pair, self.steps_per_epoch
         )
+        self.teacher_is_sharded = recipe.shard_teacher and self._shard_teacher()
+        if not self.teacher_is_sharded:
+            self.pair.teacher.to(device)
         self.state = TrainingState(student, make_optimizer(student, recipe), self.craft)
         if recipe.checkpoint_activations:
             self._checkpoint_activations()
@@ -164,6 +168,14 @@ class _Run:
             return
         assert isinstance(self.pair.student, fx.GraphModule)
         self.pair = replace(self.pair, student=checkpointed(self.pair.student))
+
+    def _shard_teacher(self) -> bool:
+        if not is_distributed() or not isinstance(self.pair.teacher, fx.GraphModule):
+            why = "the teacher is no traced graph" if is_distributed() else "there is one process"
+            self.note(f"shard_teacher has no effect: {why}")
+            return False
+        self.pair = replace(self.pair, teacher=sharded(self.pair.teacher, self.device))
+        return True
 
     def note_once(self, text: str) -> None:
         if text not in self.notes:
@@ -381,7 +393,8 @@ class _Run:
         return True
 
     def _compilable(self) -> list[nn.Module]:
-        parts = (self.pair.student, self.pair.teacher, self.pair.loss)
+        teacher = () if self.teacher_is_sharded else (self.pair.teacher,)
+        parts = (self.pair.student, *teacher, self.pair.loss)
         return [part for part in parts if isinstance(part, nn.Module)]
 
     def _drop_compiled(self) -> None:

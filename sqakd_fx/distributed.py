@@ -72,6 +72,17 @@ def mean_of(value: Tensor) -> Tensor:
     return value
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def variance_of_all(x: Tensor) -> Tensor:
+    """The variance of the values of all processes, of shape (), without a gradient."""
+    x = x.detach()
+    total = torch.stack([x.sum(), x.new_tensor(float(x.numel()))])
+    dist.all_reduce(total)
+    squares = (x - total[0] / total[1]).square().sum()
+    dist.all_reduce(squares)
+    return squares / total[1]
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """True where the flag is set in any process."""
     if not is_distributed():

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.losses import distillation_loss, relative_error
+from sqakd_fx.losses import distillation_loss, share_of_relative_error
 from sqakd_fx.ops import Kind, shape_of
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
@@ -25,12 +25,21 @@ from sqakd_fx.recipe import Recipe
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """Student and teacher as a step calls them, the loss of their two outputs, and what a user should know."""
+    """Student and teacher as a step calls them, the loss of their two outputs, and what a user should know.
+
+    With `inner` both give (output, features).
+    """
 
     student: nn.Module
     teacher: nn.Module
     loss: Callable[[Any, Any], Tensor]
     note: str | None = None
+    inner: bool = False
+
+    def teacher_output(self, *inputs: Any) -> Any:
+        """What the float model itself returns."""
+        found = self.teacher(*inputs)
+        return found[0] if self.inner else found
 
 
 def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -> TrainingPair:
@@ -59,6 +68,7 @@ def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -
         _exposing(student, [quantized for quantized, _ in places]),
         _exposing(teacher, [theirs for _, theirs in places]),
         FeatureLoss(outputs, seen_as, recipe.feature_weight),
+        inner=True,
     )
 
 
@@ -121,5 +131,5 @@ class FeatureLoss(nn.Module):
         for seen_as, own, other in zip(self.seen_as, student[1], teacher[1], strict=True):
             with torch.no_grad():
                 wanted = seen_as(other)
-            loss = loss + self.weight * relative_error(own, wanted)
+            loss = loss + self.weight * share_of_relative_error(own, wanted)
         return loss

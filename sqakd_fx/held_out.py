@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -159,13 +159,13 @@ class HeldOut:
     def __init__(
         self,
         batches: Iterable[tuple[Any, ...]],
-        teacher: nn.Module,
+        teacher: Callable[..., Any],
         device: torch.device,
     ) -> None:
         self.batches = [_placed(batch, device) for batch in batches]
         self.since = time.monotonic()
         with torch.no_grad():
-            self.targets = [teacher.forward(*batch) for batch in self.batches]
+            self.targets = [teacher(*batch) for batch in self.batches]
         self.cost = time.monotonic() - self.since
         self.spent = 0.0
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten_with_path
 
 from sqakd_fx.calls import key_name
+from sqakd_fx.distributed import is_distributed, variance_of_all
 from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.recipe import Recipe
 
@@ -35,9 +36,18 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, axis: in
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error over the teacher's variance; scale-free."""
-    teacher = teacher.float()
-    spread = teacher.var(correction=0) + 1e-12
-    return F.mse_loss(student.float(), teacher) / spread
+    return _over_variance(student, teacher, teacher.float().var(correction=0))
+
+
+def share_of_relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """This process's part of the relative error of the whole batch: all processes call it together."""
+    if not is_distributed():
+        return relative_error(student, teacher)
+    return _over_variance(student, teacher, variance_of_all(teacher.float()))
+
+
+def _over_variance(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
+    return F.mse_loss(student.float(), teacher.float()) / (variance + 1e-12)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -72,7 +82,7 @@ def output_loss(recipe: Recipe, shape: tuple[int, ...], name: str = "output") ->
         kind = "mse" if axis is None else "kl"
     if kind == "kl":
         return lambda s, t: kl_divergence(s, t, recipe.temperature, -1 if axis is None else axis)
-    return {"mse": relative_error, "cosine": cosine_distance, "none": None}[kind]
+    return {"mse": share_of_relative_error, "cosine": cosine_distance, "none": None}[kind]
 
 
 def _setting(value: T | Mapping[str, T], name: str) -> T | None:

@@ -215,7 +215,7 @@ def _run(
         check_export(program, recipe)
         program.student.to(device)
 
-    teacher = distillation_teacher(program).to(device)
+    teacher = distillation_teacher(program)
     with _timed(timings, "distil"):
         total = recipe.steps if recipe.steps is not None else recipe.epochs * per_epoch
         labels = f"labels {recipe.labels:.0%} of the loss" if recipe.labels else "no labels"

@@ -175,6 +175,10 @@ class Recipe(BaseModel):
     cache_teacher: bool = Field(
         False, description="keep the teacher's outputs on disk, for data that is not augmented"
     )
+    shard_teacher: bool = Field(
+        False,
+        description="divide the teacher's weights among the processes of torchrun, for less memory",
+    )
     held_out: int = Field(
         256, ge=0, description="samples (at most 1 in 20) kept from training to measure agreement"
     )
@@ -208,6 +212,8 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
         values |= {"epochs": 8, "learning_rate": 2e-3 if lowest == 1 else 3e-3}
         values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
         values |= {"feature_weight": 1.0, "features": "sums", "feature_target": "float"}
+    if lowest == 2:
+        values |= {"temperature": 2.0}
     if weight == 2:
         values |= {"zero_in_grid": False}
     if weight == 1:

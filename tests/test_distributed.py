@@ -11,9 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from conftest import distilled
+from torch import Tensor, fx, nn
+from torch.distributed.tensor import DTensor
 
+from sqakd_fx.calibrate import calibrate
 from sqakd_fx.distributed import synchronised
+from sqakd_fx.program import build_program
+from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.sharded_teacher import sharded
 
 MODEL = """
 import torch
@@ -73,8 +79,18 @@ def losses(folder: Path, launcher: list[str], *more: str) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("family", ["lsq", "ewgs"])
-def test_two_processes_have_the_losses_of_one(tmp_path: Path, family: str) -> None:
+SHARDED = ["--set", "shard_teacher=true"]
+FEATURES = ["--set", "feature_weight=0.5", "--set", "features=sums", "--set", "learning_rate=0.01"]
+
+
+@pytest.mark.parametrize(
+    ("family", "both", "of_two"),
+    [("lsq", [], []), ("ewgs", [], []), ("lsq", FEATURES, SHARDED)],
+    ids=["lsq", "ewgs", "a sharded teacher with features"],
+)
+def test_two_processes_have_the_losses_of_one(
+    tmp_path: Path, family: str, both: list[str], of_two: list[str]
+) -> None:
     # At 8 bits a value that float addition puts on the other side of a rounding changes little. Adam
     # would turn a gradient of 1e-9 into a whole step: with it one process whose rows come in another
     # order is off by 4e-5 after 12 steps.
@@ -85,16 +101,59 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path, family: str) -> No
         f"weight_family={family}",
         "--set",
         f"activation_family={family}",
+        *both,
     ]
     one = losses(tmp_path / "one", [], *families)
     two = losses(
         tmp_path / "two",
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
         *families,
+        *of_two,
     )
     assert len(one) == len(two) == 12
     assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
     assert one[-1] < 0.7 * one[0]
+
+
+def sharded_teacher(rank: int, folder: str) -> None:
+    """One of two processes: a teacher's output before and after its weights are divided, and their number."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    tied = nn.Linear(8, 8)
+    net = nn.Sequential(nn.Linear(6, 8), tied, nn.ReLU(), tied, nn.ReLU(), nn.Linear(8, 4))
+    teacher, x = fx.symbolic_trace(net.eval()), torch.randn(3, 6)
+    with torch.no_grad():
+        wanted = teacher(x)
+        made = sharded(teacher, torch.device("cpu"))
+        found = [made(x), made(x)]
+    kept = sum(p.to_local().numel() for p in made.parameters() if isinstance(p, DTensor))
+    whole = sum(p.numel() for p in made.parameters() if not isinstance(p, DTensor))
+    state = {"wanted": wanted, "found": found, "kept": kept, "whole": whole}
+    torch.save(state, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_sharded_teacher_answers_as_before_and_each_process_keeps_its_share(
+    tmp_path: Path,
+) -> None:
+    torch.multiprocessing.spawn(sharded_teacher, (str(tmp_path),), nprocs=2)
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for state in states:
+        assert all(torch.equal(answer, state["wanted"]) for answer in state["found"])
+    assert sum(state["kept"] for state in states) == 6 * 8 + 8 + 8 * 4 + 4  # but the tied layer
+    assert max(state["kept"] for state in states) <= 50
+    assert [state["whole"] for state in states] == [8 * 8 + 8] * 2
+
+
+def test_one_process_keeps_its_teacher_whole_and_says_so(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    recipe = resolve_recipe("w4a4", steps=1, shard_teacher=True)
+    program = build_program(residual_net, (images[:2],), {}, recipe)
+    calibrate(program.student, [(images,)])
+    done = distilled(program, images, recipe)
+    assert "shard_teacher has no effect: there is one process" in done.notes
 
 
 def normalised_share(rank: int, folder: str) -> None:
