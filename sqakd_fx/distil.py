@@ -22,7 +22,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from sqakd_fx.activation_checkpoints import checkpointed
 from sqakd_fx.batch_norm_by_rows import batch_norm_by_rows
-from sqakd_fx.compilation import has_compiler, wants_compilation
+from sqakd_fx.compilation import compiler_settings, has_compiler, wants_compilation
 from sqakd_fx.craft import low_bit_craft
 from sqakd_fx.distributed import any_process, is_distributed, is_first, mean_of, synchronised
 from sqakd_fx.errors import SqakdError, TrainingError, short
@@ -200,7 +200,12 @@ class _Run:
         mean = float("nan")
         by_rows = compiled and self.device.type == "cpu" and not is_distributed()
         faster = batch_norm_by_rows(self.student) if by_rows else contextlib.nullcontext()
-        with faster, synchronised(self.student), collected_signals() as signalled:
+        with (
+            faster,
+            compiler_settings(),
+            synchronised(self.student),
+            collected_signals() as signalled,
+        ):
             while not self._is_done():
                 try:
                     mean = self._until_end(signalled)
