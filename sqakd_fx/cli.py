@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from functools import wraps
+from contextlib import suppress
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sqakd_fx.errors import RecipeError, SqakdError
+from sqakd_fx.errors import RecipeError, SqakdError, UnknownFamilyError
 
 if TYPE_CHECKING:
     from sqakd_fx.recipe import Recipe
@@ -78,10 +79,17 @@ def _sizes(text: str | None) -> tuple[int, ...] | None:
 
 def _recipe(
     recipe: str | None, bits: str | None, settings: list[str] | None, **fields: Any
-) -> Recipe:
+) -> Callable[[], Recipe]:
+    """Gives the recipe of the options, once the model is loaded.
+
+    A mistake is told before that, except a family that is not known: model.py may register it.
+    """
     from sqakd_fx.recipe import resolve_recipe
 
-    return resolve_recipe(recipe, bits=bits, settings=settings or (), **fields)
+    resolved = partial(resolve_recipe, recipe, bits=bits, settings=settings or (), **fields)
+    with suppress(UnknownFamilyError):
+        resolved()
+    return resolved
 
 
 @app.command()
@@ -106,7 +114,9 @@ def quantize(
     debug: Debug = False,
 ) -> None:
     """Train a low-bit student of a float model without labels, and export it as integer ONNX."""
-    resolved = _recipe(recipe, bits, set_, epochs=epochs, steps=steps, device=device, seed=seed)
+    recipe_of_options = _recipe(
+        recipe, bits, set_, epochs=epochs, steps=steps, device=device, seed=seed
+    )
     from sqakd_fx.terminal import Live
 
     with Live() as live:
@@ -115,7 +125,7 @@ def quantize(
 
         loaded = _source(source, weights, data, input_shape)
         folder = out or Path("sqakd-out") / loaded.name
-        result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
+        result = run(loaded, recipe_of_options(), folder, resume=resume, dump=dump, observer=live)
     if result is None:
         return
     live.summary(result.report, folder)
@@ -158,8 +168,9 @@ def inspect(
 
         recipe = recipe or str(Path(target) / "recipe.toml")
         target = str(read_json(Path(target) / "program.json")["source"])
-    resolved = _recipe(recipe, bits, set_)
+    recipe_of_options = _recipe(recipe, bits, set_)
     loaded = _source(target, weights, None, input_shape)
+    resolved = recipe_of_options()
     if diff is not None:
         for one in diff:
             inspection.check_choice("--diff", one, inspection.STAGES)
@@ -197,13 +208,14 @@ def sensitivity(
 
     limit = None if budget is None else parse_budget(budget)
     widths = _widths(candidates) if limit is not None else ()
-    resolved = _recipe(recipe, bits, set_)
+    recipe_of_options = _recipe(recipe, bits, set_)
     from sqakd_fx.sensitivity_report import choose_and_write, measure_source, show
     from sqakd_fx.terminal import Live
 
     with Live() as live:
         live.stage("load", source)
         loaded = _source(source, weights, data, input_shape)
+        resolved = recipe_of_options()
         layers = measure_source(loaded, resolved, widths, samples, live)
     chosen = {} if limit is None else choose_and_write(resolved, layers, limit, out)
     show(layers, chosen, as_json=json_)

@@ -30,6 +30,10 @@ class RecipeError(SqakdError):
     """A recipe has an unknown key, a value out of range, or an override that matches nothing."""
 
 
+class UnknownFamilyError(RecipeError):
+    """A recipe names a quantizer family that nobody has registered, so far."""
+
+
 class PassError(SqakdError):
     """A pass was given a graph that an earlier pass should have prepared, or broke its promise."""
 

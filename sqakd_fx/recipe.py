@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from sqakd_fx.errors import RecipeError
+from sqakd_fx.errors import RecipeError, UnknownFamilyError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -310,6 +310,7 @@ def resolve_recipe(
 
     Raises:
         RecipeError: an unknown preset or key, or a value out of range.
+        UnknownFamilyError: a family that is not registered (yet).
     """
     if isinstance(recipe, Recipe):
         values: dict[str, Any] = recipe.model_dump(exclude_none=True)
@@ -378,7 +379,8 @@ def validate(values: Mapping[str, Any]) -> Recipe:
                 else "`sqakd-fx recipes` shows every key"
             )
             raise RecipeError(f"the recipe has no key {path!r}: {hint}") from None
-        raise RecipeError(
+        kind = UnknownFamilyError if first["type"] == "family" else RecipeError
+        raise kind(
             f"the recipe's {path} = {first['input']!r} does not fit: {_lower(first['msg'])}"
         ) from None
 

@@ -189,3 +189,32 @@ def test_bad_input_is_one_sentence_and_exit_status_2(tmp_path: Path, case: str) 
     assert len([line for line in done.stderr.splitlines() if line.startswith("sqakd-fx:")]) == 1
     assert all(p.read_bytes() == content for p, content in before.items())
     assert not list(tmp_path.rglob("*.onnx"))
+
+
+FAMILY = (
+    GOOD
+    + """
+from sqakd_fx.families import FAMILIES, Family, register
+register(Family("mine", FAMILIES["lsq"].weight, FAMILIES["pact"].activation, "here"))
+"""
+)
+
+
+def test_a_recipe_may_name_a_family_that_the_model_file_registers(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(FAMILY)
+    families = ("--set", "weight_family=mine", "--set", "activation_family=mine")
+    done = sqakd("quantize", "model.py", *families, "--steps", "2", "--out", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'weight_family = "mine"' in (tmp_path / "r" / "recipe.toml").read_text()
+    again = sqakd("validate", "r", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    shown = sqakd("inspect", "model.py", *families, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_a_family_that_the_model_file_does_not_register_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(GOOD)
+    done = sqakd("quantize", "model.py", "--set", "weight_family=mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "weight_family = 'mine' does not fit: choose one of minmax" in done.stderr
+    assert "Traceback" not in done.stderr
