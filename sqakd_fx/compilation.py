@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 
 import torch
 import torch._functorch.config as functorch_config
+from torch import fx
 
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.ops import shape_of
+from sqakd_fx.quantizer import Quantizer
 
-_COMPILE_FROM_STEPS = 600
+_GPU_FROM_STEPS = 600
+_SAVED = 5e-9
+"""Seconds that compiling saves a step for every activation that is quantized (2 CPU cores)."""
+_COST = 1.2
+"""Seconds that compiling takes for every quantizer (2 CPU cores, nothing in torch's cache)."""
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -20,9 +27,27 @@ def has_compiler(device: torch.device) -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def wants_compilation(recipe: Recipe, steps: int) -> bool:
-    """Whether the recipe has `steps` steps compiled."""
-    return recipe.compile == "always" or (recipe.compile == "auto" and steps >= _COMPILE_FROM_STEPS)
+def earns_compiling_back(
+    student: fx.GraphModule, steps: int, batch: int, device: torch.device
+) -> bool:
+    """Whether a run of `steps` steps of `batch` samples saves more than compiling takes.
+
+    The same at every start, so that a run that is resumed goes on as it began.
+    """
+    if device.type != "cpu":
+        return steps >= _GPU_FROM_STEPS
+    quantized = [
+        (node, module)
+        for node in student.graph.nodes
+        if node.op == "call_module"
+        and isinstance(module := student.get_submodule(str(node.target)), Quantizer)
+    ]
+    activations = sum(
+        math.prod((shape_of(node) or ())[1:])
+        for node, module in quantized
+        if module.role == "activation"
+    )
+    return steps * batch * activations * _SAVED > len(quantized) * _COST
 
 
 def compiler_settings() -> contextlib.AbstractContextManager[None]:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from torch._dynamo.exc import TorchDynamoException
 
 from sqakd_fx.activation_checkpoints import checkpointed
 from sqakd_fx.batch_norm_by_rows import batch_norm_by_rows
-from sqakd_fx.compilation import compiler_settings, has_compiler, wants_compilation
+from sqakd_fx.compilation import compiler_settings, earns_compiling_back, has_compiler
 from sqakd_fx.craft import low_bit_craft
 from sqakd_fx.distributed import any_process, is_distributed, is_first, mean_of, synchronised
 from sqakd_fx.errors import SqakdError, TrainingError, short
 from sqakd_fx.features import training_pair
 from sqakd_fx.held_out import HeldOut
 from sqakd_fx.interrupts import collected_signals
+from sqakd_fx.kept_memory import kept_memory
 from sqakd_fx.memory_format import store_channels_last
 from sqakd_fx.mixing import can_mix, mixed
 from sqakd_fx.optimizer import make_optimizer, schedule, set_rates
@@ -200,8 +201,10 @@ class _Run:
         mean = float("nan")
         by_rows = compiled and self.device.type == "cpu" and not is_distributed()
         faster = batch_norm_by_rows(self.student) if by_rows else contextlib.nullcontext()
+        keeping = kept_memory() if self.device.type == "cpu" else contextlib.nullcontext()
         with (
             faster,
+            keeping,
             compiler_settings(),
             synchronised(self.student),
             collected_signals() as signalled,
@@ -334,13 +337,18 @@ class _Run:
                 if step == self.total:
                     return
 
-    def _calibration(self) -> Iterator[tuple[Any, ...]]:
+    def _calibration(self) -> Generator[tuple[Any, ...], None, None]:
         """First batches of the first epoch; what loaders and augmentations draw next is not changed."""
         with undisturbed_randomness():
             seed_everything(self.recipe.seed)
             for batch in itertools.islice(self.batches(0), self.recipe.calibration_batches):
                 inputs = self._without_labels(batch)
                 yield tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in inputs)
+
+    def _batch_size(self) -> int:
+        with contextlib.closing(self._calibration()) as batches:
+            first = next(batches, ())
+        return next((len(x) for x in first if isinstance(x, Tensor) and x.ndim), 0)
 
     def _without_labels(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         return batch[:-1] if self.recipe.labels else batch
@@ -383,7 +391,7 @@ class _Run:
         return loss
 
     def _compile(self) -> bool:
-        if not wants_compilation(self.recipe, self.total - self.state.step):
+        if not self._wants_compiling():
             return False
         if self.recipe.checkpoint_activations:
             self.note("checkpoint_activations: training runs uncompiled")
@@ -396,6 +404,11 @@ class _Run:
             module.compile()
         self.compiling = True
         return True
+
+    def _wants_compiling(self) -> bool:
+        if self.recipe.compile != "auto":
+            return self.recipe.compile == "always"
+        return earns_compiling_back(self.student, self.total, self._batch_size(), self.device)
 
     def _compilable(self) -> list[nn.Module]:
         teacher = () if self.teacher_is_sharded else (self.pair.teacher,)

@@ -24,11 +24,11 @@ from torch.utils.data import (
 )
 
 from sqakd_fx.calibrate import calibrate
-from sqakd_fx.compilation import has_compiler
+from sqakd_fx.compilation import earns_compiling_back, has_compiler
 from sqakd_fx.distil import Batches, Distilled, distil
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.held_out import Split, split_data
-from sqakd_fx.program import build_program
+from sqakd_fx.program import Program, build_program
 from sqakd_fx.progress import StepReport
 from sqakd_fx.randomness import repeatable_arithmetic
 from sqakd_fx.recipe import resolve_recipe
@@ -59,7 +59,9 @@ def trained(
 ) -> tuple[Distilled, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    recipe = resolve_recipe("w4a4", settings=["steps=6", "optimizer=sgd", *settings])
+    recipe = resolve_recipe(
+        "w4a4", settings=["steps=6", "optimizer=sgd", "compile=never", *settings]
+    )
     program = build_program(model, (ROWS,), {}, recipe)
     calibrate(program.student, [(ROWS,)])
     student = Hungry(program.student, most)
@@ -270,6 +272,22 @@ def test_a_compiler_that_fails_costs_speed_and_nothing_else() -> None:
     assert all(torch.equal(eager[name], fallen_back[name]) for name in eager)
 
 
+def test_compiling_is_for_runs_that_earn_it_back() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    small, large = (
+        build_program(net.eval(), (torch.zeros(2, 3, side, side),), {}, resolve_recipe("w4a4"))
+        for side in (8, 200)
+    )
+
+    def earns(program: Program, steps: int, batch: int) -> bool:
+        return earns_compiling_back(program.student, steps, batch, torch.device("cpu"))
+
+    assert earns(large, 100, 64)
+    assert not earns(large, 2, 64)
+    assert not earns(large, 100, 1)
+    assert not earns(small, 1000, 64)
+
+
 @pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler here")
 def test_compiled_steps_learn_what_eager_steps_learn() -> None:
     learned = {}
@@ -306,6 +324,27 @@ def test_an_average_of_weights_goes_on_from_its_checkpoint_bit_for_bit(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         trained(99, *settings, data=interrupted, checkpoints=tmp_path)
     _, resumed = trained(99, *settings, checkpoints=tmp_path, resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler here")
+def test_a_compiled_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    settings = ["compile=always", "checkpoint_steps=1"]
+    torch._dynamo.reset()
+    done, whole = trained(99, *settings)
+    assert done.compiled
+
+    def interrupted(epoch: int) -> list[tuple[Tensor]]:
+        if epoch == 4:
+            raise KeyboardInterrupt
+        return [(ROWS,)]
+
+    torch._dynamo.reset()
+    with pytest.raises(KeyboardInterrupt):
+        trained(99, *settings, data=interrupted, checkpoints=tmp_path)
+    torch._dynamo.reset()
+    done, resumed = trained(99, *settings, checkpoints=tmp_path, resume=True)
+    assert done.compiled
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
