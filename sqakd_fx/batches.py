@@ -13,6 +13,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeGuard, TypeVar
 
@@ -77,6 +78,7 @@ class Batches(Generic[T]):
         drop_last: bool,
         shuffle: bool = False,
         seed: int = 0,
+        workers: int = 0,
     ) -> None:
         if isinstance(data, Mapping):
             raise SourceError(
@@ -90,6 +92,7 @@ class Batches(Generic[T]):
         self._drop_last = drop_last
         self._shuffle = shuffle
         self._seed = seed
+        self._workers = workers
         self._epoch = 0
         self._samples: bool | None = None
         self._labels_ignored = False
@@ -168,7 +171,9 @@ class Batches(Generic[T]):
             sampler=order.tolist(),
             drop_last=self._drops(len(data)),
             generator=generator,
-            collate_fn=lambda items: _collate([self._layout.split(item) for item in items]),
+            collate_fn=partial(_collate_items, self._layout),
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def _from_items(self, data: Iterable[Any]) -> Iterator[_Record]:
@@ -221,6 +226,7 @@ def input_batches(
     seed: int,
     example_ndim: int | None = None,
     what: str = "training data",
+    workers: int = 0,
 ) -> Batches[Batch]:
     """Batches of inputs; labels are never looked at.
 
@@ -234,6 +240,7 @@ def input_batches(
         shuffle: permute samples of data that has a length, anew for each `set_epoch`.
         example_ndim: axes of the example's first input. None: a Dataset gives samples, any other
             iterable gives batches.
+        workers: processes that load and collate samples of a Dataset ahead of the training loop; 0: none.
 
     Iteration raises:
         SourceError: no batch, an item that cannot be loaded or has the wrong form.
@@ -247,6 +254,7 @@ def input_batches(
         drop_last=True,
         shuffle=shuffle,
         seed=seed,
+        workers=workers,
     )
 
 
@@ -261,6 +269,7 @@ def labelled_batches(
     seed: int = 0,
     example_ndim: int | None = None,
     what: str = "evaluation data",
+    workers: int = 0,
 ) -> Batches[tuple[Batch, Any]]:
     """(batch, target) pairs, in the data's own order unless `shuffle`.
 
@@ -279,6 +288,7 @@ def labelled_batches(
         drop_last=drop_last,
         shuffle=shuffle,
         seed=seed,
+        workers=workers,
     )
 
 
@@ -420,6 +430,10 @@ def _tensor(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return torch.from_numpy(np.array(value))
     return value
+
+
+def _collate_items(layout: _Layout, items: list[Any]) -> _Record:
+    return _collate([layout.split(item) for item in items])
 
 
 def _collate(records: list[_Record]) -> _Record:

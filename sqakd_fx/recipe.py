@@ -108,6 +108,9 @@ class Recipe(BaseModel):
     epochs: int = Field(4, ge=0)
     steps: int | None = Field(None, ge=0, description="overrides epochs")
     batch_size: int = Field(128, ge=1, description="where the data is not batched already")
+    workers: int = Field(
+        0, ge=0, description="processes that load a Dataset's samples ahead of the training loop"
+    )
     temperature: float = Field(4.0, gt=0)
     loss: LossKind | dict[str, LossKind] = Field(
         "auto",

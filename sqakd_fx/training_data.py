@@ -69,6 +69,7 @@ def training_inputs(source: Source, program: Program, recipe: Recipe) -> Trainin
         "batch_size": recipe.batch_size,
         "seed": recipe.seed,
         "example_ndim": source.example_ndim,
+        "workers": recipe.workers,
     }
     return TrainingInputs(
         input_batches(split.training, shuffle=True, **form),

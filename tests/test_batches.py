@@ -252,6 +252,35 @@ def test_an_own_error_in_a_worker_process_stays_one_sentence() -> None:
         list(unlabelled(data))
 
 
+def noisy(index: int) -> tuple[Tensor, int]:
+    return IMAGES[index] + torch.rand(()), index
+
+
+def test_worker_processes_give_the_same_samples_in_the_same_order() -> None:
+    data = Samples(lambda index: (IMAGES[index], index), length=N)
+    here, there = (
+        first_inputs(unlabelled(data, shuffle=True, workers=workers)) for workers in (0, 2)
+    )
+    assert len(here) == len(there) > 1
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_what_a_dataset_draws_in_a_worker_process_follows_the_epoch() -> None:
+    batches = unlabelled(Samples(noisy), shuffle=True, workers=1)
+    drawn = []
+    for epoch in (0, 0, 1):
+        batches.set_epoch(epoch)
+        drawn.append(torch.cat(first_inputs(batches)))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0].sort(0).values, drawn[2].sort(0).values)
+
+
+def test_an_error_in_a_worker_process_of_ours_names_the_batch() -> None:
+    with pytest.raises(SourceError, match=r"batch 1 fails with OSError: disk gone") as raised:
+        list(unlabelled(Samples(fails), workers=1))
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("data", [IMAGES, [(IMAGES,)], [{"x": IMAGES}]])
 def test_evaluation_data_without_labels_is_refused(data: Any) -> None:
     with pytest.raises(SourceError, match="evaluation data gives items without a label"):
