@@ -210,7 +210,7 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     if lowest >= 7:
         values |= {"learning_rate": 1e-4, "quantizer_learning_rate": 1e-4, "epochs": 2}
     elif lowest >= 4:
-        values |= {"epochs": 4}
+        values |= {"epochs": 4, "learning_rate": 3e-4}
     else:
         values |= {"epochs": 8, "learning_rate": 2e-3 if lowest == 1 else 3e-3}
         values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}

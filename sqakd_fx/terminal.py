@@ -78,7 +78,8 @@ class Live:
             self.task = None
         if self.current is not None and done:
             name, detail = self.current
-            self.console.print(f"{name:<10} {time.monotonic() - self.started:6.1f} s  {detail}")
+            elapsed = time.monotonic() - self.started
+            self.console.print(f"{name:<10} {elapsed:6.1f} s  {detail}", soft_wrap=True)
         self.current = None
 
     def progress(self, done: int, total: int) -> None:
@@ -101,11 +102,12 @@ class Live:
         elif time.monotonic() - self.spoke > _PLAIN_SECONDS or report.step == report.steps:
             self.spoke = time.monotonic()
             left = f"  {report.seconds_left:.0f} s left" if report.step < report.steps else ""
-            self.console.print(f"  step {report.step} of {report.steps}: {detail}{left}")
+            line = f"  step {report.step} of {report.steps}: {detail}{left}"
+            self.console.print(line, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Something the user should know."""
-        self.console.print(f"  note: {text}", markup=False)
+        self.console.print(f"  note: {text}", markup=False, soft_wrap=True)
 
     def summary(self, report: Mapping[str, Any], out: Path) -> None:
         """The closing table, on stdout."""
