@@ -173,7 +173,7 @@ class Batches(Generic[T]):
             generator=generator,
             collate_fn=partial(_collate_items, self._layout),
             num_workers=self._workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._workers > 0 and torch.cuda.is_available(),
         )
 
     def _from_items(self, data: Iterable[Any]) -> Iterator[_Record]:

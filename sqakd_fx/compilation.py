@@ -1,4 +1,4 @@
-"""When training is worth compiling, whether it can be, and what of it the next run finds again."""
+"""When training is worth compiling, whether it can be, and how torch is to do it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import fx
 
+from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.ops import shape_of
-from sqakd_fx.quantizer import Quantizer
 
 _GPU_FROM_STEPS = 600
 _SAVED = 5e-9
@@ -36,18 +36,15 @@ def earns_compiling_back(
     """
     if device.type != "cpu":
         return steps >= _GPU_FROM_STEPS
-    quantized = [
-        (node, module)
-        for node in student.graph.nodes
-        if node.op == "call_module"
-        and isinstance(module := student.get_submodule(str(node.target)), Quantizer)
-    ]
+    found = quantizers_of(student)
     activations = sum(
         math.prod((shape_of(node) or ())[1:])
-        for node, module in quantized
-        if module.role == "activation"
+        for node in student.graph.nodes
+        if node.op == "call_module"
+        and node.target in found
+        and found[node.target].role == "activation"
     )
-    return steps * batch * activations * _SAVED > len(quantized) * _COST
+    return steps * batch * activations * _SAVED > len(found) * _COST
 
 
 def compiler_settings() -> contextlib.AbstractContextManager[None]:
