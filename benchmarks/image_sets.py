@@ -5,6 +5,7 @@ Plain PyTorch, so that peers see the same batches in environments of their own.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import sys
@@ -25,6 +26,15 @@ BATCH = 128
 ARCHIVE = WEIGHTS.parents[1] / "data" / "cifar10-jpeg.tar.xz"
 IDX = Path("/usr/share/datasets/fashion-mnist")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fashion"
+
+
+@functools.cache
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of shape (1, C, 1, 1)."""
+    one, other = (torch.tensor(x, device=device).view(1, -1, 1, 1) for x in (mean, std))
+    return one, other
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,7 @@ class ImageSet:
         return self.train_images // batch
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
+        mean, std = _constants(self.mean, self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
 
     def epoch(
@@ -61,23 +70,26 @@ class ImageSet:
         chance = torch.Generator().manual_seed(1000 * seed + number)
         order = torch.randperm(len(pixels), generator=chance)
         size, room = self.shape[-1], self.padding
-        for rows in order.split(batch):
-            if len(rows) < batch:
-                return
-            chosen = pixels[rows.to(pixels.device)].float()
-            padded = F.pad(chosen, (room, room, room, room), mode="reflect")
-            offsets = torch.randint(0, 2 * room + 1, (2, batch, 1), generator=chance)
-            dy, dx = offsets.to(pixels.device)
-            flip = torch.rand(batch, 1, generator=chance).to(pixels.device) < 0.5
-            across = torch.arange(size, device=pixels.device)
+        batches = order.split(batch)[: len(pixels) // batch]
+        drawn = [
+            (
+                torch.randint(0, 2 * room + 1, (2, batch, 1), generator=chance),
+                torch.rand(batch, 1, generator=chance),
+            )
+            for _ in batches
+        ]
+        # one copy an epoch: a copy a step would make the host wait for a GPU
+        chosen = torch.stack(batches).to(pixels.device)
+        offsets = torch.stack([one for one, _ in drawn]).to(pixels.device)
+        flips = torch.stack([one for _, one in drawn]).to(pixels.device) < 0.5
+        across = torch.arange(size, device=pixels.device)
+        index = torch.arange(batch, device=pixels.device)[:, None, None]
+        for rows, (dy, dx), flip in zip(chosen, offsets, flips, strict=True):
+            padded = F.pad(pixels[rows].float(), (room, room, room, room), mode="reflect")
             columns = torch.where(flip, size - 1 - across, across) + dx
-            index = torch.arange(batch, device=pixels.device)[:, None, None]
             rows_of = (across + dy)[:, :, None]
             cropped = padded.permute(0, 2, 3, 1)[index, rows_of, columns[:, None, :]]
-            yield (
-                self.normalised(cropped.permute(0, 3, 1, 2)),
-                labels[rows.to(pixels.device)],
-            )
+            yield self.normalised(cropped.permute(0, 3, 1, 2)), labels[rows]
 
 
 def _cifar10(part: str, folder: Path) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ A step is the teacher's forward pass, the student's forward and backward pass, a
 batch. Every row is a process of its own; they take turns, one step each, so that what slows the machine down
 slows them all. Medians and ratios to the eager float step are shown. Peak memory is the most that was
 resident during the steps above what the process held before there was a network (on a GPU: the most that was
-allocated there). Each of the other tools runs in a virtual environment that is made when it is first needed.
+taken from it). Each of the other tools runs in a virtual environment that is made when it is first needed.
 --scaling times ours against the float step over bits, layers and batch sizes instead.
 """
 
@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from plain import NETWORKS
 WARM_UP = 3
 LEAST_ROUNDS = 5
 REFERENCE = "float eager"
+GRAPHED = "float compiled, CUDA graphs"
 
 
 def _own(bits: int, compile: bool, precision: str = "float32") -> tuple[str, dict[str, Any]]:
@@ -43,6 +45,7 @@ def _own(bits: int, compile: bool, precision: str = "float32") -> tuple[str, dic
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     REFERENCE: ("float", {"compile": False}),
     "float compiled": ("float", {"compile": True}),
+    GRAPHED: ("float", {"compile": True, "mode": "reduce-overhead"}),
     "ours w4a4 eager": _own(4, False),
     "ours w4a4 compiled": _own(4, True),
     "ours w4a4 compiled bf16": _own(4, True, "bf16"),
@@ -70,38 +73,41 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How workers are run: seconds of steps for each, how many start at once, where environments are."""
+
+    seconds: float
+    at_once: int
+    folder: Path
+
+
 @contextlib.contextmanager
 def workers(
-    rows: dict[str, tuple[str, dict[str, Any]]], network: str, batch: int, folder: Path
+    rows: dict[str, tuple[str, dict[str, Any]]], network: str, batch: int, setting: Setting
 ) -> Iterator[tuple[dict[str, Worker], dict[str, float], dict[str, str]]]:
     """Running workers by row, the seconds of their first steps, and what failed and why."""
     running: dict[str, Worker] = {}
     first: dict[str, float] = {}
     failed: dict[str, str] = {}
+
+    def start(name: str) -> None:
+        say(f"{network}: first steps of {name}")
+        adapter, options = rows[name]
+        setup = {"do": "time", "network": network, "batch": batch, "warm_up": WARM_UP, **options}
+        try:
+            running[name] = Worker(adapter, setting.folder, f"{network} {name}", setup)
+            first[name] = running[name].receive()["seconds"]
+        except (WorkerFailed, RuntimeError) as error:
+            failed[name] = str(error)
+
     try:
-        for name, (adapter, options) in rows.items():
-            say(f"{network}: first steps of {name}")
-            try:
-                worker = Worker(
-                    adapter,
-                    folder,
-                    f"{network} {name}",
-                    {
-                        "do": "time",
-                        "network": network,
-                        "batch": batch,
-                        "warm_up": WARM_UP,
-                        **options,
-                    },
-                )
-                running[name] = worker
-                first[name] = worker.receive()["seconds"]
-            except (WorkerFailed, RuntimeError) as error:
-                failed[name] = str(error)
+        with ThreadPoolExecutor(setting.at_once) as pool:
+            list(pool.map(start, rows))
         for name in failed:
             if name in running:
                 running.pop(name).close()
-        yield running, first, failed
+        yield {name: running[name] for name in rows if name in running}, first, failed
     finally:
         for worker in running.values():
             worker.close()
@@ -111,13 +117,12 @@ def measure(
     rows: dict[str, tuple[str, dict[str, Any]]],
     network: str,
     batch: int,
-    seconds: float,
-    folder: Path,
+    setting: Setting,
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Every row's figures, and what failed and why."""
-    with workers(rows, network, batch, folder) as (running, first, failed):
+    with workers(rows, network, batch, setting) as (running, first, failed):
         times: dict[str, list[float]] = {name: [] for name in running}
-        end, said, rounds = time.monotonic() + seconds * len(running), 0.0, 0
+        end, said, rounds = time.monotonic() + setting.seconds * len(running), 0.0, 0
         while running and (rounds < LEAST_ROUNDS or time.monotonic() < end):
             for name, worker in running.items():
                 times[name].append(worker.ask("step")["seconds"])
@@ -157,7 +162,7 @@ def table(title: str, found: dict[str, Measured], failed: dict[str, str]) -> str
     return "\n".join(lines) + "\n"
 
 
-def scaling(over: str, seconds: float, folder: Path) -> Iterator[str]:
+def scaling(over: str, setting: Setting) -> Iterator[str]:
     """Lines of a table: ours, compiled, against the eager float step, over bits, layers or batch."""
     pair = {REFERENCE: ROWS[REFERENCE], "ours w4a4 compiled": ROWS["ours w4a4 compiled"]}
     by_bits = {f"ours w{b}a{b} compiled": _own(b, True) for b in (8, 4, 2, 1)}
@@ -169,7 +174,7 @@ def scaling(over: str, seconds: float, folder: Path) -> Iterator[str]:
     yield "| network | batch | bits | float eager, ms | ours compiled, ms | ratio |"
     yield "|---|---|---|---|---|---|"
     for network, batch, rows in cases[over]:
-        found, failed = measure(rows, network, batch, seconds, folder)
+        found, failed = measure(rows, network, batch, setting)
         base = found.pop(REFERENCE)
         for name, row in found.items():
             yield (
@@ -196,11 +201,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="in place of each network's own")
     parser.add_argument("--scaling", nargs="+", choices=("bits", "layers", "batch"))
     parser.add_argument("--environments", type=Path, default=default_folder())
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="workers that take their first steps together"
+    )
     options = parser.parse_args()
+    setting = Setting(options.seconds, options.at_once, options.environments)
     print(machine() + "\n")
     for over in options.scaling or ():
         print(f"### Scaling over {over}\n")
-        for line in scaling(over, options.seconds, options.environments):
+        for line in scaling(over, setting):
             print(line, flush=True)
         print()
     if options.scaling:
@@ -208,14 +217,15 @@ def main() -> None:
     rows = {
         name: row
         for name, row in ROWS.items()
-        if name == REFERENCE or any(fnmatch.fnmatch(name, g) for g in options.rows)
+        if (name == REFERENCE or any(fnmatch.fnmatch(name, g) for g in options.rows))
+        and (name != GRAPHED or torch.cuda.is_available())
     }
     for name, network in NETWORKS.items():
         if not any(fnmatch.fnmatch(name, g) for g in options.globs):
             continue
         batch = options.batch or network.batch
         size = "×".join(str(n) for n in network.shape[1:])
-        found, failed = measure(rows, name, batch, options.seconds, options.environments)
+        found, failed = measure(rows, name, batch, setting)
         print(table(f"{name}, {size}, batch {batch}", found, failed), flush=True)
 
 

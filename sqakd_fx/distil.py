@@ -33,6 +33,7 @@ from sqakd_fx.kept_memory import kept_memory
 from sqakd_fx.memory_format import store_channels_last
 from sqakd_fx.mixing import can_mix, mixed
 from sqakd_fx.optimizer import make_optimizer, schedule, set_rates
+from sqakd_fx.prefetch import ahead
 from sqakd_fx.progress import StepReport, peak_memory
 from sqakd_fx.randomness import seed_everything, undisturbed_randomness
 from sqakd_fx.recipe import Recipe
@@ -214,6 +215,7 @@ class _Run:
                     mean = self._until_end(signalled)
                 except _Diverged as error:
                     self.recovery.roll_back(error.inputs)
+                    self.gradient.forget_recording()
                 except TorchDynamoException as error:
                     compiled = self._give_up_compiling(error)
         for craft in self.craft:
@@ -235,7 +237,7 @@ class _Run:
         total = torch.zeros((), device=self.device)
         reported = paced = state.step
         clock = time.monotonic()
-        for inputs in self._inputs():
+        for inputs in self._on_the_way(self._inputs()):
             total += self._one_step(inputs)
             if self.compiling:
                 self.compiling, self.compile_seconds = False, time.monotonic() - clock
@@ -337,6 +339,12 @@ class _Run:
                 if step == self.total:
                     return
 
+    def _on_the_way(self, batches: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Copied to a GPU ahead, where each step takes whole batches there and only there."""
+        if self.device.type != "cuda" or is_distributed() or self.cache is not None:
+            return batches
+        return ahead(batches, self.device)
+
     def _calibration(self) -> Generator[tuple[Any, ...], None, None]:
         """First batches of the first epoch; what loaders and augmentations draw next is not changed."""
         with undisturbed_randomness():
@@ -380,6 +388,7 @@ class _Run:
         for craft in self.craft:
             if craft.before_step(state.step, self.total):
                 state.opening_loss = None
+                self.gradient.forget_recording()
         inputs = self._mixed(inputs)
         if self.cache is not None:
             self.cache.expect((self.steps_per_epoch + 1) * len(inputs[0]))

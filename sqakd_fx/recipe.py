@@ -168,6 +168,9 @@ class Recipe(BaseModel):
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
+    cuda_graph: bool = Field(
+        True, description="record a step on a GPU and replay it, without Python in between"
+    )
     precision: Literal["float32", "bf16"] = "float32"
     accumulate: int = Field(
         1, ge=1, description="parts that a batch is computed in, for less memory"

@@ -21,6 +21,7 @@ from sqakd_fx.features import TrainingPair
 from sqakd_fx.losses import cross_entropy
 from sqakd_fx.memory_format import channels_last
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.recorded_step import RecordedStep
 from sqakd_fx.teacher_cache import TeacherCache
 
 
@@ -48,18 +49,20 @@ class GradientStep:
         self.labels = recipe.labels
         self.parts = recipe.accumulate
         self.running = with_reduced_gradients(pair.student)
+        self.recorded: RecordedStep | None = None
+        if recipe.cuda_graph and device.type == "cuda" and not is_distributed():
+            parameters = list(pair.student.parameters())
+            self.recorded = RecordedStep(self._whole, parameters, device, on_note)
 
     def __call__(self, inputs: tuple[Any, ...]) -> Tensor:
         """Raises TrainingError where not even one sample fits into memory."""
         mine = share_of(inputs)
         weight = weight_of_share(inputs, mine)
         while True:
-            self.student.zero_grad(set_to_none=True)
             try:
-                total = torch.zeros((), device=self.device)
-                for part, share in _parts(mine, self.parts):
-                    total += self._of_part(part, weight * share)
-                return total
+                if self.recorded is not None and self.cache is None:
+                    return self.recorded(mine)
+                return self._whole(mine, weight)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -69,6 +72,18 @@ class GradientStep:
                     ) from error
                 self.parts *= 2
             self.on_note(f"out of memory: every batch is computed in {self.parts} parts from here")
+
+    def forget_recording(self) -> None:
+        """To be called where steps go another way than before, or tensors are no longer those they were."""
+        if self.recorded is not None:
+            self.recorded.forget()
+
+    def _whole(self, batch: tuple[Any, ...], weight: float = 1.0) -> Tensor:
+        self.student.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part, share in _parts(batch, self.parts):
+            total += self._of_part(part, weight * share)
+        return total
 
     def _of_part(self, given: tuple[Any, ...], weight: float) -> Tensor:
         inputs = tuple(self._placed(x) for x in given)

@@ -29,8 +29,8 @@ class Worker:
         # NNCF builds an extension at its first import, with ninja, and gives up after a minute.
         environment = os.environ | {
             "NNCF_EXTENSION_LOAD_TIMEOUT": "0",
-            "PYTHONPATH": str(WORKER.parents[1]),
-            "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONPATH": _before(WORKER.parents[1], "PYTHONPATH"),
+            "PATH": _before(Path(python).parent, "PATH"),
         }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -75,3 +75,8 @@ class Worker:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+def _before(path: Path, variable: str) -> str:
+    """The value of a list of paths with one more in front."""
+    return os.pathsep.join(filter(None, (str(path), os.environ.get(variable))))

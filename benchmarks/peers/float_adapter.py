@@ -19,9 +19,10 @@ def train(
     if setup["compile"]:
         for net in (student, model):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            net.compile()
+            net.compile(mode=setup.get("mode"))
     optimizer = torch.optim.Adam(student.parameters(), 1e-4, fused=True)
     for batch in batches:
+        torch.compiler.cudagraph_mark_step_begin()
         if setup["compile"]:
             batch = batch.contiguous(memory_format=torch.channels_last)
         take_step(student, model, optimizer, batch)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -29,6 +30,8 @@ from torch import Tensor
 
 Setup = Mapping[str, Any]
 REPORT_STEPS = 10
+GPU_STEPS = 10
+"""Steps that are timed together."""
 
 
 class Pipe:
@@ -50,10 +53,11 @@ class Pipe:
 
 
 def steps_on_demand(pipe: Pipe, images: Tensor, warm_up: int, baseline: int) -> Iterator[Tensor]:
-    """The same batch again and again, each when a step is asked for.
+    """The same batch again and again, when steps are asked for.
 
-    Answers {"seconds"} when the loop comes back for another one, {"bytes"} to "memory" (the most that was
-    resident since the warm-up, above `baseline`), and {"kernels"} to "kernels".
+    Answers {"seconds"} a step when the loop comes back for another one (on a GPU after several, between
+    which the host does not wait), {"bytes"} to "memory" (the most that was resident since the warm-up, above
+    `baseline`), and {"kernels"} of a step to "kernels".
     """
     on_gpu = images.is_cuda
     started = time.perf_counter()
@@ -72,10 +76,11 @@ def steps_on_demand(pipe: Pipe, images: Tensor, warm_up: int, baseline: int) -> 
             kernels = [e for e in profile.events() or () if e.device_type.name == "CUDA"]
             pipe.write(kernels=len(kernels))
         else:
+            steps = GPU_STEPS if on_gpu else 1
             started = time.perf_counter()
-            yield images
+            yield from itertools.repeat(images, steps)
             _wait(on_gpu)
-            pipe.write(seconds=time.perf_counter() - started)
+            pipe.write(seconds=(time.perf_counter() - started) / steps)
 
 
 def _wait(on_gpu: bool) -> None:
@@ -96,9 +101,9 @@ def _settle(on_gpu: bool) -> None:
 
 
 def _peak(on_gpu: bool) -> int:
-    """Most bytes on the GPU, or resident in memory, since `_settle`."""
+    """Most bytes taken from the GPU (a CUDA graph's among them), or resident in memory, since `_settle`."""
     if on_gpu:
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_reserved())
     if sys.platform == "linux":
         return _resident("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,46 @@
+"""Batches on their way to a GPU while it computes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Copied(NamedTuple):
+    """A batch that is being copied, and the event of its arrival."""
+
+    batch: tuple[Any, ...]
+    arrival: torch.cuda.Event
+
+
+def ahead(batches: Iterable[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
+    """The batches on `device`, a GPU; each is copied while the step of the one before is computed.
+
+    Copies go from page-locked memory on a stream of their own, so that the host does not wait for them.
+    """
+    stream = torch.cuda.Stream(device)
+    copied = (_copied(batch, device, stream) for batch in batches)
+    for now, _ in itertools.pairwise(itertools.chain(copied, (None,))):
+        assert now is not None
+        reader = torch.cuda.current_stream(device)
+        reader.wait_event(now.arrival)
+        for x in now.batch:
+            if isinstance(x, Tensor):
+                x.record_stream(reader)
+        yield now.batch
+
+
+def _copied(batch: tuple[Any, ...], device: torch.device, stream: torch.cuda.Stream) -> _Copied:
+    with torch.cuda.stream(stream):
+        placed = tuple(_placed(x, device) if isinstance(x, Tensor) else x for x in batch)
+        return _Copied(placed, stream.record_event())
+
+
+def _placed(x: Tensor, device: torch.device) -> Tensor:
+    if x.device.type != "cpu":
+        return x.to(device)
+    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
