@@ -1,6 +1,6 @@
 """Accuracy of every method at equal budget, with labels and without: a table.
 
-    python benchmarks/accuracy.py [ROW_GLOB ...] [--data cifar10|fashion] [--epochs 5] [--seeds 1]
+    python benchmarks/accuracy.py [ROW_GLOB ...] [--data cifar10|fashion] [--epochs 5] [--seeds 0]
                                   [--out FOLDER] [--list]
 
 CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repository (a tar of JPEG files
@@ -87,6 +87,11 @@ class Job:
         """uint8 images (N, C, H, W) and labels (N) of "train" or "test"."""
         return self.data.read(part, self.folder)
 
+    def stem(self, name: str, seed: int, settings: list[str]) -> str:
+        """What files of a row are called; other settings are other rows."""
+        others = "".join("-" + re.sub(r"[^\w.=]", "", one) for one in sorted(settings))
+        return f"{name}-{seed}-{self.steps}{others}"
+
 
 def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Train, export and measure one row of ours."""
@@ -132,7 +137,7 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     path = write_profile(
         "packed",
         export_job(lower(student).graph_module, program, recipe),
-        job.folder / f"{name}-{seed}.onnx",
+        job.folder / f"{job.stem(name, seed, overrides)}.onnx",
     ).path
     return {
         "name": name,
@@ -205,16 +210,19 @@ def accuracy(path: Path, job: Job) -> float:
 
 
 def teacher_accuracy(job: Job) -> float:
+    """Top-1 in percent of the float network, on the CPU; kept."""
+    kept = job.folder / "float.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(_measured_teacher(job)))
+    return float(json.loads(kept.read_text()))
+
+
+def _measured_teacher(job: Job) -> float:
     pixels, labels = job.read("test")
     net = job.data.teacher()
     with torch.no_grad():
         parts = [net(job.data.normalised(part)).argmax(1) for part in pixels.split(500)]
     return 100 * float((torch.cat(parts) == labels).float().mean())
-
-
-def _suffix(settings: list[str]) -> str:
-    """Other settings are other rows."""
-    return "".join("-" + re.sub(r"[^\w.=]", "", one) for one in sorted(settings))
 
 
 def progress(text: str) -> None:
@@ -229,7 +237,7 @@ def main() -> None:
     parser.add_argument("--data", choices=sorted(IMAGE_SETS), default="cifar10")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--steps", type=int, help="in place of epochs")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--out", type=Path, default=Path("sqakd-out/accuracy"))
     parser.add_argument("--environments", type=Path, default=default_folder())
@@ -257,8 +265,8 @@ def main() -> None:
     for name in names:
         found = []
         try:
-            for seed in range(options.seeds):
-                kept = job.folder / f"{name}-{seed}-{job.steps}{_suffix(options.settings)}.json"
+            for seed in options.seeds:
+                kept = job.folder / f"{job.stem(name, seed, options.settings)}.json"
                 if not kept.exists():
                     if name in PEERS:
                         row = run_peer(job, name, seed, options.environments, progress)

@@ -417,6 +417,8 @@ class _Run:
     def _wants_compiling(self) -> bool:
         if self.recipe.compile != "auto":
             return self.recipe.compile == "always"
+        if self.recipe.deterministic and self.device.type == "cuda":
+            return False  # the compiler times its kernels and takes the fastest
         return earns_compiling_back(self.student, self.total, self._batch_size(), self.device)
 
     def _compilable(self) -> list[nn.Module]:

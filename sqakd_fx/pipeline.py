@@ -162,7 +162,8 @@ def run(
     device = choose_device(recipe.device)
     if recipe.tensorboard:
         require_tensorboard()
-    with process_group(device), repeatable_arithmetic(device, recipe.tf32):
+    arithmetic = repeatable_arithmetic(device, recipe.tf32, recipe.deterministic)
+    with process_group(device), arithmetic:
         return _run(source, recipe, out, device, resume, dump, observer if is_first() else None)
 
 

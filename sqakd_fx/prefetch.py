@@ -22,7 +22,7 @@ def ahead(batches: Iterable[tuple[Any, ...]], device: torch.device) -> Iterator[
 
     Copies go from page-locked memory on a stream of their own, so that the host does not wait for them.
     """
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copied = (_copied(batch, device, stream) for batch in batches)
     for now, _ in itertools.pairwise(itertools.chain(copied, (None,))):
         assert now is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +31,10 @@ def undisturbed_randomness() -> Iterator[None]:
 
 
 @contextmanager
-def repeatable_arithmetic(device: torch.device, tf32: bool) -> Iterator[None]:
-    """Inside, deterministic operations on a CPU, and TF32 or not on a GPU; afterwards as before.
+def repeatable_arithmetic(device: torch.device, tf32: bool, deterministic: bool) -> Iterator[None]:
+    """Inside, deterministic operations on a CPU, on a GPU where asked for, and TF32 there or not.
+
+    Afterwards all is as before, but for cuBLAS, whose workspace is then a fixed one.
 
     Deterministic, torch also fills all new memory, which takes a twentieth of a training step: not here.
     """
@@ -44,7 +47,9 @@ def repeatable_arithmetic(device: torch.device, tf32: bool) -> Iterator[None]:
         backends.cuda.matmul.allow_tf32,
         backends.cudnn.allow_tf32,
     )
-    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    torch.use_deterministic_algorithms(device.type == "cpu" or deterministic, warn_only=True)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     memory.fill_uninitialized_memory = False
     if device.type == "cuda":
         backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = tf32

@@ -171,6 +171,9 @@ class Recipe(BaseModel):
     cuda_graph: bool = Field(
         True, description="record a step on a GPU and replay it, without Python in between"
     )
+    deterministic: bool = Field(
+        False, description="the same bits in every run on a GPU too (a CPU always does), and slower"
+    )
     precision: Literal["float32", "bf16"] = "float32"
     accumulate: int = Field(
         1, ge=1, description="parts that a batch is computed in, for less memory"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqakd_fx.errors import short
 from sqakd_fx.memory_format import channels_last
 
 _STEPS_BEFORE = 3
-"""Steps of one form that run as they are: they compile, choose kernels and fill caches."""
+"""Steps of one form that run as they are: they compile, fill caches, and in the last choose kernels."""
 
 Step = Callable[[tuple[Any, ...]], Tensor]
 """From a batch to its detached loss; leaves gradients in the parameters."""
@@ -58,16 +59,18 @@ class RecordedStep:
 
     def __call__(self, inputs: tuple[Any, ...]) -> Tensor:
         form = _form(inputs)
-        if self.recording is None and self._is_settled(form):
-            self.recording = self._recorded(inputs, form)
         if self.recording is not None and form == self.recording.form:
             return self._replayed(self.recording, inputs)
-        return self.step(inputs)
-
-    def _is_settled(self, form: tuple[Any, ...]) -> bool:
         self.alike = self.alike + 1 if form == self.form else 1
         self.form = form
-        return self.works and self.alike > _STEPS_BEFORE
+        if self.recording is not None or not self.works or self.alike < _STEPS_BEFORE:
+            return self.step(inputs)
+        with _fastest_kernels():
+            if self.alike > _STEPS_BEFORE:
+                self.recording = self._recorded(inputs, form)
+            if self.recording is not None:
+                return self._replayed(self.recording, inputs)
+            return self.step(inputs)
 
     def _recorded(self, inputs: tuple[Any, ...], form: tuple[Any, ...]) -> _Recording | None:
         held = tuple(
@@ -97,3 +100,15 @@ class RecordedStep:
 
 def _form(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs)
+
+
+@contextlib.contextmanager
+def _fastest_kernels() -> Iterator[None]:
+    """Inside, cuDNN times its kernels for a new shape and takes the fastest, unless torch is deterministic."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before

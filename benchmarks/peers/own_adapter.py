@@ -30,7 +30,7 @@ def train(
     program = build_program(model.cpu(), (images[:2].cpu(),), {}, recipe)
     student = program.student.to(images.device)
     calibrate(student, [(images,)], method=recipe.initialisation)
-    with repeatable_arithmetic(images.device, recipe.tf32):
+    with repeatable_arithmetic(images.device, recipe.tf32, recipe.deterministic):
         distil(
             student,
             distillation_teacher(program).to(images.device),
