@@ -13,11 +13,12 @@ from torch import fx
 from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.ops import shape_of
 
-_GPU_FROM_STEPS = 600
-_SAVED = 5e-9
-"""Seconds that compiling saves a step for every activation that is quantized (2 CPU cores)."""
+_SAVED_BY_ACTIVATION = {"cpu": 5e-9, "cuda": 2e-11}
+_SAVED_BY_QUANTIZER = {"cpu": 0.0, "cuda": 7e-5}
+"""Seconds that compiling saves a step for every activation that is quantized and for every quantizer (2 CPU
+cores; an H200, which runs what is not compiled as a recorded graph)."""
 _COST = 1.2
-"""Seconds that compiling takes for every quantizer (2 CPU cores, nothing in torch's cache)."""
+"""Seconds that compiling takes for every quantizer (nothing in torch's cache)."""
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -34,8 +35,6 @@ def earns_compiling_back(
 
     The same at every start, so that a run that is resumed goes on as it began.
     """
-    if device.type != "cpu":
-        return steps >= _GPU_FROM_STEPS
     found = quantizers_of(student)
     activations = sum(
         math.prod((shape_of(node) or ())[1:])
@@ -44,7 +43,11 @@ def earns_compiling_back(
         and node.target in found
         and found[node.target].role == "activation"
     )
-    return steps * batch * activations * _SAVED > len(found) * _COST
+    saved = (
+        batch * activations * _SAVED_BY_ACTIVATION[device.type]
+        + len(found) * _SAVED_BY_QUANTIZER[device.type]
+    )
+    return steps * saved > len(found) * _COST
 
 
 def compiler_settings() -> contextlib.AbstractContextManager[None]:

@@ -279,13 +279,16 @@ def test_compiling_is_for_runs_that_earn_it_back() -> None:
         for side in (8, 200)
     )
 
-    def earns(program: Program, steps: int, batch: int) -> bool:
-        return earns_compiling_back(program.student, steps, batch, torch.device("cpu"))
+    def earns(program: Program, steps: int, batch: int, device: str = "cpu") -> bool:
+        return earns_compiling_back(program.student, steps, batch, torch.device(device))
 
     assert earns(large, 100, 64)
     assert not earns(large, 2, 64)
     assert not earns(large, 100, 1)
     assert not earns(small, 1000, 64)
+    assert earns(small, 30_000, 64, "cuda")
+    assert not earns(small, 10_000, 64, "cuda")
+    assert earns(large, 10_000, 64, "cuda")
 
 
 @pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler here")

@@ -42,7 +42,8 @@ def prepare(
     model: nn.Module, example: Tensor, bits: int, calibration: Sequence[Tensor]
 ) -> nn.Module:
     """A trainable simulation of `model` at `bits` bits, calibrated on batches of images."""
-    return _calibrated(_quantized(copy.deepcopy(model), bits, None), calibration).train()
+    quantized = _quantized(copy.deepcopy(model), bits, None).to(example.device)
+    return _calibrated(quantized, calibration).train()
 
 
 def frozen(model: nn.Module) -> nn.Module:
