@@ -28,6 +28,7 @@ _HEAVY = (
     "Mul",
     "Sub",
 )
+_FLOAT = onnx.TensorProto.FLOAT
 _KERNELS = {
     "convolutions": (("conv",), ("QLinearConv", "ConvInteger")),
     "products": (("linear", "matmul"), ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")),
@@ -56,13 +57,15 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
         for name in node.input:
             readers.setdefault(name, []).append(node.op_type)
     constants = {i.name for i in proto.graph.initializer}
+    told = (*proto.graph.value_info, *proto.graph.output)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in told}
     integer: Counter[str] = Counter()
     other: Counter[str] = Counter()
     heavy: dict[str, str] = {}
     for node in proto.graph.node:
         if node.op_type.startswith(_INTEGER):
             integer[node.op_type] += 1
-        elif node.op_type in _HEAVY:
+        elif node.op_type in _HEAVY and kinds.get(node.output[0], _FLOAT) == _FLOAT:
             heavy[f"{node.name or node.output[0]} ({node.op_type})"] = _why_float(
                 node, makers, readers, constants
             )

@@ -108,6 +108,27 @@ def test_softmax_is_left_to_the_faster_float_operator(tmp_path: Path) -> None:
     assert "QLinearSoftmax" not in checked.fusion.integer
 
 
+class JoinedAxes(nn.Module):
+    """Multiplies two sizes on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, length, width = x.shape
+        return self.layer(x.reshape(rows * length, width))
+
+
+def test_a_product_of_sizes_is_no_product_in_float(tmp_path: Path) -> None:
+    x = torch.randn(8, 3, 6)
+    program, job = job_of(JoinedAxes().eval(), x, "w8a8")
+    exported = write_profile("container", job, tmp_path / "model.onnx")
+    checked = validate(program.student, job.lowered, exported.path, [(x,)])
+    assert checked.fusion.other["Mul"] == 1
+    assert checked.fusion.float_heavy == ()
+
+
 def test_the_runtime_is_asked_what_it_can_do() -> None:
     found = table(CPU)
     integer = (
