@@ -316,9 +316,13 @@ def _name_interface(model: ir.Model) -> None:
 
 
 def _lift_constants(model: ir.Model) -> None:
-    """Constants become initializers, one for each value, named after what they hold."""
+    """Constants become initializers, one for each value, numbered.
+
+    Zero points of weights stay apart: ONNX Runtime moves weights to unsigned codes on processors that need it
+    (session.x64quantprecision), and fails where two have one zero point.
+    """
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    seen: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+    seen: dict[tuple[str, tuple[int, ...], bytes, str], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         if "." in name and not name.startswith("val_"):
             continue
@@ -326,7 +330,8 @@ def _lift_constants(model: ir.Model) -> None:
         if tensor is None or tensor.size > _LARGEST_SHARED_CONSTANT:
             continue
         array = tensor.numpy()
-        key = (str(array.dtype), tuple(array.shape), array.tobytes())
+        owner = name if tensor.dtype == ir.DataType.INT8 else ""
+        key = (str(array.dtype), tuple(array.shape), array.tobytes(), owner)
         first = seen.setdefault(key, value)
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)

@@ -9,6 +9,7 @@ from typing import Any
 from sqakd_fx.compiler import LogEntry, Note
 from sqakd_fx.parity import TensorParity, first_divergence
 from sqakd_fx.program import LayerFacts
+from sqakd_fx.runtime import EXACT_PRODUCTS, overflows
 from sqakd_fx.validate import Validation
 
 
@@ -52,6 +53,12 @@ def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Seq
     return "\n".join(lines) + "\n"
 
 
+OVERFLOW = (
+    "this processor has no 8-bit dot products (VNNI): sums of large 8-bit codes overflow in ONNX Runtime unless the "
+    f"session sets {EXACT_PRODUCTS} to 1, as validation does"
+)
+
+
 def validation_lines(validation: Validation) -> list[str]:
     """The verdict in sentences."""
     lines = [
@@ -65,6 +72,8 @@ def validation_lines(validation: Validation) -> list[str]:
             f"ONNX Runtime {provider}, optimisation {runtime.optimisation}: {parity_line(runtime.tensors)}; "
             f"same prediction as the trained graph on {runtime.agreement:.2%}"
         )
+    if overflows():
+        lines.append(OVERFLOW)
     fusion = validation.fusion
     integer = ", ".join(f"{count} {name}" for name, count in sorted(fusion.integer.items()))
     lines.append(f"integer kernels in the runtime's optimised graph: {integer or 'none'}")

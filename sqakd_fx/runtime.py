@@ -20,6 +20,8 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+EXACT_PRODUCTS = "session.x64quantprecision"
+"""Setting of a session: x86 processors without 8-bit dot products (VNNI) else add pairs in 16 bits, which overflow."""
 
 
 def session(
@@ -33,8 +35,9 @@ def session(
 ) -> ort.InferenceSession:
     """An ONNX Runtime session on a provider, with the CPU for what that does not implement.
 
-    `data_folder` is where the external data of a model given as bytes lies. On CUDA, float32 products
-    are computed in float32: TF32, the runtime's default, keeps 10 bits of each factor.
+    `data_folder` is where the external data of a model given as bytes lies. Products of 8-bit codes are exact
+    on every processor (`EXACT_PRODUCTS`). On CUDA, float32 products are computed in float32: TF32, the
+    runtime's default, keeps 10 bits of each factor.
 
     Raises:
         ParityError: the runtime refuses the model, or does not get the provider.
@@ -46,6 +49,7 @@ def session(
     options.intra_op_num_threads = threads
     # waiting threads of one session would take the cores from torch and from other sessions
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(EXACT_PRODUCTS, "1")
     if optimised_to is not None:
         options.optimized_model_filepath = str(optimised_to)
     if data_folder is not None:
@@ -96,6 +100,41 @@ def providers() -> tuple[str, ...]:
     except ParityError:
         return (CPU,)
     return CUDA, CPU
+
+
+@functools.cache
+def overflows() -> bool:
+    """Whether a session that does not ask for exact products computes others on this processor."""
+    plain = ort.InferenceSession(largest_products(), providers=[CPU])
+    (sums,) = plain.run(None, {"codes": np.full((1, 8), 255, np.uint8)})
+    return bool((sums != 255).any())
+
+
+def largest_products() -> bytes:
+    """A model of one QLinearMatMul: uint8 "codes" (1, 8) times the largest INT8 weights; of 255s it makes 255."""
+    scale, zero = np.float32(1), np.uint8(0)
+    constants = {
+        "scale": scale,
+        "zero": zero,
+        "weight": np.full((8, 1), 127, np.int8),
+        "weight_zero": np.int8(0),
+        "sum_scale": np.float32(8 * 127),
+    }
+    read = ("codes", "scale", "zero", "weight", "scale", "weight_zero", "sum_scale", "zero")
+    codes, sums = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, shape)
+        for name, shape in (("codes", [1, 8]), ("sums", [1, 1]))
+    )
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("QLinearMatMul", read, ["sums"])],
+        "g",
+        [codes],
+        [sums],
+        [onnx.numpy_helper.from_array(np.asarray(x), name) for name, x in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    return made.SerializeToString()  # type: ignore[no-any-return]
 
 
 def _identity() -> bytes:

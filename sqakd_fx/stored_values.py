@@ -119,13 +119,15 @@ def _operators_around(proto: onnx.ModelProto, tensors: Set[str]) -> dict[str, li
 
 
 class _Constants:
-    """The stored tensors of a file, read one at a time, and what Cast, Mul and Add make of them."""
+    """The stored tensors of a file, read one at a time, and what is made of them when it is loaded."""
 
     def __init__(self, proto: onnx.ModelProto, folder: Path) -> None:
         self.folder = str(folder)
         self.stored = {i.name: i for i in proto.graph.initializer}
         self.made = {
-            n.output[0]: n for n in proto.graph.node if n.op_type in ("Cast", "Mul", "Add")
+            n.output[0]: n
+            for n in proto.graph.node
+            if n.op_type in ("Cast", "Mul", "Add", "Reshape")
         }
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in proto.graph.node:
@@ -133,7 +135,7 @@ class _Constants:
                 self.readers.setdefault(self.origin(node.input[0]), []).append(node)
 
     def origin(self, name: str) -> str:
-        """The stored tensor behind the arithmetic of a packing."""
+        """The stored tensor behind what is made of it."""
         while name in self.made:
             name = self.made[name].input[0]
         return name
@@ -145,7 +147,7 @@ class _Constants:
             return array if array.dtype == np.float32 else array.astype(np.int32)
         node = self.made.get(name)
         first = None if node is None else self.value(node.input[0])
-        if node is None or first is None or node.op_type == "Cast":
+        if node is None or first is None or node.op_type in ("Cast", "Reshape"):
             return first
         second = self.value(node.input[1])
         if second is None:
