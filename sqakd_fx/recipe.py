@@ -230,6 +230,9 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     return values
 
 
+_EWGS_RATE = 1e-5
+"""Of its ranges where nothing else is said, as in its paper's runs: at a faster rate the range on the way in and
+the gain on the way out drift apart, and ResNet-20 at W4A4 loses 1.7 points within 195 steps."""
 _ADAM = {"optimizer": "adam"}
 _SGD = {"optimizer": "sgd", "learning_rate": 5e-4, "quantizer_learning_rate": 5e-4}
 PAPER_RUNS: dict[str, dict[str, Any]] = {
@@ -338,6 +341,8 @@ def resolve_recipe(
         key, value = parse_setting(setting)
         values[key] = value
     values |= {key: value for key, value in fields.items() if value is not None}
+    if "ewgs" in (values.get("weight_family"), values.get("activation_family")):
+        values = {"quantizer_learning_rate": _EWGS_RATE} | values
     return validate(values)
 
 
