@@ -35,7 +35,8 @@ def read_apart(model: ir.Model) -> None:
 
 def _stored(codes: ir.Value) -> ir.TensorProtocol | None:
     """The tensor behind INT8 codes and the arithmetic of their packing; None where there is none."""
-    if codes.producer() is None and codes.dtype != ir.DataType.INT8:
+    tensor = codes.const_value
+    if codes.producer() is None and (tensor is None or tensor.dtype != ir.DataType.INT8):
         return None
     while (maker := codes.producer()) is not None:
         source = maker.inputs[0] if maker.op_type in _PACKING else None

@@ -100,12 +100,12 @@ def _narrow_bias(model: ir.Model, node: ir.Node) -> None:
 
 
 def _share_small_constants(model: ir.Model) -> None:
-    """One initializer for each number: zero points, scales of activations."""
+    """One initializer for each number: scales and zero points of activations."""
     seen: dict[tuple[str, bytes], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         array = _array(value)
-        if array is None or array.ndim:
-            continue
+        if array is None or array.ndim or array.dtype == np.int8:
+            continue  # zero points of weights stay apart: see onnx_program.py
         first = seen.setdefault((str(array.dtype), array.tobytes()), value)
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)

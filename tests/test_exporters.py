@@ -184,13 +184,16 @@ def test_a_target_without_small_types_gets_int8(residual_net: nn.Module, images:
     assert [note.partition(" ")[0] for note in notes] == ["2-bit", "4-bit"]
 
 
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 @pytest.mark.parametrize("profile", ["container", "packed", "typed"])
-def test_a_weight_that_two_layers_read_is_stored_once(profile: str, tmp_path: Path) -> None:
+def test_a_weight_that_two_layers_read_is_stored_once(
+    profile: str, bits: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     layer, head = nn.Linear(6, 6), nn.Linear(6, 4)
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), layer, nn.ReLU(), layer, nn.ReLU(), head)
     x = torch.randn(8, 6)
-    program, job = job_of(model.eval(), x, "w4a4")
+    program, job = job_of(model.eval(), x, bits)
     exported = write_profile(profile, job, tmp_path / "model.onnx")
     assert len(exported.weights) == 3
     assert validate(program.student, job.lowered, exported.path, [(x,)]).failures == ()
