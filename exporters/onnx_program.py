@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as ir_passes
+from sqakd_fx.exporters.shared_weights import read_apart
 from torch import fx
 
 from sqakd_fx.code_lines import code_line
@@ -69,7 +70,8 @@ def export_program(
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Write an ONNX file atomically; weights above 2 GB go to a file beside it."""
+    """Write an ONNX file atomically, readers of weights told apart; weights above 2 GB go to a file beside it."""
+    read_apart(model)
     size = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value
     )
@@ -316,13 +318,9 @@ def _name_interface(model: ir.Model) -> None:
 
 
 def _lift_constants(model: ir.Model) -> None:
-    """Constants become initializers, one for each value, numbered.
-
-    Zero points of weights stay apart: ONNX Runtime moves weights to unsigned codes on processors that need it
-    (session.x64quantprecision), and fails where two have one zero point.
-    """
+    """Constants become initializers, one for each value, named after what they hold."""
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    seen: dict[tuple[str, tuple[int, ...], bytes, str], ir.Value] = {}
+    seen: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         if "." in name and not name.startswith("val_"):
             continue
@@ -330,8 +328,7 @@ def _lift_constants(model: ir.Model) -> None:
         if tensor is None or tensor.size > _LARGEST_SHARED_CONSTANT:
             continue
         array = tensor.numpy()
-        owner = name if tensor.dtype == ir.DataType.INT8 else ""
-        key = (str(array.dtype), tuple(array.shape), array.tobytes(), owner)
+        key = (str(array.dtype), tuple(array.shape), array.tobytes())
         first = seen.setdefault(key, value)
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)

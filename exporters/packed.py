@@ -80,6 +80,15 @@ def weights_of(model: ir.Model) -> Iterator[tuple[ir.Value, list[ir.Node]]]:
     yield from readers.items()
 
 
+def stored_behind(codes: ir.Value) -> ir.Value:
+    """The initializer behind the arithmetic of a packing; of codes that are computed, what computes them."""
+    while (made := codes.producer()) is not None and made.op_type in ("Cast", "Mul", "Add"):
+        source = made.inputs[0]
+        assert source is not None
+        codes = source
+    return codes
+
+
 def pack_weights(
     model: ir.Model, provider: str = "CPUExecutionProvider"
 ) -> tuple[list[StoredWeight], list[str]]:

@@ -19,7 +19,6 @@ from sqakd_fx.exporters.onnx_program import (
 from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
 from sqakd_fx.exporters.pt2 import save_program
 from sqakd_fx.exporters.qonnx import to_qonnx
-from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.slim import slim
 from sqakd_fx.exporters.typed import type_weights
 from torch import Tensor, fx
@@ -75,10 +74,9 @@ def _two(x: Any) -> Any:
 
 def _container(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "container")
-    stored = [(v.name, v.const_value) for v, _ in weights_of(model) if v.const_value is not None]
-    read_apart(model)
     save_model(model, path)
     check_model(path)
+    stored = [(v.name, v.const_value) for v, _ in weights_of(model) if v.const_value is not None]
     return [StoredWeight(str(name), t.size, 8, t.size) for name, t in stored], ()
 
 
@@ -86,7 +84,6 @@ def _packed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "packed")
     content = pack_weights(model, job.provider)
     slim(model)
-    read_apart(model)
     save_model(model, path)
     check_model(path)
     return content
@@ -95,7 +92,6 @@ def _packed(job: Export, path: Path) -> Content:
 def _typed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "typed")
     content = type_weights(model, job.provider)
-    read_apart(model)
     save_model(model, path)
     check_model(path)
     return content

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from sqakd_fx.exporters.onnx_program import tensor_annotations
-from sqakd_fx.exporters.packed import replace_initializer
+from sqakd_fx.exporters.packed import replace_initializer, stored_behind
 
 _BYTES_OF_A_CAST = 40
 _PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Mul", "Add")
@@ -100,12 +100,12 @@ def _narrow_bias(model: ir.Model, node: ir.Node) -> None:
 
 
 def _share_small_constants(model: ir.Model) -> None:
-    """One initializer for each number: scales and zero points of activations."""
+    """One initializer for each number: zero points, scales of activations."""
     seen: dict[tuple[str, bytes], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         array = _array(value)
-        if array is None or array.ndim or array.dtype == np.int8:
-            continue  # zero points of weights stay apart: see onnx_program.py
+        if array is None or array.ndim:
+            continue
         first = seen.setdefault((str(array.dtype), array.tobytes()), value)
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)
@@ -119,7 +119,11 @@ def _forget(model: ir.Model) -> None:
         for note in tensor_annotations(model)
         if "_quantized" in note.tensor_name
     }
-    codes = {_stored_codes(node) for node in model.graph if node.op_type == "DequantizeLinear"}
+    codes = {
+        stored_behind(node.inputs[0])
+        for node in model.graph
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None
+    }
     for index, (name, value) in enumerate(list(model.graph.initializers.items())):
         value.metadata_props.clear()
         value.type = value.shape = None
@@ -138,14 +142,3 @@ def _forget(model: ir.Model) -> None:
             value.type = value.shape = None
             if value.name not in activations:
                 value.name = f"t{index}"
-
-
-def _stored_codes(reader: ir.Node) -> ir.Value | None:
-    """The initializer that a DequantizeLinear reads, through the arithmetic of a packing."""
-    value = reader.inputs[0]
-    while value is not None:
-        made = value.producer()
-        if made is None or made.op_type not in ("Cast", "Mul", "Add"):
-            break
-        value = made.inputs[0]
-    return value

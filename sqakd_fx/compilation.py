@@ -13,8 +13,8 @@ from torch import fx
 from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.ops import shape_of
 
-_SAVED_BY_ACTIVATION = {"cpu": 5e-9, "cuda": 2e-11}
-_SAVED_BY_QUANTIZER = {"cpu": 0.0, "cuda": 7e-5}
+_SAVED_ON_CPU = 5e-9, 0.0
+_SAVED_ON_GPU = 2e-11, 7e-5
 """Seconds that compiling saves a step for every activation that is quantized and for every quantizer (2 CPU
 cores; an H200, which runs what is not compiled as a recorded graph)."""
 _COST = 1.2
@@ -43,10 +43,8 @@ def earns_compiling_back(
         and node.target in found
         and found[node.target].role == "activation"
     )
-    saved = (
-        batch * activations * _SAVED_BY_ACTIVATION[device.type]
-        + len(found) * _SAVED_BY_QUANTIZER[device.type]
-    )
+    by_activation, by_quantizer = _SAVED_ON_CPU if device.type == "cpu" else _SAVED_ON_GPU
+    saved = batch * activations * by_activation + len(found) * by_quantizer
     return steps * saved > len(found) * _COST
 
 

@@ -117,36 +117,38 @@ def overflows() -> bool:
 
 def largest_products() -> bytes:
     """A model of one QLinearMatMul: uint8 "codes" (1, 8) times the largest INT8 weights; of 255s it makes 255."""
-    scale, zero = np.float32(1), np.uint8(0)
     constants = {
-        "scale": scale,
-        "zero": zero,
+        "scale": np.float32(1),
+        "zero": np.uint8(0),
         "weight": np.full((8, 1), 127, np.int8),
         "weight_zero": np.int8(0),
         "sum_scale": np.float32(8 * 127),
     }
     read = ("codes", "scale", "zero", "weight", "scale", "weight_zero", "sum_scale", "zero")
-    codes, sums = (
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, shape)
-        for name, shape in (("codes", [1, 8]), ("sums", [1, 1]))
-    )
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("QLinearMatMul", read, ["sums"])],
-        "g",
-        [codes],
-        [sums],
-        [onnx.numpy_helper.from_array(np.asarray(x), name) for name, x in constants.items()],
-    )
-    opset = [onnx.helper.make_opsetid("", 17)]
-    made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
-    return made.SerializeToString()  # type: ignore[no-any-return]
+    node = onnx.helper.make_node("QLinearMatMul", read, ["sums"])
+    kind = onnx.TensorProto.UINT8
+    return _one_node(node, kind, {"codes": [1, 8]}, {"sums": [1, 1]}, constants)
 
 
 def _identity() -> bytes:
-    x, y = (
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")
-    )
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", [x], [y])
+    node = onnx.helper.make_node("Neg", ["x"], ["y"])
+    return _one_node(node, onnx.TensorProto.FLOAT, {"x": [1]}, {"y": [1]}, {})
+
+
+def _one_node(
+    node: onnx.NodeProto,
+    kind: int,
+    inputs: Mapping[str, Sequence[int]],
+    outputs: Mapping[str, Sequence[int]],
+    constants: Mapping[str, Any],
+) -> bytes:
+    """A model of one node with inputs and outputs of one element type."""
+    around = [
+        [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in side.items()]
+        for side in (inputs, outputs)
+    ]
+    stored = [onnx.numpy_helper.from_array(np.asarray(x), name) for name, x in constants.items()]
+    graph = onnx.helper.make_graph([node], "g", *around, stored)
     opset = [onnx.helper.make_opsetid("", 17)]
     made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
     return made.SerializeToString()  # type: ignore[no-any-return]
