@@ -227,6 +227,8 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
         values |= {"zero_in_grid": False}
     if weight == 1:
         values |= {"weight_family": "ewgs"}
+    if activation == 1:
+        values |= {"activation_family": "ewgs"}
     return values
 
 

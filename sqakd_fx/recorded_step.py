@@ -78,11 +78,15 @@ class RecordedStep:
             for x in inputs
         )
         graph = torch.cuda.CUDAGraph()
+        random = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = random.clone_state()
         try:
             # a loader's thread may pin memory meanwhile
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 loss = self.step(held)
         except RuntimeError as error:
+            # torch leaves its generator as if it still recorded: it would refuse to draw from here on
+            random.graphsafe_set_state(before)
             self.works = False
             self.on_note(f"steps are not recorded as a CUDA graph: {short(error)}")
             return None
