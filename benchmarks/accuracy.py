@@ -1,13 +1,14 @@
 """Accuracy of every method at equal budget, with labels and without: a table.
 
     python benchmarks/accuracy.py [ROW_GLOB ...] [--data cifar10|fashion] [--epochs 5] [--seeds 0]
-                                  [--out FOLDER] [--list]
+                                  [--at-once 1] [--out FOLDER] [--list]
 
 CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repository (a tar of JPEG files
 and a safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network.
 Every row starts from the same teacher and sees the same augmented images (random crop, horizontal flip) as
-often; a step is of 128 images, or of the recipe's batch_size. A row is METHOD-BITS-LOSS: "default" is the preset of the bit width, other
-methods are families inside it; "sqakd" distils without labels, "labels" minimises cross-entropy with them.
+often; a step is of 128 images, or of the recipe's batch_size. A row is METHOD-BITS-LOSS: "default" is the preset of the bit width
+(LSQ, and EWGS at 1 bit), other methods are families inside it; "sqakd" distils without labels, "labels" minimises cross-entropy with
+them. `--at-once` rows run beside one another, each in a process of its own: a GPU is not filled by one.
 Finished rows are kept in FOLDER and not run again. What is measured is the exported model under ONNX
 Runtime, on all 10,000 test images. brevitas, torchao and nncf are other tools, each trained and measured
 in its own simulation, in a virtual environment that is made when it is first needed; they too minimise the
@@ -19,12 +20,14 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import multiprocessing
 import re
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ from torch import Tensor
 from sqakd_fx.batch_norm import reestimate_batch_norm
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.distil import distil
+from sqakd_fx.errors import SqakdError
 from sqakd_fx.exporting import export_job
 from sqakd_fx.pipeline import choose_device
 from sqakd_fx.program import build_program, distillation_teacher, lower
@@ -50,12 +54,12 @@ DEFAULTS = [
     for bits in ("w8a8", "w4a4", "w2a2", "w1a1")
     for loss in ("sqakd", "labels")
 ]
-FULL = [
-    f"{f}-{b}-{loss}"
-    for f in ("lsq", "ewgs")
-    for b in ("w8a8", "w4a4", "w2a2", "w1a1")
+EVERY_WIDTH = [
+    f"{method}-{loss}"
+    for method in ("lsq-w1a1", "ewgs-w8a8", "ewgs-w4a4", "ewgs-w2a2")
     for loss in ("sqakd", "labels")
 ]
+"""LSQ and EWGS where the presets are not already these."""
 FAMILIES = [
     f"{f}-{b}-{loss}"
     for f in ("minmax", "percentile", "dorefa", "pact", "lsq+", "sawb", "qil")
@@ -71,7 +75,7 @@ PEERS = {
 }
 """Learning rates."""
 CALIBRATION_BATCHES = 8
-ROWS = [*DEFAULTS, *FULL, *FAMILIES, *PEERS]
+ROWS = [*DEFAULTS, *EVERY_WIDTH, *FAMILIES, *PEERS]
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,28 @@ def _measured_teacher(job: Job) -> float:
     return 100 * float((torch.cat(parts) == labels).float().mean())
 
 
+def finished_row(
+    job: Job, name: str, seed: int, settings: list[str], environments: Path
+) -> dict[str, Any]:
+    """A row that is kept, or run now and kept."""
+    kept = job.folder / f"{job.stem(name, seed, settings)}.json"
+    if not kept.exists():
+        if name in PEERS:
+            row = run_peer(job, name, seed, environments, progress)
+        else:
+            row = run_row(job, name, seed, settings)
+        unfinished = kept.with_suffix(".part")
+        unfinished.write_text(json.dumps(row, indent=2))
+        unfinished.replace(kept)
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return found
+
+
+def _in_process(threads: int) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+
+
 def progress(text: str) -> None:
     """A line on a terminal, written over the one before."""
     if sys.stderr.isatty():
@@ -239,6 +265,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="in place of epochs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--at-once", type=int, default=1, help="rows that run at the same time")
     parser.add_argument("--out", type=Path, default=Path("sqakd-out/accuracy"))
     parser.add_argument("--environments", type=Path, default=default_folder())
     parser.add_argument("--list", action="store_true")
@@ -247,11 +274,14 @@ def main() -> None:
     if options.list:
         print("\n".join(names))
         return
+    try:
+        resolve_recipe(settings=options.settings)
+    except SqakdError as error:
+        raise SystemExit(str(error)) from None
     data = IMAGE_SETS[options.data]
     for path, what in data.needs:
         if not path.exists():
             raise SystemExit(f"{path} ({what}) is not there: {options.data} needs it")
-    warnings.simplefilter("ignore")
     job = Job(
         data,
         options.data,
@@ -261,32 +291,45 @@ def main() -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     float_accuracy = teacher_accuracy(job)
     print(f"{options.data}, {job.steps} steps; float: {float_accuracy:.2f}\n")
+    for part in ("train", "test"):
+        job.read(part)  # decoded once, before there are processes that would all do it
     print("| row | seeds | accuracy | minus float | seconds |\n|---|---|---|---|---|", flush=True)
-    for name in names:
-        found = []
+    threads = max(torch.get_num_threads() // options.at_once, 1)
+    with ProcessPoolExecutor(
+        options.at_once, multiprocessing.get_context("spawn"), _in_process, (threads,)
+    ) as pool:
+        rows = {
+            (name, seed): pool.submit(
+                finished_row, job, name, seed, options.settings, options.environments
+            )
+            for name in names
+            for seed in options.seeds
+        }
         try:
-            for seed in options.seeds:
-                kept = job.folder / f"{job.stem(name, seed, options.settings)}.json"
-                if not kept.exists():
-                    if name in PEERS:
-                        row = run_peer(job, name, seed, options.environments, progress)
-                    else:
-                        row = run_row(job, name, seed, options.settings)
-                    kept.write_text(json.dumps(row, indent=2))
-                found.append(json.loads(kept.read_text()))
-        except (WorkerFailed, RuntimeError) as error:
-            if name not in PEERS:
-                raise
-            print(f"| {name} | failed: {error} |", flush=True)
-            continue
-        scores = [row["accuracy"] for row in found]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        mean = statistics.mean(scores)
-        seconds = statistics.mean(row["seconds"] for row in found)
-        print(
-            f"| {name} | {len(scores)} | {mean:.2f}{spread} | {mean - float_accuracy:+.2f} | {seconds:.0f} |",
-            flush=True,
-        )
+            for name in names:
+                found = [rows[name, seed] for seed in options.seeds]
+                print(table_line(name, found, float_accuracy), flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def table_line(name: str, found: Sequence[Future[dict[str, Any]]], float_accuracy: float) -> str:
+    """A row of the table, once its seeds are done.
+
+    Raises:
+        RuntimeError: one of ours fails; what another tool says is a row.
+    """
+    try:
+        rows = [one.result() for one in found]
+    except (WorkerFailed, RuntimeError) as error:
+        if name not in PEERS:
+            raise
+        return f"| {name} | failed: {error} |"
+    scores = [row["accuracy"] for row in rows]
+    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    mean = statistics.mean(scores)
+    seconds = statistics.mean(row["seconds"] for row in rows)
+    return f"| {name} | {len(scores)} | {mean:.2f}{spread} | {mean - float_accuracy:+.2f} | {seconds:.0f} |"
 
 
 if __name__ == "__main__":
