@@ -11,39 +11,22 @@ and again, narrower, for those that want less. Quantizers are inserted disabled.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
-import networkx as nx
 from torch import fx, nn
 
-from sqakd_fx.batch_norm import (
-    AbsorbedBatchNorm,
-    AffineBatchNorm,
-    RoundedBias,
-    is_batch_norm,
-    sole_compute_input,
-)
-from sqakd_fx.compiler import Note, PassResult
+from sqakd_fx.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, RoundedBias
+from sqakd_fx.compiler import PassResult
 from sqakd_fx.errors import PassError
-from sqakd_fx.graphs import (
-    constant_of,
-    drop_unused,
-    module_path,
-    node_path,
-    reads_of,
-    set_attribute,
-)
-from sqakd_fx.ops import Kind, Op, is_float_tensor, op_of, shape_of
-from sqakd_fx.placement import LayerSettings, layer_settings
+from sqakd_fx.graphs import drop_unused, module_path, node_path, set_attribute
+from sqakd_fx.ops import Kind, Op, op_of, shape_of
+from sqakd_fx.placement import LayerSettings
 from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.quantizer_plan import Region, plan_quantizers
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.runtime_sum import RuntimeSum
-
-_MASKS = ("masked_fill", "where", "to")
-_LONGEST_SCORE = 16
 
 
 @dataclass(frozen=True)
@@ -78,261 +61,57 @@ def _is_quantizer(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 class _Insertion:
-    """One run of the pass: demands are collected, regions formed, then nodes inserted."""
+    """One run of the pass: what the plan says is done, node by node."""
 
     def __init__(self, graph_module: fx.GraphModule, recipe: Recipe) -> None:
         self.graph_module = graph_module
         self.graph = graph_module.graph
         self.recipe = recipe
         self.modules = dict(graph_module.named_modules())
-        self.nodes = list(self.graph.nodes)
-        self.ops = {node: op_of(node, self.modules) for node in self.nodes}
-        self.reads = reads_of(self.graph)
-        self.calls = Counter(str(n.target) for n in self.nodes if n.op == "call_module")
-        self.notes: list[Note] = []
-        self.settings: dict[fx.Node, LayerSettings] = {}
-        self.demands: dict[fx.Node, dict[fx.Node, int]] = {}
-        self.absorbed: dict[fx.Node, fx.Node] = {}
+        self.plan = plan_quantizers(graph_module, recipe)
 
     def run(self) -> PassResult:
-        self.settings = layer_settings(self.graph_module, self.recipe, self.ops)
-        self._collect_demands()
-        sources, bits_of = self._regions()
-        self._insert_activation_quantizers(sources, bits_of)
+        self._mark_nodes()
+        self._insert_activation_quantizers()
         self._insert_weight_quantizers()
         self._replace_affines()
         self._replace_sums()
-        changed = self.graph.eliminate_dead_code() or bool(self.demands)
+        changed = self.graph.eliminate_dead_code() or bool(self.plan.demands)
         drop_unused(self.graph_module)
-        return PassResult(self.graph_module, changed, tuple(self.notes))
+        return PassResult(self.graph_module, changed, self.plan.notes)
 
-    # -- who wants a grid ------------------------------------------------------------------
-
-    def _collect_demands(self) -> None:
-        integer: set[fx.Node] = set()
-        for node in self.nodes:
-            op = self.ops[node]
-            if op is None:
-                if node.op == "call_module" and not is_batch_norm(node, self.modules):
-                    self.notes.append(
-                        Note(
-                            node.name, "stays in float: not in the op table, or could not be traced"
-                        )
-                    )
-                continue
-            if op.kind is Kind.COMPUTE:
-                self._demand_of_layer(node, op, integer)
-            elif op.kind in (Kind.SUM, Kind.PRODUCT, Kind.AVERAGE):
-                self._demand_of_arithmetic(node, op, integer)
-            elif op.kind is Kind.BATCH_NORM:
-                self._demand_of_batch_norm(node, integer)
-            elif op.kind in (Kind.TRANSPARENT, Kind.JOINT, Kind.CLIP):
-                if any(source in integer for source in node.all_input_nodes):
-                    integer.add(node)
-            elif op.kind is Kind.SMOOTH:
-                self.notes.append(
-                    Note(node.name, f"{op.name} is computed in float between quantized tensors")
-                )
-
-    def _demand_of_layer(self, node: fx.Node, op: Op, integer: set[fx.Node]) -> None:
-        settings = self.settings[node]
-        reason = settings.float_reason or self._unsuitable(node, op)
-        if reason:
-            self.notes.append(Note(node.name, f"stays in float: {reason}"))
-            return
-        node.meta["layer"] = settings
-        for position in op.activations:
-            self._demand(node.args[position], node, settings.activation_bits)  # type: ignore[arg-type]
-        integer.add(node)
-
-    def _unsuitable(self, node: fx.Node, op: Op) -> str | None:
-        for position in op.activations:
-            value = node.args[position]
-            if not isinstance(value, fx.Node) or not is_float_tensor(value):
-                return "an input is not a floating-point tensor of the graph"
-        if op.weight is None:
-            return None
-        if constant_of(self.graph_module, node.args[op.weight]) is None:
-            return "its weight is computed from data, not a parameter"
-        bias = node.args[2]
-        if bias is not None and constant_of(self.graph_module, bias) is None:
-            return "its bias is computed from data, not a parameter"
-        return None
-
-    def _absorbing_layer(self, node: fx.Node) -> fx.Node | None:
-        """The quantized layer in front of a BatchNorm that it becomes part of."""
-        if not is_batch_norm(node, self.modules):
-            return None
-        layer = sole_compute_input(self.graph_module, node, self.reads)
-        once = self.calls[str(node.target)] == 1
-        merges = isinstance(layer, fx.Node) and "layer" in layer.meta and once
-        return layer if merges and isinstance(layer, fx.Node) else None
-
-    def _demand_of_batch_norm(self, node: fx.Node, integer: set[fx.Node]) -> None:
-        layer = self._absorbing_layer(node)
-        if layer is not None:
-            self.absorbed[layer] = node
-            integer.add(node)
-            return
-        value = node.args[0] if node.args else None
-        axes = len(shape_of(node) or ()) - 2
-        if not is_batch_norm(node, self.modules) or not isinstance(value, fx.Node):
-            self.notes.append(Note(node.name, "stays in float: no running statistics"))
-        elif not 1 <= axes <= 3:
-            self.notes.append(Note(node.name, f"stays in float: an affine over {axes + 2} axes"))
-        else:
-            self._demand(value, node, self._wide_bits)
+    def _mark_nodes(self) -> None:
+        """For the passes behind: which nodes become integer, and how."""
+        for node, settings in self.plan.layers.items():
+            node.meta["layer"] = settings
+        for node, kind in self.plan.arithmetic.items():
+            node.meta["arithmetic"] = kind
+        for node in self.plan.affines:
             node.meta["affine"] = True
-            integer.add(node)
 
-    @property
-    def _wide_bits(self) -> int:
-        """Bits of what is not the input of a layer: sums, products, averages, affines."""
-        return max(self.recipe.residual_bits, self.recipe.activation_bits)
-
-    def _tails(self) -> set[fx.Node]:
-        """The last node, behind BatchNorm and clips, of integer convolutions, sums and products.
-
-        The runtime has none of these with a float result, so they get a grid even where only a
-        float operation reads them.
-        """
-        tails = set()
-        for node in self.nodes:
-            op = self.ops[node]
-            convolves = op is not None and op.name.startswith("conv") and "layer" in node.meta
-            combines = node.meta.get("arithmetic") in (Kind.SUM, Kind.PRODUCT)
-            if not (convolves or combines or "affine" in node.meta):
-                continue
-            tails.add(self._tail(node))
-        return tails
-
-    def _tail(self, node: fx.Node) -> fx.Node:
-        """The last node behind the BatchNorm that a layer absorbs and the clips that nobody else reads."""
-        while len(node.users) == 1:
-            user = next(iter(node.users))
-            merged = self.ops.get(user)
-            clips = merged is not None and merged.kind is Kind.CLIP
-            if not clips and self.absorbed.get(node) is not user:
-                break
-            node = user
-        return node
-
-    def _demand_of_arithmetic(self, node: fx.Node, op: Op, integer: set[fx.Node]) -> None:
-        if not is_float_tensor(node):
-            return
-        values = [node.args[i] for i in op.activations if i < len(node.args)]
-        tensors = [v for v in values if isinstance(v, fx.Node) and is_float_tensor(v)]
-        if len(tensors) < len(op.activations):
-            self.notes.append(Note(node.name, f"stays in float: {op.name} with a plain number"))
-            return
-        if self._is_score(node):
-            self.notes.append(Note(node.name, "stays in float: part of the scores of a softmax"))
-            return
-        if not any(v in integer for v in tensors):
-            self.notes.append(
-                Note(node.name, f"stays in float: no input of this {op.name} is made in integers")
+    def _insert_activation_quantizers(self) -> None:
+        plan = self.plan
+        quantizer_of: dict[Region, Quantizer] = {}
+        for region in dict.fromkeys(plan.regions.values()):
+            name, quantizer = self._new_activation_quantizer(
+                region.sources[0], region.bits, "output_quantizer"
             )
-            return
-        if op.kind is Kind.AVERAGE and not _is_spatial(node, op, self.modules):
-            self.notes.append(Note(node.name, "stays in float: an average over other than space"))
-            return
-        for value in tensors:
-            self._demand(value, node, self._wide_bits)
-        node.meta["arithmetic"] = op.kind
-        integer.add(node)
-
-    def _is_score(self, node: fx.Node) -> bool:
-        """True for a sum or product that only a softmax reads, as it is or summed further."""
-        pending, seen = list(node.users), 0
-        while pending:
-            user = pending.pop()
-            op = self.ops[user]
-            seen += 1
-            if op is None or seen > _LONGEST_SCORE:
-                return False
-            if op.name == "softmax":
-                continue
-            if op.kind not in (Kind.SUM, Kind.PRODUCT, Kind.TRANSPARENT) and op.name not in _MASKS:
-                return False
-            pending.extend(user.users)
-        return bool(node.users)
-
-    def _demand(self, value: fx.Node, consumer: fx.Node, bits: int) -> None:
-        wanted = self.demands.setdefault(value, {})
-        wanted[consumer] = max(bits, wanted.get(consumer, 0))
-
-    # -- which tensors share a grid --------------------------------------------------------
-
-    def _carries_grid(self, node: fx.Node) -> bool:
-        op = self.ops[node]
-        if op is None or op.kind not in (Kind.TRANSPARENT, Kind.JOINT):
-            return False
-        return all(
-            is_float_tensor(source) or self._is_tuple_of_one_grid(source)
-            for source in _grid_inputs(node, op)
-        )
-
-    def _is_tuple_of_one_grid(self, node: fx.Node) -> bool:
-        op = self.ops[node]
-        return op is not None and op.name in ("chunk", "split", "unbind", "split_with_sizes")
-
-    def _regions(self) -> tuple[dict[int, list[fx.Node]], dict[fx.Node, tuple[int, int]]]:
-        """Sources by region number, and for every tensor on a grid its (region, bits)."""
-        connected: nx.Graph[fx.Node] = nx.Graph()
-        carriers: set[fx.Node] = set()
-        reached = set(self.demands)
-        tails = self._tails()
-        for node in reversed(self.nodes):
-            if node not in reached:
-                if node not in tails:
-                    continue
-                self._demand(node, next(iter(node.users)), self._wide_bits)
-            connected.add_node(node)
-            if self._carries_grid(node):
-                op = self.ops[node]
-                assert op is not None
-                carriers.add(node)
-                for source in _grid_inputs(node, op):
-                    connected.add_edge(source, node)
-                    reached.add(source)
-        sources: dict[int, list[fx.Node]] = {}
-        bits_of: dict[fx.Node, tuple[int, int]] = {}
-        position = {node: i for i, node in enumerate(self.nodes)}
-        for number, members in enumerate(nx.connected_components(connected)):
-            widest = max(
-                (bits for m in members for bits in self.demands.get(m, {}).values()), default=8
-            )
-            for member in members:
-                bits_of[member] = (number, widest)
-            roots = [m for m in members if m not in carriers]
-            sources[number] = sorted(roots, key=position.__getitem__)
-        return sources, bits_of
-
-    # -- insertion -------------------------------------------------------------------------
-
-    def _insert_activation_quantizers(
-        self, sources: dict[int, list[fx.Node]], bits_of: dict[fx.Node, tuple[int, int]]
-    ) -> None:
-        quantizer_of: dict[int, tuple[str, Quantizer]] = {}
-        for number, roots in sources.items():
-            bits = bits_of[roots[0]][1]
-            name, quantizer = self._new_activation_quantizer(roots[0], bits, "output_quantizer")
-            if bits == 8 and all(root.op == "placeholder" for root in roots):
+            if region.bits == 8 and all(source.op == "placeholder" for source in region.sources):
                 # Its gradient would cost the first layer's backward to the input: 6 % of a ResNet-18 step.
                 quantizer.requires_grad_(False)
-            quantizer_of[number] = (name, quantizer)
-            for root in roots:
-                self._insert_behind(root, name, dict(root.users))
-        for value, wanted in self.demands.items():
-            number, widest = bits_of[value]
-            _, quantizer = quantizer_of[number]
+            quantizer_of[region] = quantizer
+            for source in region.sources:
+                self._insert_behind(source, name, dict(source.users))
+        for value, wanted in plan.demands.items():
+            region = plan.regions[value]
+            quantizer = quantizer_of[region]
             by_bits: dict[int, list[fx.Node]] = {}
             for consumer, bits in wanted.items():
                 by_bits.setdefault(bits, []).append(consumer)
                 consumer.meta.setdefault("input_quantizers", {})
             for bits, consumers in by_bits.items():
                 chosen = quantizer
-                if bits < widest:
+                if bits < region.bits:
                     name, chosen = self._new_activation_quantizer(
                         value, bits, f"quantizer_{bits}bit"
                     )
@@ -360,8 +139,8 @@ class _Insertion:
     def _new_activation_quantizer(
         self, value: fx.Node, bits: int, what: str
     ) -> tuple[str, Quantizer]:
-        settings = [self.settings[c] for c in self.demands.get(value, {}) if c in self.settings]
-        family = settings[0].activation_family if settings else self.recipe.activation_family
+        layers = [c for c in self.plan.demands.get(value, {}) if c in self.plan.layers]
+        family = (self.plan.layers[layers[0]] if layers else self.recipe).activation_family
         quantizer = Quantizer(
             family,
             "activation",
@@ -381,10 +160,9 @@ class _Insertion:
 
     def _insert_weight_quantizers(self) -> None:
         tied: dict[str, tuple[str, Quantizer]] = {}
-        for node in self.nodes:
-            settings: LayerSettings | None = node.meta.get("layer")
-            op = self.ops.get(node)
-            if settings is None or op is None or op.weight is None:
+        for node, settings in self.plan.layers.items():
+            op = self.plan.ops[node]
+            if op is None or op.weight is None:
                 continue
             weight = node.args[op.weight]
             assert isinstance(weight, fx.Node)
@@ -402,20 +180,19 @@ class _Insertion:
             self._round_bias(node, weight, quantizer)
 
     def _replace_affines(self) -> None:
-        for node in self.nodes:
-            if "affine" in node.meta:
-                (x_quantizer,) = node.meta["input_quantizers"].values()
-                node.target = set_attribute(
-                    self.graph_module,
-                    f"{node.target}_affine",
-                    AffineBatchNorm(self.modules[str(node.target)], x_quantizer),
-                )
+        for node in self.plan.affines:
+            (x_quantizer,) = node.meta["input_quantizers"].values()
+            node.target = set_attribute(
+                self.graph_module,
+                f"{node.target}_affine",
+                AffineBatchNorm(self.modules[str(node.target)], x_quantizer),
+            )
 
     def _replace_sums(self) -> None:
         """Sums that one quantizer waits for, behind clips or none, round as the runtime does in evaluation."""
-        for node in self.nodes:
-            op = self.ops[node]
-            if node.meta.get("arithmetic") is not Kind.SUM or op is None or op.name != "add":
+        for node, kind in self.plan.arithmetic.items():
+            op = self.plan.ops[node]
+            if kind is not Kind.SUM or op is None or op.name != "add":
                 continue
             out = self._sole_quantizer(node)
             if out is None:
@@ -431,7 +208,7 @@ class _Insertion:
 
     def _sole_quantizer(self, node: fx.Node) -> Quantizer | None:
         """What quantizes a value that nobody else reads, behind its clips."""
-        users = list(self._tail(node).users)
+        users = list(self.plan.tail(node).users)
         if len(users) != 1 or not _is_quantizer(users[0], self.modules):
             return None
         return cast(Quantizer, self.modules[str(users[0].target)])
@@ -463,7 +240,7 @@ class _Insertion:
         """The int32 bias: behind an absorbed BatchNorm where there is one, else the layer's own."""
         x_quantizer = next(iter(node.meta["input_quantizers"].values()))
         bias = node.args[2]
-        batch_norm = self.absorbed.get(node)
+        batch_norm = self.plan.absorbed.get(node)
         if batch_norm is not None:
             name = set_attribute(
                 self.graph_module,
@@ -482,24 +259,3 @@ class _Insertion:
                 rounded = self.graph.call_module(name, (bias, weight))
             rounded.meta = dict(bias.meta)  # type: ignore[union-attr]
             node.update_arg(2, rounded)
-
-
-def _grid_inputs(node: fx.Node, op: Op) -> list[fx.Node]:
-    """The arguments whose values the output holds."""
-    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
-    if op.kind is Kind.TRANSPARENT:
-        return [first] if isinstance(first, fx.Node) else []
-    inputs = first if isinstance(first, list | tuple) else node.args[:2]
-    return [x for x in inputs if isinstance(x, fx.Node)]
-
-
-def _is_spatial(node: fx.Node, op: Op, modules: dict[str, nn.Module]) -> bool:
-    """True for pooling, and for a mean over all axes behind the channels."""
-    if op.name != "mean":
-        return True
-    shape = shape_of(node.args[0]) or ()  # type: ignore[arg-type]
-    axes: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if axes is None or len(shape) < 3:
-        return False
-    axes = [axes] if isinstance(axes, int) else list(axes)
-    return sorted(a % len(shape) for a in axes) == list(range(2, len(shape)))
