@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import multiprocessing
 import re
 import statistics
@@ -48,6 +47,7 @@ from sqakd_fx.pipeline import choose_device
 from sqakd_fx.program import build_program, distillation_teacher, lower
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.runtime import session
+from sqakd_fx.storage import read_json, write_json
 
 DEFAULTS = [
     f"default-{bits}-{loss}"
@@ -217,8 +217,8 @@ def teacher_accuracy(job: Job) -> float:
     """Top-1 in percent of the float network, on the CPU; kept."""
     kept = job.folder / "float.json"
     if not kept.exists():
-        kept.write_text(json.dumps(_measured_teacher(job)))
-    return float(json.loads(kept.read_text()))
+        write_json(kept, _measured_teacher(job))
+    return float(read_json(kept))
 
 
 def _measured_teacher(job: Job) -> float:
@@ -239,10 +239,8 @@ def finished_row(
             row = run_peer(job, name, seed, environments, progress)
         else:
             row = run_row(job, name, seed, settings)
-        unfinished = kept.with_suffix(".part")
-        unfinished.write_text(json.dumps(row, indent=2))
-        unfinished.replace(kept)
-    found: dict[str, Any] = json.loads(kept.read_text())
+        write_json(kept, row)
+    found: dict[str, Any] = read_json(kept)
     return found
 
 
