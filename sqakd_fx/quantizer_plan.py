@@ -39,6 +39,7 @@ class QuantizerPlan:
     """What is to be quantized in a graph.
 
     Attributes:
+        ops: the op of every node, None for what the table does not have.
         layers: settings of the layers that become integer.
         arithmetic: sums, products and averages that become integer, with their kind.
         affines: BatchNorms that become integer on their own.
