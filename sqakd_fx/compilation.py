@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+from collections.abc import Callable
 
 import torch
 import torch._functorch.config as functorch_config
@@ -12,6 +13,7 @@ from torch import fx
 
 from sqakd_fx.calibrate import quantizers_of
 from sqakd_fx.ops import shape_of
+from sqakd_fx.recipe import Recipe
 
 _SAVED_ON_CPU = 5e-9, 0.0
 _SAVED_ON_GPU = 2e-11, 7e-5
@@ -26,6 +28,33 @@ def has_compiler(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.utils._triton.has_triton()
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def wants_compiling(
+    student: fx.GraphModule,
+    recipe: Recipe,
+    steps: int,
+    samples: Callable[[], int],
+    device: torch.device,
+) -> bool:
+    """Whether a run of `steps` steps is to be compiled: as the recipe says or, on "auto", where it pays.
+
+    `samples` draws a batch to count it, and is called on "auto" alone.
+    """
+    if recipe.compile != "auto":
+        return recipe.compile == "always"
+    if recipe.deterministic and device.type == "cuda":
+        return False  # the compiler times its kernels and takes the fastest
+    return earns_compiling_back(student, steps, samples(), device)
+
+
+def why_uncompiled(recipe: Recipe, device: torch.device) -> str | None:
+    """What stands in the way of compiling, in a sentence."""
+    if recipe.checkpoint_activations:
+        return "checkpoint_activations: training runs uncompiled"
+    if not has_compiler(device):
+        return "no C++ compiler was found: training runs uncompiled, about half as fast"
+    return None
 
 
 def earns_compiling_back(

@@ -8,10 +8,9 @@ synchronisation. A run can be interrupted at any moment and goes on from its las
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from torch._dynamo.exc import TorchDynamoException
 
 from sqakd_fx.activation_checkpoints import checkpointed
 from sqakd_fx.batch_norm_by_rows import batch_norm_by_rows
-from sqakd_fx.compilation import compiler_settings, earns_compiling_back, has_compiler
+from sqakd_fx.compilation import compiler_settings, wants_compiling, why_uncompiled
 from sqakd_fx.craft import low_bit_craft
 from sqakd_fx.distributed import any_process, is_distributed, is_first, mean_of, synchronised
-from sqakd_fx.errors import SqakdError, TrainingError, short
+from sqakd_fx.errors import SqakdError, short
 from sqakd_fx.features import training_pair
 from sqakd_fx.held_out import HeldOut
 from sqakd_fx.interrupts import collected_signals
@@ -35,10 +34,10 @@ from sqakd_fx.mixing import can_mix, mixed
 from sqakd_fx.optimizer import make_optimizer, schedule, set_rates
 from sqakd_fx.prefetch import ahead
 from sqakd_fx.progress import StepReport, peak_memory
-from sqakd_fx.randomness import seed_everything, undisturbed_randomness
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.recovery import Recovery, TrainingState
 from sqakd_fx.sharded_teacher import sharded
+from sqakd_fx.step_batches import EpochBatches, StepBatches
 from sqakd_fx.teacher_cache import TeacherCache, fingerprint_of
 from sqakd_fx.training_step import GradientStep
 
@@ -70,16 +69,10 @@ class _Diverged(Exception):
         self.inputs = inputs
 
 
-Batches = Callable[[int], Iterable[tuple[Any, ...]]]
-"""Epoch number to an iterable of input tuples; the same number gives the same batches.
-
-Where the recipe's loss has a share of `labels`, every tuple ends with them."""
-
-
 def distil(
     student: fx.GraphModule,
     teacher: nn.Module,
-    batches: Batches,
+    batches: EpochBatches,
     recipe: Recipe,
     *,
     steps_per_epoch: int,
@@ -126,7 +119,7 @@ class _Run:
         self,
         student: fx.GraphModule,
         teacher: nn.Module,
-        batches: Batches,
+        batches: EpochBatches,
         recipe: Recipe,
         steps_per_epoch: int,
         device: torch.device,
@@ -137,9 +130,10 @@ class _Run:
         for net in (student, teacher):
             store_channels_last(net)
         self.student, self.teacher = student, teacher.eval()
-        self.batches, self.recipe, self.device = batches, recipe, device
+        self.recipe, self.device = recipe, device
         self.on_report, self.on_note = on_report, on_note
         self.steps_per_epoch = max(steps_per_epoch, 1)
+        self.batches = StepBatches(batches, recipe, self.steps_per_epoch, device)
         self.total = recipe.steps if recipe.steps is not None else recipe.epochs * steps_per_epoch
         self.held_out: HeldOut | None = None
         self.agreement: float | None = None
@@ -149,7 +143,7 @@ class _Run:
         self.notes: list[str] = []
         self.pair = training_pair(student, teacher, recipe)
         self.craft = low_bit_craft(
-            student, recipe, self._calibration, self.pair, self.steps_per_epoch
+            student, recipe, self.batches.calibration, self.pair, self.steps_per_epoch
         )
         self.teacher_is_sharded = recipe.shard_teacher and self._shard_teacher()
         if not self.teacher_is_sharded:
@@ -237,7 +231,7 @@ class _Run:
         total = torch.zeros((), device=self.device)
         reported = paced = state.step
         clock = time.monotonic()
-        for inputs in self._on_the_way(self._inputs()):
+        for inputs in self._on_the_way(self.batches.between(state.step, self.total)):
             total += self._one_step(inputs)
             if self.compiling:
                 self.compiling, self.compile_seconds = False, time.monotonic() - clock
@@ -261,7 +255,7 @@ class _Run:
             if state.opening_loss is None and math.isfinite(mean):
                 state.opening_loss = mean
             if not mean <= _EXPLODED * max(state.opening_loss or 0.0, 1.0):
-                raise _Diverged(self._without_labels(inputs))
+                raise _Diverged(self.batches.without_labels(inputs))
             seconds, steps = time.monotonic() - clock, state.step - paced
             self._report(mean, seconds / steps if steps else self.compile_seconds)
             reported = paced = state.step
@@ -327,39 +321,11 @@ class _Run:
             and state.step - state.best_step >= epochs * self.steps_per_epoch
         )
 
-    def _inputs(self) -> Iterator[tuple[Any, ...]]:
-        """The batches of the steps that are left; an epoch's order and augmentation follow its seed."""
-        step = self.state.step
-        while step < self.total:
-            epoch, skip = divmod(step, self.steps_per_epoch)
-            seed_everything(self.recipe.seed * 1_000_003 + epoch)
-            for inputs in itertools.islice(self._repeated(epoch), skip, self.steps_per_epoch):
-                yield inputs
-                step += 1
-                if step == self.total:
-                    return
-
     def _on_the_way(self, batches: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         """Copied to a GPU ahead, where each step takes whole batches there and only there."""
         if self.device.type != "cuda" or is_distributed() or self.cache is not None:
             return batches
         return ahead(batches, self.device)
-
-    def _calibration(self) -> Generator[tuple[Any, ...], None, None]:
-        """First batches of the first epoch; what loaders and augmentations draw next is not changed."""
-        with undisturbed_randomness():
-            seed_everything(self.recipe.seed)
-            for batch in itertools.islice(self.batches(0), self.recipe.calibration_batches):
-                inputs = self._without_labels(batch)
-                yield tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in inputs)
-
-    def _batch_size(self) -> int:
-        with contextlib.closing(self._calibration()) as batches:
-            first = next(batches, ())
-        return next((len(x) for x in first if isinstance(x, Tensor) and x.ndim), 0)
-
-    def _without_labels(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        return batch[:-1] if self.recipe.labels else batch
 
     def _mixed(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         if self.recipe.mixing == "none":
@@ -369,16 +335,6 @@ class _Run:
             self.note_once(f"mixing has no effect: {why}")
             return inputs
         return mixed(inputs, self.recipe, self.state.step)
-
-    def _repeated(self, epoch: int) -> Iterator[tuple[Any, ...]]:
-        """An epoch's batches, again where they are fewer than they were counted."""
-        while True:
-            drawn = False
-            for inputs in self.batches(epoch):
-                drawn = True
-                yield inputs
-            if not drawn:
-                raise TrainingError("the training data gave no batch: check train_data() or --data")
 
     def _one_step(self, inputs: tuple[Any, ...]) -> Tensor:
         state = self.state
@@ -400,26 +356,17 @@ class _Run:
         return loss
 
     def _compile(self) -> bool:
-        if not self._wants_compiling():
+        recipe, device = self.recipe, self.device
+        if not wants_compiling(self.student, recipe, self.total, self.batches.samples, device):
             return False
-        if self.recipe.checkpoint_activations:
-            self.note("checkpoint_activations: training runs uncompiled")
-            return False
-        if not has_compiler(self.device):
-            self.note("no C++ compiler was found: training runs uncompiled, about half as fast")
+        if why := why_uncompiled(recipe, device):
+            self.note(why)
             return False
         self.note("compiling the student and the teacher for the first step (about a minute)")
         for module in self._compilable():
             module.compile()
         self.compiling = True
         return True
-
-    def _wants_compiling(self) -> bool:
-        if self.recipe.compile != "auto":
-            return self.recipe.compile == "always"
-        if self.recipe.deterministic and self.device.type == "cuda":
-            return False  # the compiler times its kernels and takes the fastest
-        return earns_compiling_back(self.student, self.total, self._batch_size(), self.device)
 
     def _compilable(self) -> list[nn.Module]:
         teacher = () if self.teacher_is_sharded else (self.pair.teacher,)

@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compilation import earns_compiling_back, has_compiler
-from sqakd_fx.distil import Batches, Distilled, distil
+from sqakd_fx.distil import Distilled, distil
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.held_out import Split, split_data
 from sqakd_fx.program import Program, build_program
@@ -33,6 +33,7 @@ from sqakd_fx.progress import StepReport
 from sqakd_fx.randomness import repeatable_arithmetic
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source import Source
+from sqakd_fx.step_batches import EpochBatches
 from sqakd_fx.training_data import training_inputs
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
@@ -54,7 +55,7 @@ class Hungry(nn.Module):
 def trained(
     most: int = 99,
     *settings: str,
-    data: Batches = lambda epoch: [(ROWS,)],
+    data: EpochBatches = lambda epoch: [(ROWS,)],
     **more: Any,
 ) -> tuple[Distilled, dict[str, Tensor]]:
     torch.manual_seed(0)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
-from sqakd_fx.distil import Batches, distil
+from sqakd_fx.distil import distil
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.step_batches import EpochBatches
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0)).mul(16).round().div(16)
 """Few binary digits, as the teacher's weights have: its outputs are exact wherever a row stands in a batch."""
@@ -38,7 +39,7 @@ class Counting(nn.Module):
 
 
 def trained(
-    folder: Path, *settings: str, data: Batches = shuffled, **more: Any
+    folder: Path, *settings: str, data: EpochBatches = shuffled, **more: Any
 ) -> tuple[list[float], dict[str, Tensor], Counting]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
