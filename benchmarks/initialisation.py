@@ -16,8 +16,8 @@ import time
 import torch
 from torch import Tensor
 
-from sqakd_fx.families import Levels
 from sqakd_fx.initialise import starting_range
+from sqakd_fx.levels import Levels
 from sqakd_fx.quantizer import Quantizer
 
 _RATIOS = torch.linspace(1.0, 0.05, 96)

@@ -2,7 +2,7 @@
 
 A family is a value. It names its learned parameters and constants, says which interval of the real
 line they span (`interval`), how a clipping range [l, u] becomes parameters (`from_range`), and which
-range the paper starts from (`initial_range`). The forward and the backward are in `quantizer.py`.
+range the paper starts from (`initial_range`, of `ranges.py`). The forward and the backward are in `quantizer.py`.
 
 Sources: LSQ (Esser 2020, eq. 1-5), LSQ+ (Bhalgat 2020), PACT (Choi 2018, eq. 1-3), DoReFa (Zhou 2016,
 eq. 9), EWGS (Lee 2021, eq. 1-6), SAWB (Choi 2018b, eq. 6), QIL (Jung 2019, eq. 3-6).
@@ -19,35 +19,20 @@ import torch
 from torch import Tensor
 
 from sqakd_fx.grid import along_axis
+from sqakd_fx.levels import Levels
+from sqakd_fx.ranges import (
+    Range,
+    half_normal,
+    lsq_plus_weight_range,
+    lsq_range,
+    min_max,
+    percentile,
+    sawb_clip,
+    sawb_range,
+    three_sigma,
+)
 
 Parameters = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Levels:
-    """The discrete side of a quantizer.
-
-    q runs over `span + 1` consecutive integers from `lowest` (for an activation `lowest` is minus the
-    zero point and may move). `half` is 0.5 where the grid has no zero: values are (q - half) * scale.
-    """
-
-    bits: int
-    lowest: int
-    span: int
-    half: float
-    axis: int | None
-    per_sample: bool
-
-    @property
-    def magnitude(self) -> float:
-        """Largest |value| / scale that both signs reach."""
-        return self.lowest + self.span - self.half
-
-    def reduce(self, x: Tensor, how: Callable[..., Tensor]) -> Tensor:
-        """Apply a reduction per tensor (result of shape ()) or per channel (shape (channels,))."""
-        if self.axis is None:
-            return how(x.reshape(1, -1), dim=1).reshape(())
-        return how(x.transpose(0, self.axis).reshape(x.shape[self.axis], -1), dim=1)
 
 
 class Interval(NamedTuple):
@@ -57,11 +42,6 @@ class Interval(NamedTuple):
     offset: Tensor
     scale_out: Tensor
     lowest: Tensor
-
-
-class Range(NamedTuple):
-    lower: Tensor
-    upper: Tensor
 
 
 _FARTHEST = 2.0**24
@@ -172,7 +152,7 @@ def _largest_magnitude(p: Parameters, x: Tensor, levels: Levels) -> Interval:
 
 
 def _sawb(p: Parameters, x: Tensor, levels: Levels) -> Interval:
-    return symmetric(_sawb_clip(x.detach(), levels) / levels.magnitude, levels)
+    return symmetric(sawb_clip(x.detach(), levels) / levels.magnitude, levels)
 
 
 def _unit_gain(p: Parameters, x: Tensor, levels: Levels) -> Interval:
@@ -206,12 +186,8 @@ def _qil(x: Tensor, p: Parameters, levels: Levels) -> Tensor:
 # -- from a clipping range to parameters -------------------------------------------------------
 
 
-def _magnitude(r: Range) -> Tensor:
-    return torch.maximum(r.lower.abs(), r.upper.abs())
-
-
 def _to_step_weight(r: Range, levels: Levels) -> dict[str, Tensor]:
-    return {"step": _magnitude(r) / levels.magnitude}
+    return {"step": r.magnitude / levels.magnitude}
 
 
 def _to_step_activation(r: Range, levels: Levels) -> dict[str, Tensor]:
@@ -231,7 +207,7 @@ def _to_lower_upper(r: Range, levels: Levels) -> dict[str, Tensor]:
 
 
 def _to_alpha(r: Range, levels: Levels) -> dict[str, Tensor]:
-    alpha = torch.where(r.upper > 0, r.upper, _magnitude(r))
+    alpha = torch.where(r.upper > 0, r.upper, r.magnitude)
     return {"alpha": alpha, "lower_over_alpha": r.lower / alpha.clamp_min(1e-30)}
 
 
@@ -240,114 +216,20 @@ def _to_center_distance(r: Range, levels: Levels) -> dict[str, Tensor]:
 
 
 def _to_ewgs_weight(r: Range, levels: Levels) -> dict[str, Tensor]:
-    return {"lower": r.lower, "upper": r.upper, "gain": _magnitude(r)}
+    return {"lower": r.lower, "upper": r.upper, "gain": r.magnitude}
 
 
 def _to_qil_weight(r: Range, levels: Levels) -> dict[str, Tensor]:
-    half = _magnitude(r) / 2
+    half = r.magnitude / 2
     return {"center": half, "distance": half, "gamma": torch.ones_like(half), "gain": 2 * half}
 
 
 def _to_gain(r: Range, levels: Levels) -> dict[str, Tensor]:
-    return {"gain": _magnitude(r)}
+    return {"gain": r.magnitude}
 
 
 def _to_nothing(r: Range, levels: Levels) -> dict[str, Tensor]:
     return {}
-
-
-# -- the papers' own starting ranges -----------------------------------------------------------
-
-
-def min_max(x: Tensor, levels: Levels) -> Range:
-    """The whole tensor, with 0 inside."""
-    zero = _constant(0.0, x)
-    return Range(
-        torch.minimum(levels.reduce(x, torch.amin), zero),
-        torch.maximum(levels.reduce(x, torch.amax), zero),
-    )
-
-
-def percentile(x: Tensor, levels: Levels, fraction: float = 0.9995) -> Range:
-    """Quantiles (1 - fraction, fraction), with 0 inside."""
-
-    def at(position: float) -> Callable[..., Tensor]:
-        def pick(rows: Tensor, dim: int) -> Tensor:
-            rank = max(1, min(rows.shape[1], math.ceil(position * rows.shape[1])))
-            return torch.kthvalue(rows, rank, dim=dim).values
-
-        return pick
-
-    zero = _constant(0.0, x)
-    return Range(
-        torch.minimum(levels.reduce(x, at(1 - fraction)), zero),
-        torch.maximum(levels.reduce(x, at(fraction)), zero),
-    )
-
-
-def _lsq_range(x: Tensor, levels: Levels) -> Range:
-    """Step 2 mean|x| / sqrt(q_max)."""
-    mean = levels.reduce(x.abs(), torch.mean)
-    if levels.per_sample and bool(x.min() >= 0):
-        upper = 2 * mean / math.sqrt(levels.span) * levels.span
-        return Range(torch.zeros_like(upper), upper)
-    q_max = max((levels.span + 1) // 2 - 1, 1)
-    clip = 2 * mean / math.sqrt(q_max) * (levels.magnitude if not levels.per_sample else q_max)
-    return Range(-clip, clip)
-
-
-def _three_sigma(x: Tensor, levels: Levels) -> Range:
-    """EWGS weights: ∓3 std(w)."""
-    clip = 3 * levels.reduce(x, _population_std)
-    return Range(-clip, clip)
-
-
-def _lsq_plus_weight_range(x: Tensor, levels: Levels) -> Range:
-    """LSQ+ weights: max(|mean - 3 std|, |mean + 3 std|)."""
-    mean, deviation = levels.reduce(x, torch.mean), levels.reduce(x, _population_std)
-    clip = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
-    return Range(-clip, clip)
-
-
-def _half_normal(x: Tensor, levels: Levels) -> Range:
-    """EWGS activations: min(x) and 3 std(x) / sqrt(1 - 2/π), the 3σ of a half-normal."""
-    zero = _constant(0.0, x)
-    lower = torch.minimum(levels.reduce(x, torch.amin), zero)
-    spread = 3 * levels.reduce(x, _population_std)
-    upper = torch.where(lower < 0, spread, spread / math.sqrt(1 - 2 / math.pi))
-    return Range(torch.maximum(lower, -upper), upper)
-
-
-def _population_std(x: Tensor, dim: int) -> Tensor:
-    return x.std(dim=dim, correction=0)
-
-
-def _sawb_clip(x: Tensor, levels: Levels) -> Tensor:
-    c1, c2 = SAWB_COEFFICIENTS[levels.bits]
-    mean = levels.reduce(x.abs(), torch.mean)
-    square = levels.reduce(x * x, torch.mean)
-    clip = c1 * square.sqrt() - c2 * mean
-    largest = levels.reduce(x.abs(), torch.amax)
-    return torch.where(clip > 0, torch.minimum(clip, largest), largest)
-
-
-def _sawb_range(x: Tensor, levels: Levels) -> Range:
-    clip = _sawb_clip(x, levels)
-    return Range(-clip, clip)
-
-
-SAWB_COEFFICIENTS: dict[int, tuple[float, float]] = {
-    1: (0.0, -1.0),
-    2: (3.12, 2.064),
-    3: (7.509, 6.892),
-    4: (12.68, 12.80),
-    5: (17.74, 18.64),
-    6: (22.20, 23.95),
-    7: (26.80, 29.40),
-    8: (31.76, 35.04),
-}
-"""Clip = c1 sqrt(E[w²]) - c2 E[|w|] (SAWB, eq. 6); 1 bit is E[|w|], the least-squares answer; 6 and 7
-bits, which the paper has not, are interpolated."""
 
 
 @dataclass(frozen=True)
@@ -379,7 +261,7 @@ _MIN_MAX_WEIGHT = Side(_largest_magnitude, _to_nothing, min_max)
 _TANH_WEIGHT = Side(
     _unit_gain, _to_gain, min_max, constants=("gain",), transform=_tanh, zero_in_grid=False
 )
-_LSQ_WEIGHT = Side(_step_weight, _to_step_weight, _lsq_range, learned=("step",))
+_LSQ_WEIGHT = Side(_step_weight, _to_step_weight, lsq_range, learned=("step",))
 
 
 def _fixed_activation(initial: Callable[[Tensor, Levels], Range]) -> Side:
@@ -416,7 +298,7 @@ FAMILIES: dict[str, Family] = {
             Side(
                 _step_activation,
                 _to_step_activation,
-                _lsq_range,
+                lsq_range,
                 learned=("step",),
                 constants=("lowest",),
             ),
@@ -424,7 +306,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "lsq+",
-            Side(_step_weight, _to_step_weight, _lsq_plus_weight_range, learned=("step",)),
+            Side(_step_weight, _to_step_weight, lsq_plus_weight_range, learned=("step",)),
             Side(_step_and_offset, _to_step_and_offset, percentile, learned=("step", "offset")),
             "Bhalgat 2020, eq. 3-8",
         ),
@@ -433,7 +315,7 @@ FAMILIES: dict[str, Family] = {
             Side(
                 _ewgs_weight,
                 _to_ewgs_weight,
-                _three_sigma,
+                three_sigma,
                 learned=("lower", "upper", "gain"),
                 zero_in_grid=False,
                 delta=1e-3,
@@ -441,7 +323,7 @@ FAMILIES: dict[str, Family] = {
             Side(
                 _lower_upper,
                 _to_lower_upper,
-                _half_normal,
+                half_normal,
                 learned=("lower", "upper"),
                 delta=1e-3,
             ),
@@ -449,7 +331,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "sawb",
-            Side(_sawb, _to_nothing, _sawb_range),
+            Side(_sawb, _to_nothing, sawb_range),
             Side(
                 _alpha,
                 _to_alpha,

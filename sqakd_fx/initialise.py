@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sqakd_fx.families import Levels, Range, min_max, percentile
+from sqakd_fx.levels import Levels
+from sqakd_fx.ranges import Range, min_max, percentile
 
 _CANDIDATES = 24
 _SMALLEST_EXPONENT = -1.3

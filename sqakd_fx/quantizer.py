@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_fx.errors import NotFiniteError
-from sqakd_fx.families import FAMILIES, Family, Interval, Levels, Side, straight_through
+from sqakd_fx.families import FAMILIES, Family, Interval, Side, straight_through
 from sqakd_fx.grid import Grid, along_axis
+from sqakd_fx.levels import Levels
 
 _SMALLEST_SCALE = 2.0**-60
 _LARGEST_SCALE = 2.0**100

@@ -9,8 +9,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from sqakd_fx.families import Range
 from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.ranges import Range
 from sqakd_fx.runtime_sum import RuntimeSum
 
 SCALES = {
