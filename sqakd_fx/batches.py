@@ -1,35 +1,28 @@
 """Batches of model inputs from whatever iterable the user has.
 
-An item is a tensor, a tuple (inputs first, then labels), or a dict (inputs by name, the rest are
-labels). It is a ready batch where its first tensor has as many axes as the example input, and a
-single sample, to be collated, where it has one less. Samples of data with a length are shuffled;
-ready batches are taken in the order in which they come.
+Items (`data_items.py`) are ready batches or single samples, which are collated. Samples of data with a
+length are shuffled; ready batches are taken in the order in which they come.
 """
 
 from __future__ import annotations
 
 import math
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, TypeGuard, TypeVar
+from typing import Any, Generic, NoReturn, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset
 
 from sqakd_fx.code_lines import user_line
+from sqakd_fx.data_items import Layout, Record, collate_items, collated
 from sqakd_fx.errors import SourceError, short
 
 T = TypeVar("T")
-TARGET_KEYS = ("label", "labels", "target", "targets")
-_OWN = Path(__file__).parent
-_STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +64,8 @@ class Batches(Generic[T]):
     def __init__(
         self,
         data: Any,
-        layout: _Layout,
-        take: Callable[[_Record], T],
+        layout: Layout,
+        take: Callable[[Record], T],
         *,
         batch_size: int,
         drop_last: bool,
@@ -143,7 +136,7 @@ class Batches(Generic[T]):
                 "and, in a DataLoader, batch_size and drop_last"
             )
 
-    def _records(self) -> Iterator[_Record]:
+    def _records(self) -> Iterator[Record]:
         data = self._data
         if _is_array(data):
             yield from self._from_array(data)
@@ -155,7 +148,7 @@ class Batches(Generic[T]):
         else:
             yield from self._from_items(data)
 
-    def _from_array(self, data: Any) -> Iterator[_Record]:
+    def _from_array(self, data: Any) -> Iterator[Record]:
         order, _ = self._order(len(data))
         for start in range(0, len(data), self._batch_size):
             chosen = order[start : start + self._batch_size]
@@ -163,7 +156,7 @@ class Batches(Generic[T]):
                 index = chosen.numpy() if isinstance(data, np.ndarray) else chosen.to(data.device)
                 yield self._layout.split(data[index])
 
-    def _from_samples(self, data: Any) -> Iterator[_Record]:
+    def _from_samples(self, data: Any) -> Iterator[Record]:
         order, generator = self._order(len(data))
         yield from DataLoader(
             data,
@@ -171,13 +164,13 @@ class Batches(Generic[T]):
             sampler=order.tolist(),
             drop_last=self._drops(len(data)),
             generator=generator,
-            collate_fn=partial(_collate_items, self._layout),
+            collate_fn=partial(collate_items, self._layout),
             num_workers=self._workers,
             pin_memory=self._workers > 0 and torch.cuda.is_available(),
         )
 
-    def _from_items(self, data: Iterable[Any]) -> Iterator[_Record]:
-        pending: list[_Record] = []
+    def _from_items(self, data: Iterable[Any]) -> Iterator[Record]:
+        pending: list[Record] = []
         full = False
         for item in data:
             record = self._layout.split(item)
@@ -188,10 +181,10 @@ class Batches(Generic[T]):
             pending.append(record)
             if len(pending) == self._batch_size:
                 full = True
-                yield _collate(pending)
+                yield collated(pending)
                 pending = []
         if pending and not (self._drop_last and full):
-            yield _collate(pending)
+            yield collated(pending)
 
     def _holds_samples(self) -> bool:
         if _is_array(self._data):
@@ -245,7 +238,7 @@ def input_batches(
     Iteration raises:
         SourceError: no batch, an item that cannot be loaded or has the wrong form.
     """
-    layout = _Layout(n_inputs, input_names, example_ndim, False, what)
+    layout = Layout(n_inputs, input_names, example_ndim, False, what)
     return Batches(
         data,
         layout,
@@ -279,7 +272,7 @@ def labelled_batches(
     Iteration raises:
         SourceError: as `input_batches`, and where an item has no target.
     """
-    layout = _Layout(n_inputs, input_names, example_ndim, True, what)
+    layout = Layout(n_inputs, input_names, example_ndim, True, what)
     return Batches(
         data,
         layout,
@@ -295,154 +288,6 @@ def labelled_batches(
 def replayable(data: Any) -> Any:
     """`data` itself, or for a one-shot iterator a `Replay` of it."""
     return Replay(data) if isinstance(data, Iterator) and iter(data) is data else data
-
-
-def batch_size(batch: Batch) -> int:
-    """Length of the first axis of the batch's first tensor.
-
-    Raises:
-        SourceError: the batch has no tensor with an axis.
-    """
-    for leaf in tree_leaves((batch.args, batch.kwargs)):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.shape[0]
-    raise SourceError("a batch has no tensor with a sample axis: give tensors of shape (N, ...)")
-
-
-def to_device(batch: Batch, device: torch.device | str, non_blocking: bool = True) -> Batch:
-    """The batch with every tensor on `device`."""
-
-    def move(x: Tensor) -> Tensor:
-        return x.to(device, non_blocking=non_blocking)
-
-    args, kwargs = tree_map_only(Tensor, move, (batch.args, batch.kwargs))
-    return Batch(args, kwargs)
-
-
-def check_finite(batch: Batch, where: str) -> None:
-    """Refuse NaN and infinity in a batch. `where` opens the sentence: "calibration batch 3".
-
-    Raises:
-        SourceError: names `where` and the input.
-    """
-    inputs = {f"input {i}": value for i, value in enumerate(batch.args)}
-    inputs |= {f"input {name!r}": value for name, value in batch.kwargs.items()}
-    for name, value in inputs.items():
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, Tensor) and not bool(torch.isfinite(leaf).all()):
-                raise SourceError(
-                    f"{where} has NaN or infinite values in {name}: "
-                    "remove these samples from the data or repair its preprocessing"
-                )
-
-
-class _Record(NamedTuple):
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    target: Any
-    labelled: bool
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How an item divides into inputs and labels, and what a batch looks like."""
-
-    n_inputs: int
-    names: tuple[str, ...]
-    example_ndim: int | None
-    needs_target: bool
-    what: str
-
-    def split(self, item: Any) -> _Record:
-        record = self._from_mapping(item) if isinstance(item, Mapping) else self._from_tuple(item)
-        if self.needs_target:
-            if record.target is None:
-                raise SourceError(
-                    f"the {self.what} gives items without a label: give tuples with the label "
-                    f"behind the inputs, or dicts with one of the keys {', '.join(TARGET_KEYS)}"
-                )
-            return record
-        return record._replace(target=None)
-
-    def is_sample(self, record: _Record, *, unknown: bool) -> bool:
-        """True for one sample, False for a batch; `unknown` where there is no example."""
-        ndim = self._ndim(record)
-        if self.example_ndim is None:
-            return unknown
-        if ndim == self.example_ndim - 1:
-            return True
-        self.require_batch(record)
-        return False
-
-    def require_batch(self, record: _Record) -> None:
-        ndim = self._ndim(record)
-        if self.example_ndim is not None and ndim != self.example_ndim:
-            raise SourceError(
-                f"the {self.what} gives a tensor with {ndim} axes where the example input has "
-                f"{self.example_ndim}: give batches of that form, or samples with one axis less"
-            )
-
-    def _from_mapping(self, item: Mapping[Any, Any]) -> _Record:
-        kwargs = {name: _input(item[name]) for name in self.names if name in item}
-        if not kwargs:
-            raise SourceError(
-                f"the {self.what} gives dicts with the keys {', '.join(map(str, item))}, none of "
-                f"which is an input of the model ({', '.join(self.names) or 'it has no names'}): "
-                "rename the keys"
-            )
-        keys = [key for key in TARGET_KEYS if key in item and key not in kwargs]
-        target = _tensor(item[keys[0]]) if keys else None
-        return _Record((), kwargs, target, len(kwargs) < len(item))
-
-    def _from_tuple(self, item: Any) -> _Record:
-        elements = item if isinstance(item, tuple | list) else (item,)
-        count = self.n_inputs or len(self.names) or 1
-        if len(elements) < count:
-            raise SourceError(
-                f"the {self.what} gives items with {len(elements)} elements, but the model takes "
-                f"{count} inputs: give all of them, in the order of the model's arguments"
-            )
-        rest = elements[count:]
-        args = tuple(_input(element) for element in elements[:count])
-        return _Record(args, {}, _tensor(rest[0]) if rest else None, bool(rest))
-
-    def _ndim(self, record: _Record) -> int:
-        values = (*record.args, *record.kwargs.values())
-        for leaf in tree_leaves(values):
-            if isinstance(leaf, Tensor):
-                return leaf.ndim
-        if isinstance(values[0], int | float):
-            return 0
-        raise SourceError(
-            f"the {self.what} gives items of type {type(values[0]).__name__}: "
-            "convert them to tensors in the dataset"
-        )
-
-
-def _input(value: Any) -> Any:
-    tensor = _tensor(value)
-    if isinstance(tensor, Tensor) and tensor.is_floating_point():
-        return tensor.float()
-    return tensor
-
-
-def _tensor(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return torch.from_numpy(np.array(value))
-    return value
-
-
-def _collate_items(layout: _Layout, items: list[Any]) -> _Record:
-    return _collate([layout.split(item) for item in items])
-
-
-def _collate(records: list[_Record]) -> _Record:
-    first = records[0]
-    columns = zip(*(r.args for r in records), strict=True)
-    args = tuple(_input(default_collate(list(column))) for column in columns)
-    kwargs = {k: _input(default_collate([r.kwargs[k] for r in records])) for k in first.kwargs}
-    target = None if first.target is None else default_collate([r.target for r in records])
-    return _Record(args, kwargs, target, first.labelled)
 
 
 def _is_array(data: Any) -> TypeGuard[Tensor | np.ndarray[Any, Any]]:

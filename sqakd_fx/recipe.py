@@ -38,7 +38,6 @@ def _known_family(name: str) -> str:
 
 FamilyName = Annotated[str, AfterValidator(_known_family)]
 LossKind = Literal["auto", "kl", "mse", "cosine", "none"]
-Bits = int
 _DEFAULT = "w4a4"
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import Dataset
 
-from sqakd_fx.batches import TARGET_KEYS, Batch, input_batches
+from sqakd_fx.batches import Batch, input_batches
 from sqakd_fx.code_lines import user_line
 from sqakd_fx.data_file import read_data
+from sqakd_fx.data_items import TARGET_KEYS
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.user_functions import UserFunctions, plain_tensor
 from sqakd_fx.user_module import find_user_code
