@@ -1,63 +1,17 @@
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from model_files import EXAMPLE, LINEAR, NET, refused, write
+from torch import nn
 
-from sqakd_fx.errors import SourceError
 from sqakd_fx.source import load_source
 
-NET = """
-import torch
-from torch import nn
-
-def model():
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(3))
-"""
-LINEAR = """
-import torch
-from torch import nn
-
-def model():
-    return nn.Linear(4, 2)
-"""
-EXAMPLE = "def example_inputs():\n    return torch.zeros(1, 4)\n"
-
-
-@pytest.fixture(autouse=True)
-def _clean_imports(tmp_path: Path) -> Iterator[None]:
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-def write(folder: Path, text: str, name: str = "model.py") -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(dedent(text))
-    return str(folder / name)
-
-
-def refused(spec: str, **options: Any) -> SourceError:
-    with pytest.raises(SourceError) as raised:
-        load_source(spec, **options)
-    message = str(raised.value)
-    assert "\n" not in message
-    assert ". " not in message.removeprefix(". ")
-    assert raised.value.location is None or raised.value.location in message
-    return raised.value
+pytestmark = pytest.mark.usefixtures("clean_imports")
 
 
 def test_a_model_file_gives_model_data_and_metric(tmp_path: Path) -> None:
@@ -290,90 +244,6 @@ def test_an_input_shape_has_positive_sizes(tmp_path: Path, shape: tuple[int, ...
     assert "--input-shape" in str(refused(write(tmp_path, LINEAR), input_shape=shape))
 
 
-STATE = {"weight": torch.full((2, 4), 0.5), "bias": torch.ones(2)}
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("w.safetensors", STATE),
-        ("w.pt", STATE),
-        ("w.pth", {"epoch": 3, "state_dict": STATE}),
-        ("w.bin", {f"module.{name}": tensor for name, tensor in STATE.items()}),
-    ],
-)
-def test_weights_come_from_a_state_dict(tmp_path: Path, name: str, content: Any) -> None:
-    file = tmp_path / name
-    if file.suffix == ".safetensors":
-        save_file(content, file)
-    else:
-        torch.save(content, file)
-    source = load_source(write(tmp_path, LINEAR + EXAMPLE), weights=file)
-    assert torch.equal(source.model.weight, STATE["weight"])  # type: ignore[arg-type]
-
-
-def test_tied_weights_may_be_stored_once(tmp_path: Path) -> None:
-    text = """
-    import torch
-    from torch import nn
-    def model():
-        a, b = nn.Linear(4, 4), nn.Linear(4, 4)
-        b.weight = a.weight
-        return nn.Sequential(a, b, nn.BatchNorm1d(4))
-    """
-    spec = write(tmp_path, text)
-    state = load_source(spec, input_shape=(1, 4)).model.state_dict()
-    kept = {k: v for k, v in state.items() if k not in ("1.weight", "2.num_batches_tracked")}
-    save_file(kept, tmp_path / "w.safetensors")
-    load_source(spec, input_shape=(1, 4), weights=tmp_path / "w.safetensors")
-
-
-def saved(content: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "parts"),
-    [
-        ("w.safetensors", b"nonsense", ["cannot be read"]),
-        ("w.pt", b"nonsense", ["cannot be read"]),
-        ("w.pt", b"", ["cannot be read"]),
-        ("w.pt", saved(nn.Linear(4, 2)), ["refused", "could run code"]),
-        ("w.pt", saved(STATE["bias"]), ["a Tensor, not a state dict"]),
-        ("w.pt", saved({"epoch": 3}), ["epoch", "not tensors"]),
-        ("w.pt", saved({"weight": STATE["weight"]}), ["missing bias"]),
-        ("w.pt", saved(STATE | {"extra": torch.ones(1)}), ["unexpected extra"]),
-        ("w.pt", saved(STATE | {"bias": torch.ones(3)}), ["bias (3,) instead of (2,)"]),
-        (
-            "w.pt",
-            saved({f"layer{i}": torch.ones(1) for i in range(8)}),
-            ["missing weight, bias", "layer4 and 3 more"],
-        ),
-        ("w.pt", saved(STATE | {"bias": torch.tensor([1, torch.nan])}), ["'bias'", "1 NaN"]),
-        ("w.pt", saved(STATE | {"weight": torch.full((2, 4), torch.inf)}), ["'weight'", "8 NaN"]),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(
-    tmp_path: Path, name: str, content: bytes, parts: list[str]
-) -> None:
-    file = tmp_path / name
-    file.write_bytes(content)
-    message = str(refused(write(tmp_path, LINEAR + EXAMPLE), weights=file))
-    for part in parts:
-        assert part in message
-
-
-def test_weights_and_data_that_are_not_there_are_told_with_what_is_near(tmp_path: Path) -> None:
-    spec = write(tmp_path, LINEAR + EXAMPLE)
-    (tmp_path / "weights.pt").touch()
-    assert "weights.pt" in str(refused(spec, weights=tmp_path / "weihgts.pt"))
-    assert "is a folder" in str(refused(spec, weights=tmp_path))
-    assert "weights.pt" in str(refused(spec, data=tmp_path / "weight"))
-    assert ".npy or .npz" in str(refused(spec, data=tmp_path / "weights.pt"))
-
-
 @pytest.mark.parametrize(("value", "accepted"), [("-inf", True), ("nan", False), ("inf", False)])
 def test_buffers_are_finite_or_a_mask(tmp_path: Path, value: str, accepted: bool) -> None:
     text = f"""
@@ -389,106 +259,3 @@ def test_buffers_are_finite_or_a_mask(tmp_path: Path, value: str, accepted: bool
         load_source(spec, input_shape=(1, 4))
     else:
         assert "the buffer 'mask'" in str(refused(spec, input_shape=(1, 4)))
-
-
-def images(folder: Path) -> Path:
-    for index, suffix in enumerate(("png", "JPG", "bmp", "webp", "ppm")):
-        path = folder / f"class{index % 2}" / "deep" / f"{index}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 5), (255, 255, 255)).save(path)
-    (folder / "readme.txt").touch()
-    return folder
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_take_the_channels_and_size_of_the_input(tmp_path: Path, channels: int) -> None:
-    spec = write(tmp_path, NET.replace("Conv2d(1", f"Conv2d({channels}"))
-    source = load_source(spec, data=images(tmp_path / "d"), input_shape=(1, channels, 6, 4))
-    data: Any = source.train_data
-    assert len(data) == 5
-    for index in range(5):
-        assert data[index].shape == (channels, 6, 4)
-        assert data[index].dtype == torch.float32
-        assert float(data[index].min()) > 0.99
-        assert float(data[index].max()) == 1.0
-    assert not source.labels_ignored
-
-
-def test_an_image_that_does_not_decode_is_named_when_it_is_read(tmp_path: Path) -> None:
-    (images(tmp_path / "d") / "aaa.png").write_bytes(b"\x89PNG nonsense")
-    spec = write(tmp_path, NET)
-    source = load_source(spec, data=tmp_path / "d", input_shape=(1, 1, 6, 6))
-    with pytest.raises(SourceError, match=r"aaa\.png"):
-        _ = source.labels_ignored
-
-
-def test_images_need_a_shape_with_channels(tmp_path: Path) -> None:
-    linear, net = write(tmp_path, LINEAR + EXAMPLE), write(tmp_path, NET, "net.py")
-    data = images(tmp_path / "d")
-    (tmp_path / "none").mkdir()
-    assert "--input-shape" in str(refused(net, data=data))
-    assert "(1, 4)" in str(refused(linear, data=data))
-    five = {"input_shape": (1, 5, 6, 6)}
-    assert "5" in str(refused(net, data=data, **five))
-    assert "no images" in str(refused(net, data=tmp_path / "none", input_shape=(1, 1, 6, 6)))
-
-
-GREY = np.arange(3 * 6 * 6, dtype=np.uint8).reshape(3, 6, 6)
-SCALED = torch.from_numpy(GREY)[:, None] / 255
-
-
-@pytest.mark.parametrize(
-    ("array", "shape"),
-    [
-        (GREY, (1, 1, 6, 6)),
-        (GREY, None),
-        (GREY[:, None], (1, 1, 6, 6)),
-        (GREY[..., None], (1, 1, 6, 6)),
-        ((GREY / 255)[:, None], (1, 1, 6, 6)),
-    ],
-    ids=["grey", "grey without a shape", "NCHW", "NHWC", "float64"],
-)
-def test_an_array_becomes_float_samples_with_a_channel_axis(
-    tmp_path: Path, array: np.ndarray[Any, Any], shape: tuple[int, ...] | None
-) -> None:
-    np.save(tmp_path / "x.npy", array)
-    np.savez(tmp_path / "x.npz", labels=np.zeros(3), images=array)
-    for name in ("x.npy", "x.npz"):
-        source = load_source(write(tmp_path, NET), data=tmp_path / name, input_shape=shape)
-        data: Any = source.train_data
-        samples: Tensor = torch.stack([data[i] for i in range(len(data))])
-        assert samples.dtype == torch.float32
-        torch.testing.assert_close(samples, SCALED)
-
-
-def test_integer_arrays_stay_integers(tmp_path: Path) -> None:
-    text = "from torch import nn\ndef model():\n    return nn.Embedding(9, 2)\n"
-    np.savez(tmp_path / "x.npz", tokens=np.ones((3, 7), np.int64))
-    source = load_source(write(tmp_path, text), data=tmp_path / "x.npz")
-    assert source.example_inputs[0].shape == (2, 7)
-    assert source.example_inputs[0].dtype == torch.int64
-
-
-@pytest.mark.parametrize(
-    ("array", "part"),
-    [
-        (np.array([None, 1]), "cannot be read"),
-        (np.zeros((0, 4)), "is empty"),
-        (np.float32(3), "is empty"),
-        (np.zeros((3, 5)), "shape (5,), but the model's input has (4,)"),
-    ],
-)
-def test_an_array_that_cannot_be_input_is_refused(tmp_path: Path, array: Any, part: str) -> None:
-    np.save(tmp_path / "x.npy", array, allow_pickle=True)
-    np.savez(tmp_path / "x.npz", array, allow_pickle=True)
-    spec = write(tmp_path, LINEAR + EXAMPLE)
-    assert part in str(refused(spec, data=tmp_path / "x.npy"))
-    assert part in str(refused(spec, data=tmp_path / "x.npz"))
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04"])
-def test_a_damaged_array_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    spec = write(tmp_path, LINEAR + EXAMPLE)
-    for name in ("x.npy", "x.npz"):
-        (tmp_path / name).write_bytes(content)
-        assert "cannot be read" in str(refused(spec, data=tmp_path / name))

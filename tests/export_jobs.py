@@ -1,0 +1,20 @@
+"""A network, calibrated and lowered: what a profile writes."""
+
+from __future__ import annotations
+
+from sqakd_fx.exporters.profiles import Export
+from torch import Tensor, nn
+
+from sqakd_fx.calibrate import calibrate
+from sqakd_fx.exporting import export_job
+from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.recipe import resolve_recipe
+
+
+def job_of(
+    model: nn.Module, images: Tensor, bits: str, family: str = "lsq"
+) -> tuple[Program, Export]:
+    recipe = resolve_recipe(bits, settings=[f"weight_family={family}"])
+    program = build_program(model, (images,), {}, recipe)
+    calibrate(program.student, [(images,)])
+    return program, export_job(lower(program.student).graph_module, program, recipe)
