@@ -261,6 +261,14 @@ _MIN_MAX_WEIGHT = Side(_largest_magnitude, _to_nothing, min_max)
 _TANH_WEIGHT = Side(
     _unit_gain, _to_gain, min_max, constants=("gain",), transform=_tanh, zero_in_grid=False
 )
+_PACT_ACTIVATION = Side(
+    _alpha,
+    _to_alpha,
+    percentile,
+    learned=("alpha",),
+    constants=("lower_over_alpha",),
+    residual=False,
+)
 _LSQ_WEIGHT = Side(_step_weight, _to_step_weight, lsq_range, learned=("step",))
 
 
@@ -279,19 +287,7 @@ FAMILIES: dict[str, Family] = {
             "Wu 2020",
         ),
         Family("dorefa", _TANH_WEIGHT, _fixed_activation(percentile), "Zhou 2016, eq. 9"),
-        Family(
-            "pact",
-            _TANH_WEIGHT,
-            Side(
-                _alpha,
-                _to_alpha,
-                percentile,
-                learned=("alpha",),
-                constants=("lower_over_alpha",),
-                residual=False,
-            ),
-            "Choi 2018, eq. 1-3",
-        ),
+        Family("pact", _TANH_WEIGHT, _PACT_ACTIVATION, "Choi 2018, eq. 1-3"),
         Family(
             "lsq",
             _LSQ_WEIGHT,
@@ -332,14 +328,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             "sawb",
             Side(_sawb, _to_nothing, sawb_range),
-            Side(
-                _alpha,
-                _to_alpha,
-                percentile,
-                learned=("alpha",),
-                constants=("lower_over_alpha",),
-                residual=False,
-            ),
+            _PACT_ACTIVATION,
             "Choi 2018b, eq. 6",
         ),
         Family(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +138,17 @@ def test_a_wrong_graph_in_the_file_is_caught_and_named(
     assert any(telling in failure for failure in checked.failures), checked.failures
 
 
+def readers_of(model: onnx.ModelProto, weight: str) -> Iterator[onnx.NodeProto]:
+    """The DequantizeLinears of a weight, also behind what unpacks it."""
+    makers = {n.output[0]: n for n in model.graph.node}
+    for reader in model.graph.node:
+        origin = reader.input[0] if reader.op_type == "DequantizeLinear" else ""
+        while origin in makers and makers[origin].op_type in ("Cast", "Mul", "Add"):
+            origin = makers[origin].input[0]
+        if origin == weight:
+            yield reader
+
+
 @pytest.mark.parametrize("profile", ["packed", "typed"])
 def test_a_wrong_number_is_caught_and_named_in_small_files_too(
     residual_net: nn.Module, images: Tensor, tmp_path: Path, profile: str
@@ -145,14 +156,8 @@ def test_a_wrong_number_is_caught_and_named_in_small_files_too(
     program, job = job_of(residual_net, images, "w2a2")
     path = write_profile(profile, job, tmp_path / "model.onnx").path
     change(path, "layers.1.conv2.bias", lambda x: np.roll(x, 1))
-    model = onnx.load(path)
-    makers = {n.output[0]: n for n in model.graph.node}
-    for reader in model.graph.node:
-        origin = reader.input[0] if reader.op_type == "DequantizeLinear" else ""
-        while origin in makers and makers[origin].op_type in ("Cast", "Mul", "Add"):
-            origin = makers[origin].input[0]
-        if origin == "layers.1.conv1.weight":
-            change(path, reader.input[1], lambda x: x * np.float32(1.0001))
+    for reader in readers_of(onnx.load(path), "layers.1.conv1.weight"):
+        change(path, reader.input[1], lambda x: x * np.float32(1.0001))
     failures = validate(program.student, job.lowered, path, [(images,)]).failures
     for name in ("layers.1.conv2.bias", "layers.1.conv1.weight"):
         assert any(failure.startswith(name) for failure in failures), failures
@@ -190,16 +195,11 @@ def with_a_swapped_zero_point(model: onnx.ModelProto) -> None:
 
 def with_one_channel_off(model: onnx.ModelProto) -> None:
     """The scale of one channel of a weight, in all that reads it."""
-    makers = {n.output[0]: n for n in model.graph.node}
-    for reader in model.graph.node:
-        origin = reader.input[0] if reader.op_type == "DequantizeLinear" else ""
-        while origin in makers and makers[origin].op_type in ("Cast", "Mul", "Add"):
-            origin = makers[origin].input[0]
-        if origin == "layers.1.conv1.weight":
-            scale = stored(model, reader.input[1]).copy()
-            assert scale.shape == (16,)
-            scale[3] *= np.float32(1.0001)
-            with_own(model, reader, 1, scale)
+    for reader in readers_of(model, "layers.1.conv1.weight"):
+        scale = stored(model, reader.input[1]).copy()
+        assert scale.shape == (16,)
+        scale[3] *= np.float32(1.0001)
+        with_own(model, reader, 1, scale)
 
 
 WRONG_EXPORTS = {
