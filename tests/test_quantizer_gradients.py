@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from brevitas.core.function_wrapper import RoundSte, TensorClamp
+from brevitas.core.quant import IntQuant
+from brevitas.nn import QuantLinear
+from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from quantizer_reference import (
     ACTIVATIONS,
     NO_ZERO,
@@ -214,16 +217,9 @@ def test_lsq_weights_per_channel_are_torchs_own_learnable_fake_quantizer(bits: i
     assert torch.allclose(step, scale.grad, rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
 
 
-brevitas = pytest.mark.skipif(find_spec("brevitas") is None, reason="brevitas is not installed")
-
-
-@brevitas
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_min_max_weights_are_brevitas(bits: int, per_channel: bool) -> None:
-    from brevitas.nn import QuantLinear
-    from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
-
     quant = Int8WeightPerChannelFloat if per_channel else Int8WeightPerTensorFloat
     layer = QuantLinear(40, 6, bias=False, weight_quant=quant, weight_bit_width=bits)
     weight = layer.weight.detach().clone()
@@ -235,13 +231,9 @@ def test_min_max_weights_are_brevitas(bits: int, per_channel: bool) -> None:
     assert torch.allclose(made(weight), theirs.value.detach(), atol=1e-6)
 
 
-@brevitas
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_lsq_activations_are_brevitas_with_a_learned_scale(bits: int, signed: bool) -> None:
-    from brevitas.core.function_wrapper import RoundSte, TensorClamp
-    from brevitas.core.quant import IntQuant
-
     x = torch.tensor(random(8, 6, 50), dtype=torch.float32)
     x = x if signed else x.abs()
     made = Quantizer("lsq", "activation", bits)

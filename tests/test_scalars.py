@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import sqakd_fx
@@ -17,19 +17,13 @@ from sqakd_fx.progress import StepReport
 from sqakd_fx.scalars import clear_scalars, scalar_log
 
 REPORT = StepReport(20, 80, 0.5, 1e-3, 8.0, 7.5, None, None)
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
-)
 
 
 def read(folder: Path, name: str) -> list[tuple[int, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     events = EventAccumulator(str(folder)).Reload()
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-@installed
 def test_every_figure_of_a_report_is_a_scalar_at_its_step(tmp_path: Path) -> None:
     with scalar_log(tmp_path) as log:
         log(REPORT)
@@ -40,7 +34,6 @@ def test_every_figure_of_a_report_is_a_scalar_at_its_step(tmp_path: Path) -> Non
     assert read(tmp_path, "agreement") == [(40, 0.75)]
 
 
-@installed
 def test_a_run_that_goes_on_or_back_hides_what_was_said_of_later_steps(tmp_path: Path) -> None:
     with scalar_log(tmp_path) as log:
         for step in (20, 40, 60):
