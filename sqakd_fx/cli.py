@@ -316,7 +316,8 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the presets, or print one as TOML."""
-    from sqakd_fx.recipe import preset_names, resolve_recipe, to_toml
+    from sqakd_fx.presets import preset_names
+    from sqakd_fx.recipe import resolve_recipe, to_toml
 
     if name is None:
         print("\n".join(preset_names()))

@@ -7,7 +7,6 @@ recipe is saved with every result.
 from __future__ import annotations
 
 import difflib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from sqakd_fx.errors import RecipeError, UnknownFamilyError
+from sqakd_fx.presets import preset_values
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -209,105 +209,9 @@ class Recipe(BaseModel):
     override: tuple[Override, ...] = ()
 
 
-def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
-    lowest = min(weight, activation)
-    values: dict[str, Any] = {"weight_bits": weight, "activation_bits": activation}
-    if lowest >= 7:
-        values |= {"learning_rate": 1e-4, "quantizer_learning_rate": 1e-4, "epochs": 2}
-    elif lowest >= 4:
-        values |= {"epochs": 4, "learning_rate": 3e-4}
-    else:
-        values |= {"epochs": 8, "learning_rate": 2e-3 if lowest == 1 else 3e-3}
-        values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
-        values |= {"feature_weight": 1.0, "features": "sums", "feature_target": "float"}
-    if lowest == 2:
-        values |= {"temperature": 2.0}
-    if weight == 2:
-        values |= {"zero_in_grid": False}
-    if weight == 1:
-        values |= {"weight_family": "ewgs"}
-    if activation == 1:
-        values |= {"activation_family": "ewgs"}
-    return values
-
-
 _EWGS_RATE = 1e-5
 """Of its ranges where nothing else is said, as in its paper's runs: at a faster rate the range on the way in and
 the gain on the way out drift apart, and ResNet-20 at W4A4 loses 1.7 points within 195 steps."""
-_ADAM = {"optimizer": "adam"}
-_SGD = {"optimizer": "sgd", "learning_rate": 5e-4, "quantizer_learning_rate": 5e-4}
-PAPER_RUNS: dict[str, dict[str, Any]] = {
-    "cifar10": _ADAM
-    | {"learning_rate": 1e-3, "quantizer_learning_rate": 1e-5, "weight_decay": 1e-4}
-    | {"batch_size": 256, "epochs": 1200},
-    "cifar100": _ADAM
-    | {"learning_rate": 5e-4, "quantizer_learning_rate": 5e-6, "weight_decay": 5e-4}
-    | {"batch_size": 64, "epochs": 720},
-    "tiny-imagenet": _SGD | {"weight_decay": 5e-4, "batch_size": 64, "epochs": 100},
-}
-"""Optimiser, batch and length of the paper's runs, by data set."""
-
-PAPER_FAMILIES = {
-    "ewgs": "cifar10",
-    "pact": "tiny-imagenet",
-    "lsq": "tiny-imagenet",
-    "dorefa": "tiny-imagenet",
-}
-"""The paper's families and the data set whose run a preset takes that names none."""
-
-
-def _paper_preset(family: str, run: str | None, weight: int, activation: int) -> dict[str, Any]:
-    return {
-        "weight_bits": weight,
-        "activation_bits": activation,
-        "weight_family": family,
-        "activation_family": family,
-        "granularity": "tensor",
-        "first_last": "float",
-        "projections": "same",
-        "initialisation": "paper",
-        "schedule": "cosine",
-        "warmup": 0.0,
-        "quantizer_rate": "absolute",
-    } | PAPER_RUNS[run or PAPER_FAMILIES[family]]
-
-
-def preset_names() -> list[str]:
-    """The presets worth listing; any wNaM with bits from 1 to 8 works as well, and
-    paper/DATASET/FAMILY-wNaM with the data sets of `PAPER_RUNS`."""
-    short = [f"w{b}a{b}" for b in (8, 4, 3, 2, 1)] + ["w4a8", "w2a8"]
-    return short + [f"paper/{f}-w{b}a{b}" for f in PAPER_FAMILIES for b in (8, 4, 3, 2, 1)]
-
-
-def preset_values(name: str) -> dict[str, Any]:
-    """The settings of a preset that differ from the defaults.
-
-    Raises:
-        RecipeError: no such preset; names the nearest.
-    """
-    match = re.fullmatch(
-        r"(?:paper/(?:(?P<run>[\w-]+)/)?(?P<family>[\w+]+)-)?w(?P<w>\d+)a(?P<a>\d+)", name
-    )
-    if match:
-        weight, activation = _bits(match["w"], name), _bits(match["a"], name)
-        if match["family"] is None:
-            return {"name": name} | _bits_preset(weight, activation)
-        if match["family"] in PAPER_FAMILIES and match["run"] in (None, *PAPER_RUNS):
-            paper = _paper_preset(match["family"], match["run"], weight, activation)
-            return {"name": name} | paper
-    near = difflib.get_close_matches(name, preset_names(), n=3, cutoff=0.4)
-    raise RecipeError(
-        f"there is no preset or recipe file {name!r}: "
-        + (f"did you mean {', '.join(near)}? " if near else "")
-        + "`sqakd-fx recipes` lists them"
-    )
-
-
-def _bits(text: str, where: str) -> int:
-    bits = int(text)
-    if not 1 <= bits <= 8:
-        raise RecipeError(f"{where!r} asks for {bits} bits: choose 1 to 8, as in w4a4")
-    return bits
 
 
 def resolve_recipe(
