@@ -23,7 +23,7 @@ Where the recipe's loss has a share of `labels`, every tuple ends with them."""
 
 @dataclass(frozen=True)
 class StepBatches:
-    """An endless row of steps, `steps_per_epoch` from each epoch."""
+    """Batches by step: `steps_per_epoch` of each epoch."""
 
     epochs: EpochBatches
     recipe: Recipe
