@@ -75,7 +75,7 @@ _LEAST = 2.0**-60
 
 
 def _reach(lower: Tensor, upper: Tensor) -> Tensor:
-    return torch.maximum(lower.detach().abs(), upper.detach().abs())
+    return Range(lower.detach(), upper.detach()).magnitude
 
 
 def _not_below(value: Tensor, least: Tensor) -> Tensor:

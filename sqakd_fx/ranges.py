@@ -87,7 +87,7 @@ def three_sigma(x: Tensor, levels: Levels) -> Range:
 def lsq_plus_weight_range(x: Tensor, levels: Levels) -> Range:
     """LSQ+ weights: max(|mean - 3 std|, |mean + 3 std|)."""
     mean, deviation = levels.reduce(x, torch.mean), levels.reduce(x, _population_std)
-    clip = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
+    clip = Range(mean - 3 * deviation, mean + 3 * deviation).magnitude
     return Range(-clip, clip)
 
 
