@@ -29,6 +29,8 @@ _HEAVY = (
     "Sub",
 )
 _FLOAT = onnx.TensorProto.FLOAT
+_TAKEN_APART = "_inlfunc_"
+"""How the runtime names what is inside an operator that it computes by others, such as GroupNormalization."""
 _KERNELS = {
     "convolutions": (("conv",), ("QLinearConv", "ConvInteger")),
     "products": (("linear", "matmul"), ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")),
@@ -65,7 +67,11 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
     for node in proto.graph.node:
         if node.op_type.startswith(_INTEGER):
             integer[node.op_type] += 1
-        elif node.op_type in _HEAVY and kinds.get(node.output[0], _FLOAT) == _FLOAT:
+        elif (
+            node.op_type in _HEAVY
+            and kinds.get(node.output[0], _FLOAT) == _FLOAT
+            and not any(name.startswith(_TAKEN_APART) for name in (*node.input, *node.output))
+        ):
             heavy[f"{node.name or node.output[0]} ({node.op_type})"] = _why_float(
                 node, makers, readers, constants
             )
