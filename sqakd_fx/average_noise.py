@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sqakd_fx.batch_errors import call
 from sqakd_fx.ops import Kind, op_of
 
 _FINEST = 2.0**-16
@@ -37,7 +38,7 @@ class AverageNoise:
 
     def run(self, inputs: tuple[Any, ...]) -> None:
         """One batch."""
-        found = self.watching(*inputs)
+        found = call(self.watching, *inputs)
         if self.averages:
             self.peaks = found if self.peaks is None else torch.maximum(self.peaks, found)
 

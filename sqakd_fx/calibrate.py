@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sqakd_fx.average_noise import AverageNoise
+from sqakd_fx.batch_errors import naming
 from sqakd_fx.code_lines import code_line
 from sqakd_fx.errors import NotFiniteError, TrainingError
 from sqakd_fx.graphs import constant_of, node_path
@@ -36,6 +37,7 @@ def calibrate(
     2^15 values a batch, and the exact extremes. Weights are read where they lie.
 
     Raises:
+        SourceError: the model does not take a batch.
         TrainingError: there is no batch, or a weight or an activation holds NaN or infinity; names its layer.
     """
     for quantizer in quantizers_of(student).values():
@@ -69,7 +71,8 @@ def _find_ranges(
     count = 0
     try:
         for inputs in batches:
-            noise.run(inputs)
+            with naming(f"batch {count} of the data", inputs):
+                noise.run(inputs)
             count += 1
             on_batch(count)
     finally:

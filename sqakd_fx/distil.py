@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from sqakd_fx.activation_checkpoints import checkpointed
+from sqakd_fx.batch_errors import naming
 from sqakd_fx.batch_norm_by_rows import batch_norm_by_rows
 from sqakd_fx.compilation import compiler_settings, wants_compiling, why_uncompiled
 from sqakd_fx.craft import low_bit_craft
@@ -91,6 +92,7 @@ def distil(
     the newest undamaged one. `teacher_outputs` is a folder for what a recipe with `cache_teacher` keeps.
 
     Raises:
+        SourceError: the model does not take a batch.
         TrainingError: there is no data, or the loss diverges even at lower learning rates.
         Interrupted: SIGINT or SIGTERM; the state is in `checkpoints`.
     """
@@ -348,7 +350,9 @@ class _Run:
         inputs = self._mixed(inputs)
         if self.cache is not None:
             self.cache.expect((self.steps_per_epoch + 1) * len(inputs[0]))
-        loss = self.gradient(inputs)
+        epoch, index = divmod(state.step, self.steps_per_epoch)
+        with naming(f"batch {index} of epoch {epoch} of the data", inputs):
+            loss = self.gradient(inputs)
         state.optimizer.step()
         for craft in self.craft:
             craft.after_step(state.step, self.total)

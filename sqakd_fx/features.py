@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sqakd_fx.batch_errors import call
 from sqakd_fx.losses import distillation_loss, share_of_relative_error
 from sqakd_fx.ops import Kind, shape_of
 from sqakd_fx.quantizer import Quantizer
@@ -38,7 +39,7 @@ class TrainingPair:
 
     def teacher_output(self, *inputs: Any) -> Any:
         """What the float model itself returns."""
-        found = self.teacher(*inputs)
+        found = call(self.teacher, *inputs)
         return found[0] if self.inner else found
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import (
     Subset,
 )
 
+from sqakd_fx.batch_errors import naming
 from sqakd_fx.losses import agreement
 
 _SHARE_OF_TIME = 0.02
@@ -164,8 +165,10 @@ class HeldOut:
     ) -> None:
         self.batches = [_placed(batch, device) for batch in batches]
         self.since = time.monotonic()
-        with torch.no_grad():
-            self.targets = [teacher(*batch) for batch in self.batches]
+        self.targets = []
+        for index, batch in enumerate(self.batches):
+            with naming(f"batch {index} of the held-out data", batch), torch.no_grad():
+                self.targets.append(teacher(*batch))
         self.cost = time.monotonic() - self.since
         self.spent = 0.0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqakd_fx.batch_errors import call, is_out_of_memory
 from sqakd_fx.craft import Craft
 from sqakd_fx.distributed import (
     is_distributed,
@@ -64,7 +65,7 @@ class GradientStep:
                     return self.recorded(mine)
                 return self._whole(mine, weight)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if is_distributed() or self.parts >= len(mine[0]):
                     raise TrainingError(
@@ -90,9 +91,9 @@ class GradientStep:
         if self.labels:
             given, inputs, labels = given[:-1], inputs[:-1], inputs[-1]
         with torch.no_grad(), self._autocast():
-            target = self.cache(given, inputs) if self.cache else self.teacher(*inputs)
+            target = self.cache(given, inputs) if self.cache else call(self.teacher, *inputs)
         with self._autocast():
-            output = self.running(*inputs)
+            output = call(self.running, *inputs)
         loss = self.loss(output, target)
         if self.labels:
             loss = (1 - self.labels) * loss + self.labels * cross_entropy(output, labels)
@@ -126,10 +127,3 @@ def _parts(inputs: tuple[Any, ...], count: int) -> Iterator[tuple[tuple[Any, ...
             for x in inputs
         )
         yield part, len(part[0]) / size
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        text in str(error)
-        for text in ("can't allocate memory", "not enough memory", "out of memory")
-    )

@@ -21,6 +21,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, fx
 
+from sqakd_fx.batch_errors import naming
 from sqakd_fx.compiler import tensors_of
 from sqakd_fx.fusion import Fusion, fusion_report
 from sqakd_fx.losses import class_axis
@@ -79,6 +80,7 @@ def validate(
 
     Raises:
         ParityError: the runtime refuses the model.
+        SourceError: the model does not take a batch.
     """
     student = student.eval()
     device = next((p.device for p in student.parameters()), torch.device("cpu"))
@@ -103,7 +105,7 @@ def validate(
             for run in runs:
                 run.check(index, codes, feeds)
 
-        with torch.no_grad():
+        with naming("a batch to validate on", inputs), torch.no_grad():
             on_device = [x.to(device) if isinstance(x, Tensor) else x for x in inputs]
             lockstep.begin(on_device)
             recorder = _Recorder(lowered, names, sections, check, met, lockstep)
