@@ -163,9 +163,15 @@ def _unit_gain(p: Parameters, x: Tensor, levels: Levels) -> Interval:
 
 
 def _tanh(x: Tensor, p: Parameters, levels: Levels) -> Tensor:
-    squashed = torch.tanh(x)
-    largest = levels.reduce(squashed.abs(), torch.amax).clamp_min(torch.finfo(torch.float32).tiny)
-    return squashed / along_axis(largest, levels.axis, x.ndim)
+    """tanh(w) / max |tanh(w)|, with tanh(max |w|) for the maximum.
+
+    Compiled, a tanh that is computed again for the backward may round otherwise, and the gradient of a maximum
+    that none of its arguments equals is 0 / 0.
+    """
+    largest = torch.tanh(levels.reduce(x.abs(), torch.amax))
+    largest = largest.clamp_min(torch.finfo(torch.float32).tiny)
+    share = torch.tanh(x) / along_axis(largest, levels.axis, x.ndim)
+    return straight_through(share.clamp(-1, 1), share)
 
 
 def _qil(x: Tensor, p: Parameters, levels: Levels) -> Tensor:
