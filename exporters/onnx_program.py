@@ -52,6 +52,7 @@ def export_program(
     _forget_types(model)
     _drop_defaults(model)
     _lift_constants(model)
+    _keep_pads_apart(model)
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)
     _name_values(model, names, tags)
@@ -339,6 +340,29 @@ def _lift_constants(model: ir.Model) -> None:
         del model.graph.initializers[old]
         value.name = f"constant.{number}"
         model.graph.initializers[value.name] = value
+
+
+def _keep_pads_apart(model: ir.Model) -> None:
+    """Pads name their axes where a pool counts windows with `ceil_mode`.
+
+    The runtime would fuse the two, and a pool leaves out a last window that begins in its own padding.
+    """
+    if not any(
+        "ceil_mode" in n.attributes and n.attributes["ceil_mode"].as_int() for n in model.graph
+    ):
+        return
+    axes: dict[int, ir.Value] = {}
+    for node in model.graph:
+        pads = node.inputs[1].const_value if node.op_type == "Pad" and node.inputs[1] else None
+        if pads is None or len(node.inputs) > 3:
+            continue
+        rank = pads.size // 2
+        if rank not in axes:
+            tensor = ir.tensor(list(range(rank)), dtype=ir.DataType.INT64)
+            axes[rank] = ir.Value(name=f"constant.axes_{rank}", const_value=tensor)
+            model.graph.register_initializer(axes[rank])
+        node.resize_inputs(4)
+        node.replace_input_with(3, axes[rank])
 
 
 def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:

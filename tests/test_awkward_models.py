@@ -333,6 +333,25 @@ def test_an_awkward_model_comes_through_whole(name: str, tmp_path: Path) -> None
     assert largest_difference(wanted, got) <= 1e-5
 
 
+class PaddedPool(nn.Module):
+    """A pad in front of a pool whose last windows reach over the edge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.avg_pool2d(F.pad(x, (1, 0, 0, 1)), 2, ceil_mode=True)
+        return self.a((y[:, :, :, :3] + x[:, :, :4, :3]).mean((2, 3)))
+
+
+def test_a_pad_is_not_taken_for_the_padding_of_a_pool(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = PaddedPool().eval(), torch.randn(4, 3, 6, 6)
+    _, checked = compiled(model, (x,), {}, "w8a8", tmp_path)
+    assert checked.failures == ()
+
+
 def test_an_einsum_that_stays_in_float_is_reported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     _, checked = compiled(BroadcastEinsum().eval(), (TOKENS,), {}, "w4a4", tmp_path)
