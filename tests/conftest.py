@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from sqakd_fx.program import Program, distillation_teacher
 from sqakd_fx.recipe import Recipe
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # of commands that tests start: threads that share a core wait by spinning
+)
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion" / "model.py"
 
