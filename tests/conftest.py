@@ -17,9 +17,8 @@ from sqakd_fx.program import Program, distillation_teacher
 from sqakd_fx.recipe import Recipe
 
 torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # of commands that tests start: threads that share a core wait by spinning
-)
+# Of commands that tests start as well: where threads share a core they wait for one another by spinning.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion" / "model.py"
 
