@@ -347,9 +347,7 @@ def _keep_pads_apart(model: ir.Model) -> None:
 
     The runtime would fuse the two, and a pool leaves out a last window that begins in its own padding.
     """
-    if not any(
-        "ceil_mode" in n.attributes and n.attributes["ceil_mode"].as_int() for n in model.graph
-    ):
+    if not any(node.attributes.get_int("ceil_mode", 0) for node in model.graph):
         return
     axes: dict[int, ir.Value] = {}
     for node in model.graph:
