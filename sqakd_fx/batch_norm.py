@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sqakd_fx.batch_errors import call, naming
 from sqakd_fx.graphs import constant_of
 from sqakd_fx.ops import TABLE, Kind, op_name, op_of
 from sqakd_fx.quantizer import Quantizer
@@ -187,15 +188,20 @@ class RoundedBias(nn.Module):
 def reestimate_batch_norm(
     student: fx.GraphModule, batches: Iterable[tuple[Any, ...]], device: torch.device
 ) -> None:
-    """Take BatchNorm statistics again, as plain averages over `batches`."""
+    """Take BatchNorm statistics again, as plain averages over `batches`.
+
+    Raises:
+        SourceError: the model does not take a batch.
+    """
     norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     student.train()
-    for inputs in batches:
-        student(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
+    for index, inputs in enumerate(batches):
+        with naming(f"batch {index} of the data", inputs):
+            call(student, *(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
     student.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 import sqakd_fx
 from sqakd_fx.errors import SourceError
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe import Recipe, resolve_recipe
+
+RECIPE = resolve_recipe("w4a4", steps=4, calibration_batches=2, held_out=0, compile="never")
 
 
-def _quantize(model: nn.Module, data: list[Any], folder: Path, **more: Any) -> None:
-    recipe = resolve_recipe("w4a4", steps=4, calibration_batches=2, held_out=0, compile="never")
+def _quantize(
+    model: nn.Module, data: list[Any], folder: Path, recipe: Recipe = RECIPE, **more: Any
+) -> None:
     sqakd_fx.quantize(model, data, example_inputs=data[0], recipe=recipe, out=folder, **more)
 
 
@@ -46,4 +49,13 @@ def test_what_was_trained_is_kept_where_an_evaluation_batch_is_of_another_width(
     with pytest.raises(SourceError, match=r"a batch to validate on, float32 \(4, 2, 16, 16\)"):
         _quantize(residual_net, [images[:4]], tmp_path, eval_data=labelled)
     assert (tmp_path / "student.safetensors").exists()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_batch_of_another_width_is_named_where_statistics_are_taken_again(
+    residual_net: nn.Module, images: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = resolve_recipe(RECIPE, steps=1, reestimate_batch_norm=3)
+    with pytest.raises(SourceError, match=r"batch 2 of the data, float32 \(4, 2, 16, 16\)"):
+        _quantize(residual_net, [images[:4], images[:4], images[:4, :2]], tmp_path, recipe)
     assert capfd.readouterr().err == ""
