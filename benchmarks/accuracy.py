@@ -303,26 +303,24 @@ def main() -> None:
             for name in names
             for seed in options.seeds
         }
+        failed = []
         try:
             for name in names:
                 found = [rows[name, seed] for seed in options.seeds]
-                print(table_line(name, found, float_accuracy), flush=True)
+                try:
+                    print(table_line(name, found, float_accuracy), flush=True)
+                except (SqakdError, WorkerFailed, RuntimeError) as error:
+                    failed.append(name)
+                    print(f"| {name} | failed: {error} |", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
+    if ours := [name for name in failed if name not in PEERS]:
+        raise SystemExit(f"failed: {', '.join(ours)}")
 
 
 def table_line(name: str, found: Sequence[Future[dict[str, Any]]], float_accuracy: float) -> str:
-    """A row of the table, once its seeds are done.
-
-    Raises:
-        RuntimeError: one of ours fails; what another tool says is a row.
-    """
-    try:
-        rows = [one.result() for one in found]
-    except (WorkerFailed, RuntimeError) as error:
-        if name not in PEERS:
-            raise
-        return f"| {name} | failed: {error} |"
+    """A row of the table, once its seeds are done; raises what a row raised."""
+    rows = [one.result() for one in found]
     scores = [row["accuracy"] for row in rows]
     spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
     mean = statistics.mean(scores)

@@ -189,6 +189,7 @@ def _average_pool(
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     _OPS.quantize.default: _quantize,
     _OPS.dequantize.default: _dequantize,
+    _OPS.clip.default: _clip,
     _OPS.conv.default: _conv,
     _OPS.linear.default: _linear,
     _OPS.matmul.default: _matmul,

@@ -20,6 +20,39 @@ from sqakd_fx.errors import ExportError
 
 DOMAIN = "qonnx.custom_op.general"
 
+_FIRST, _ANY = (0,), None
+_CARRIED: dict[str, tuple[int, ...] | None] = {
+    "Clip": (0, 1, 2),
+    "Concat": _ANY,
+    "DepthToSpace": _FIRST,
+    "Expand": _FIRST,
+    "Flatten": _FIRST,
+    "Gather": _FIRST,
+    "GatherElements": _FIRST,
+    "GatherND": _FIRST,
+    "GlobalMaxPool": _FIRST,
+    "Identity": _FIRST,
+    "Max": _ANY,
+    "MaxPool": _FIRST,
+    "Min": _ANY,
+    "Pad": (0, 2),
+    "ReduceMax": _FIRST,
+    "ReduceMin": _FIRST,
+    "Reshape": _FIRST,
+    "Resize": _FIRST,
+    "ScatterElements": (0, 2),
+    "ScatterND": (0, 2),
+    "Slice": _FIRST,
+    "SpaceToDepth": _FIRST,
+    "Split": _FIRST,
+    "Squeeze": _FIRST,
+    "Tile": _FIRST,
+    "Transpose": _FIRST,
+    "Unsqueeze": _FIRST,
+    "Where": (1, 2),
+}
+"""Operators that give floats where they are given floats for codes; the inputs that are codes (None: all)."""
+
 
 def to_qonnx(model: ir.Model) -> None:
     """Turn a container model into QONNX, in place.
@@ -28,12 +61,20 @@ def to_qonnx(model: ir.Model) -> None:
         ExportError: the model computes on codes in a way that has no float form.
     """
     for node in list(model.graph):
+        if node.op_type == "DequantizeLinear" and not _is_stored(node):
+            _stored_codes_to_floats(model, node)
+    stored: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
+    for node in list(model.graph):
         if node.op_type == "QuantizeLinear":
             _activation(model, node)
+        elif node.op_type == "DequantizeLinear" and not _is_stored(node):
+            _replace(node.outputs[0], _input(node, 0))
         elif node.op_type == "DequantizeLinear":
-            _dequantized(model, node)
-        elif node.op_type == "Pad":
-            _pad_with_zero(model, node)
+            # of a layer that is called more than once, the same codes are dequantized as often
+            codes = _input(node, 0), _input(node, 1)
+            if codes not in stored:
+                stored[codes] = _dequantized(model, node)
+            _replace(node.outputs[0], stored[codes])
     model.opset_imports[DOMAIN] = 1
     outputs = set(model.graph.outputs)
     for node in model.graph:
@@ -45,10 +86,66 @@ def to_qonnx(model: ir.Model) -> None:
     ir_passes.RemoveUnusedNodesPass()(model)
 
 
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def _is_stored(node: ir.Node) -> bool:
+    """Whether what a DequantizeLinear reads is a constant."""
+    return _input(node, 0).const_value is not None
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    """`new` stands for `old` everywhere; an output of the model keeps its name."""
+    if old.is_graph_output():
+        name, old.name = old.name, f"{old.name}_unused"
+        new.name = name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
 def _array(value: ir.Value | None) -> np.ndarray:
     if value is None or value.const_value is None:
         raise ExportError("qonnx: a scale or a zero point is computed, not stored")
     return value.const_value.numpy()
+
+
+def _stored_codes_to_floats(model: ir.Model, node: ir.Node) -> None:
+    """Constants that codes meet on their way to a DequantizeLinear (bounds, pads, rows): what it makes of them.
+
+    Raises:
+        ExportError: an operator on that way computes with codes as the numbers that they are.
+    """
+    scale, zero_point = _array(node.inputs[1]), _array(node.inputs[2]).astype(np.float32)
+    waiting, seen = [_input(node, 0)], set[ir.Node]()
+    while waiting:
+        made = waiting.pop().producer()
+        if made is None or made in seen or made.op_type == "QuantizeLinear" or _is_bound(made):
+            continue
+        seen.add(made)
+        if made.op_type not in _CARRIED:
+            raise ExportError(f"qonnx: {made.op_type} of codes ({made.name}) has no float form")
+        carried = _CARRIED[made.op_type]
+        for index, given in enumerate(made.inputs):
+            if given is None or (carried is not None and index not in carried):
+                continue
+            if given.const_value is None:
+                waiting.append(given)
+            elif given.dtype == ir.DataType.UINT8:
+                real = (_array(given) - zero_point) * scale
+                name = f"{made.outputs[0].name}_{index}_float"
+                made.replace_input_with(index, add_initializer(model, name, real))
+
+
+def _is_bound(node: ir.Node) -> bool:
+    """Whether a node is the Clip of codes that `_activation` takes for a part of a QuantizeLinear."""
+    if node.op_type != "Clip":
+        return False
+    codes = _input(node, 0)
+    made = codes.producer()
+    quantizes = made is not None and made.op_type == "QuantizeLinear"
+    return quantizes and len(list(codes.consumers())) == 1
 
 
 def _number(model: ir.Model, name: str, value: object) -> ir.Value:
@@ -63,7 +160,7 @@ def _activation(model: ir.Model, node: ir.Node) -> None:
     last = node
     users = list(node.outputs[0].consumers())
     low, high = 0, 255
-    if len(users) == 1 and users[0].op_type == "Clip":
+    if len(users) == 1 and _is_bound(users[0]):
         last = users[0]
         low, high = int(_array(last.inputs[1])), int(_array(last.inputs[2]))
     out = last.outputs[0]
@@ -96,20 +193,16 @@ def _activation(model: ir.Model, node: ir.Node) -> None:
     model.graph.remove(node)
 
 
-def _dequantized(model: ir.Model, node: ir.Node) -> None:
-    """Stored codes become floats behind a Quant; codes of activations are floats already."""
-    value = node.inputs[0]
-    assert value is not None
-    if value.const_value is None:
-        ir.convenience.replace_all_uses_with(node.outputs[0], value)
-        return
+def _dequantized(model: ir.Model, node: ir.Node) -> ir.Value:
+    """Stored codes as floats, behind a Quant where they are weights."""
+    value = _input(node, 0)
     codes, scale = _array(value), _array(node.inputs[1])
+    if codes.dtype == np.uint8:
+        codes = codes - _array(node.inputs[2]).astype(np.int32)
     wide = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
     stem = str(value.name)
     if codes.dtype != np.int8 or codes.ndim < 2:
-        real = add_initializer(model, f"{stem}_float", (codes * wide).astype(np.float32))
-        ir.convenience.replace_all_uses_with(node.outputs[0], real)
-        return
+        return add_initializer(model, f"{stem}_float", (codes * wide).astype(np.float32))
     bits = int(value.metadata_props.get("sqakd_fx.bits", "8"))
     packing = pack_codes(codes, (max(bits, 2),)) or pack_codes(codes, (8,))
     assert packing is not None
@@ -130,11 +223,4 @@ def _dequantized(model: ir.Model, node: ir.Node) -> None:
     quant.outputs[0].name = f"{stem}/Quant:0"
     quant.outputs[0].metadata_props.update(value.metadata_props)
     model.graph.insert_before(node, [quant])
-    ir.convenience.replace_all_uses_with(node.outputs[0], quant.outputs[0])
-
-
-def _pad_with_zero(model: ir.Model, node: ir.Node) -> None:
-    """A Pad of codes pads with the code of zero: in float that is zero."""
-    given = node.inputs[2] if len(node.inputs) > 2 else None
-    if given is not None and given.dtype == ir.DataType.UINT8:
-        node.replace_input_with(2, _number(model, "zero", 0.0))
+    return quant.outputs[0]

@@ -305,7 +305,7 @@ class _Lowering:
             grid = replace(value.grid, qmin=low, qmax=high)
             if (low, high) == (value.grid.qmin, value.grid.qmax):
                 return value
-            clipped = self.graph.call_function(torch.clamp, (value.node, low, high))
+            clipped = self.graph.call_function(_OPS.clip.default, (value.node, low, high))
             return replace(value, node=clipped, grid=grid)
         return None
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sqakd_fx.batches import Batch, labelled_batches
+from sqakd_fx.code_lines import user_line
 from sqakd_fx.compiler import tensors_of
+from sqakd_fx.errors import SourceError, short
 from sqakd_fx.losses import class_axis
 from sqakd_fx.program import Program
 from sqakd_fx.source import Source
@@ -50,7 +53,11 @@ def _evaluation(source: Source) -> Iterable[tuple[Batch, Any]]:
 def evaluate(
     source: Source, program: Program, functions: Mapping[str, Callable[..., Any]]
 ) -> dict[str, float] | None:
-    """Top-1 in percent, or the user's metric, of several functions over the same labelled data."""
+    """Top-1 in percent, or the user's metric, of several functions over the same labelled data.
+
+    Raises:
+        SourceError: the metric fails, or labels are not the class of each prediction.
+    """
     if source.eval_data is None:
         return None
     outputs: dict[str, list[Tensor]] = {name: [] for name in functions}
@@ -62,10 +69,29 @@ def evaluate(
             with torch.no_grad():
                 outputs[name].append(tensors_of(function(*inputs))[0].cpu())
     wanted = torch.cat(targets)
-    metric = source.metric or _top1
-    return {name: float(metric(torch.cat(parts), wanted)) for name, parts in outputs.items()}
+    measured = _top1 if source.metric is None else partial(_measured, source.metric)
+    return {name: measured(torch.cat(parts), wanted) for name, parts in outputs.items()}
+
+
+def _measured(metric: Callable[[Any, Any], float], output: Tensor, target: Tensor) -> float:
+    try:
+        return float(metric(output, target))
+    except Exception as error:
+        line = user_line(error)
+        at = f", {line}" if line else ""
+        raise SourceError(
+            f"metric() failed ({short(error)}{at}): it is given all outputs "
+            f"{tuple(output.shape)} and all targets {tuple(target.shape)}, and returns a number",
+            location=line,
+        ) from error
 
 
 def _top1(output: Tensor, target: Tensor) -> float:
     axis = class_axis(tuple(output.shape))
-    return 100 * float((output.argmax(dim=1 if axis is None else axis) == target).float().mean())
+    predicted = output.argmax(dim=1 if axis is None else axis)
+    if predicted.shape != target.shape:
+        raise SourceError(
+            f"the labels {tuple(target.shape)} are not the classes of the predictions "
+            f"{tuple(predicted.shape)}: give a class index for each, or a metric(outputs, targets)"
+        )
+    return 100 * float((predicted == target).float().mean())

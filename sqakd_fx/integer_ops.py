@@ -57,6 +57,17 @@ def _(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return torch.empty_like(codes, dtype=torch.float32)
 
 
+@torch.library.custom_op("sqakd_fx::clip", mutates_args=())
+def clip(codes: Tensor, qmin: int, qmax: int) -> Tensor:
+    """ONNX Clip of uint8 codes."""
+    return codes.clamp(qmin, qmax)
+
+
+@clip.register_fake
+def _(codes: Tensor, qmin: int, qmax: int) -> Tensor:
+    return torch.empty_like(codes)
+
+
 @torch.library.custom_op("sqakd_fx::conv", mutates_args=())
 def conv(
     x: Tensor,

@@ -24,7 +24,7 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
         values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
         values |= {"feature_weight": 1.0, "features": "sums", "feature_target": "float"}
     if lowest == 2:
-        values |= {"temperature": 2.0}
+        values |= {"temperature": 2.0, "optimizer": "adamw", "weight_decay": 0.05}
     if weight == 2:
         values |= {"zero_in_grid": False}
     if weight == 1:

@@ -130,7 +130,9 @@ class Recipe(BaseModel):
     quantizer_rate: Literal["absolute", "relative"] = Field(
         "absolute", description="a range's learning rate as it is, or times the range's size"
     )
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(
+        0.0, ge=0, description="of weights alone; part of the gradient but for adamw"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")

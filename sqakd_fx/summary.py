@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sqakd_fx import report as reporting
-from sqakd_fx.errors import SqakdError
+from sqakd_fx.errors import SourceError, SqakdError
 from sqakd_fx.evaluation import evaluate
 from sqakd_fx.exporters.profiles import Exported, write_profile
 from sqakd_fx.exporting import export_job
@@ -43,11 +43,17 @@ def make_report(
         feeds = {n: x.numpy() for n, x in zip(names, inputs, strict=True)}
         return [torch.from_numpy(y) for y in running.run(None, feeds)]
 
-    accuracy = evaluate(
-        source,
-        program,
-        {"float": program.teacher, "student": program.student, "onnx": integer_onnx},
-    )
+    lines = reporting.validation_lines(checked)
+    functions: dict[str, Callable[..., Any]] = {
+        "float": program.teacher,
+        "student": program.student,
+        "onnx": integer_onnx,
+    }
+    try:
+        accuracy = evaluate(source, program, functions)
+    except SourceError as error:
+        accuracy = None
+        lines.insert(0, f"accuracy was not measured: {error}")
     example = program.example
     with tempfile.TemporaryDirectory() as folder:
         float_path = Path(folder) / "float.onnx"
@@ -102,7 +108,7 @@ def make_report(
         "export_notes": list(exported.notes),
         "stays_in_float": [asdict(n) for n in program.notes],
         "validation": checked.as_dict(),
-        "validation_lines": reporting.validation_lines(checked),
+        "validation_lines": lines,
     }
 
 

@@ -22,6 +22,7 @@ from sqakd_fx.exporters.forms import FORMS, INT8, stored_codes
 from sqakd_fx.exporters.onnx_program import export_program
 from sqakd_fx.exporters.packed import pack_codes, pack_weights
 from sqakd_fx.exporters.profiles import write_profile
+from test_awkward_models import AWKWARD
 from torch import Tensor, nn
 
 from sqakd_fx.errors import ExportError, ParityError
@@ -301,6 +302,45 @@ def test_the_qonnx_package_computes_the_same(
         value.type.tensor_type.shape.dim[0].dim_value = len(images)
     found = execute_onnx(model.transform(InferShapes()), {given.name: images.numpy()})[made.name]
     assert np.allclose(found, job.lowered(images).numpy(), atol=1e-5)
+
+
+class Repeated(nn.Module):
+    """One convolution, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(torch.relu(self.conv(x))))
+
+
+@pytest.mark.parametrize("bits", ["w4a4", "w1a1"])
+def test_weights_of_a_layer_that_is_called_twice_are_one_quant_in_qonnx(
+    images: Tensor, tmp_path: Path, bits: str
+) -> None:
+    torch.manual_seed(0)
+    _, job = job_of(Repeated(), images, bits)
+    model = onnx.load(write_profile("qonnx", job, tmp_path / "model.onnx").path)
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert len(convs) == 2
+    assert convs[0].input[1] == convs[1].input[1]
+    assert model.graph.output[0].name == "output"
+    got = evaluated(model, images.numpy())
+    assert np.allclose(got, job.lowered(images).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["changed view", "sequence first", "rounded up"])
+def test_codes_that_are_clipped_or_joined_with_stored_ones_are_floats_in_qonnx(
+    tmp_path: Path, name: str
+) -> None:
+    make, x = AWKWARD[name]
+    torch.manual_seed(0)
+    _, job = job_of(make().eval(), x, "w4a4")
+    got = evaluated(onnx.load(write_profile("qonnx", job, tmp_path / "model.onnx").path), x.numpy())
+    expected = job.lowered(x)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    assert np.allclose(got, expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("profile", ["container", "packed", "typed", "qonnx"])
