@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as ir_passes
+from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.exporters.shared_weights import read_apart
 from torch import fx
 
@@ -118,7 +119,7 @@ def _translate(
     shapes = tuple(
         dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs
     )
-    with silent_export():
+    with silent_export(), kept_translations():
         try:
             program = torch.export.export(
                 lowered,
