@@ -239,6 +239,7 @@ def finished_row(
             row = run_peer(job, name, seed, environments, progress)
         else:
             row = run_row(job, name, seed, settings)
+            torch.compiler.reset()  # the process goes on with another network
         write_json(kept, row)
     found: dict[str, Any] = read_json(kept)
     return found

@@ -185,6 +185,7 @@ class RoundedBias(nn.Module):
 
 
 @torch.no_grad()
+@torch.no_grad()
 def reestimate_batch_norm(
     student: fx.GraphModule, batches: Iterable[tuple[Any, ...]], device: torch.device
 ) -> None:
