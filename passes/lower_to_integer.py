@@ -40,6 +40,7 @@ from sqakd_fx.grid import Grid, encode
 from sqakd_fx.integer_layers import Arithmetic, Codes, Layer, as_convolution, with_affine
 from sqakd_fx.lowered_graph import LoweredGraph
 from sqakd_fx.ops import TABLE, Kind, Op, op_name, op_of, pad_amounts, pad_value, shape_of
+from sqakd_fx.pools_of_codes import WITHOUT_BYTES, pool_of_codes
 from sqakd_fx.quantizer import Quantizer
 
 _OPS = torch.ops.sqakd_fx
@@ -135,10 +136,20 @@ class _Lowering:
                 if "max_pool" in op.name:  # torch pools integers only in the plain memory format
                     plain = self.graph.call_method("contiguous", (value.node,))
                     value = replace(value, node=plain)
+                if op.name in WITHOUT_BYTES:
+                    return replace(value, node=self._pool(node, op, value))
                 return replace(value, node=self._on_codes(node, {source: value}))
         if op.kind is Kind.JOINT:
             return self._joint(node)
         return None
+
+    def _pool(self, node: fx.Node, op: Op, value: Codes) -> fx.Node:
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        shape = shape_of(cast(fx.Node, node.args[0]))
+        assert shape is not None
+        new = pool_of_codes(self.graph, op.name, node, module, value.node, shape)
+        new.meta = {"module_path": module_path(node)}
+        return new
 
     def _padded(self, node: fx.Node, value: Codes) -> Codes:
         """Zero is the zero point; -inf, which max pooling reads, is the smallest code."""

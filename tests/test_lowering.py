@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from export_jobs import job_of
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import check_model, export_program, save_model, to_proto
+from sqakd_fx.exporters.profiles import write_profile
 from torch import Tensor, fx, nn
 
 from sqakd_fx.calibrate import calibrate
@@ -147,3 +150,38 @@ def test_tensors_are_named_after_the_users_modules_and_annotated(
     keys = {entry.key for entry in notes["pool_quantized"].quant_parameter_tensor_names}
     assert keys == {"SCALE_TENSOR", "ZERO_POINT_TENSOR"}
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+class Pooled(nn.Module):
+    """A pool between two layers."""
+
+    def __init__(self, pool: nn.Module, layer: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.first, self.pool, self.last = layer(3, 8, 3, padding=1), pool, layer(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pool(torch.relu(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool1d(3, 2, 1, ceil_mode=True),
+        nn.AdaptiveMaxPool1d(1),
+        nn.AdaptiveMaxPool1d(4),
+        nn.MaxPool2d(3, 2, 1),
+        nn.AdaptiveMaxPool2d(1),
+        nn.AdaptiveMaxPool2d((3, None)),
+    ],
+    ids=str,
+)
+def test_max_pools_of_every_kind_take_and_give_codes(pool: nn.Module, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rows = "1d" in type(pool).__name__
+    net = Pooled(pool, nn.Conv1d if rows else nn.Conv2d)
+    x = torch.randn(4, 3, 12) if rows else torch.randn(4, 3, 12, 12)
+    program, job = job_of(net.eval(), x, "w4a4")
+    path = write_profile("container", job, tmp_path / "model.onnx").path
+    checked = validate(program.student.eval(), job.lowered, path, [(x,)])
+    assert checked.failures == ()
+    assert checked.student_difference == 0
