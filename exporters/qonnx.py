@@ -60,9 +60,10 @@ def to_qonnx(model: ir.Model) -> None:
     Raises:
         ExportError: the model computes on codes in a way that has no float form.
     """
+    done: set[ir.Node] = set()
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear" and not _is_stored(node):
-            _stored_codes_to_floats(model, node)
+            _stored_codes_to_floats(model, node, done)
     stored: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
     for node in list(model.graph):
         if node.op_type == "QuantizeLinear":
@@ -111,19 +112,21 @@ def _array(value: ir.Value | None) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def _stored_codes_to_floats(model: ir.Model, node: ir.Node) -> None:
+def _stored_codes_to_floats(model: ir.Model, node: ir.Node, done: set[ir.Node]) -> None:
     """Constants that codes meet on their way to a DequantizeLinear (bounds, pads, rows): what it makes of them.
+
+    Operators in `done` are left out, and join it: whatever reads the same codes makes the same floats of them.
 
     Raises:
         ExportError: an operator on that way computes with codes as the numbers that they are.
     """
     scale, zero_point = _array(node.inputs[1]), _array(node.inputs[2]).astype(np.float32)
-    waiting, seen = [_input(node, 0)], set[ir.Node]()
+    waiting = [_input(node, 0)]
     while waiting:
         made = waiting.pop().producer()
-        if made is None or made in seen or made.op_type == "QuantizeLinear" or _is_bound(made):
+        if made is None or made in done or made.op_type == "QuantizeLinear" or _is_bound(made):
             continue
-        seen.add(made)
+        done.add(made)
         if made.op_type not in _CARRIED:
             raise ExportError(f"qonnx: {made.op_type} of codes ({made.name}) has no float form")
         carried = _CARRIED[made.op_type]
@@ -160,7 +163,7 @@ def _activation(model: ir.Model, node: ir.Node) -> None:
     last = node
     users = list(node.outputs[0].consumers())
     low, high = 0, 255
-    if len(users) == 1 and _is_bound(users[0]):
+    if users and _is_bound(users[0]):
         last = users[0]
         low, high = int(_array(last.inputs[1])), int(_array(last.inputs[2]))
     out = last.outputs[0]

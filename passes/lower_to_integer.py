@@ -137,19 +137,12 @@ class _Lowering:
                     plain = self.graph.call_method("contiguous", (value.node,))
                     value = replace(value, node=plain)
                 if op.name in WITHOUT_BYTES:
-                    return replace(value, node=self._pool(node, op, value))
+                    pooled = pool_of_codes(self.graph, node, op.name, self.modules, value.node)
+                    return replace(value, node=pooled)
                 return replace(value, node=self._on_codes(node, {source: value}))
         if op.kind is Kind.JOINT:
             return self._joint(node)
         return None
-
-    def _pool(self, node: fx.Node, op: Op, value: Codes) -> fx.Node:
-        module = self.modules[str(node.target)] if node.op == "call_module" else None
-        shape = shape_of(cast(fx.Node, node.args[0]))
-        assert shape is not None
-        new = pool_of_codes(self.graph, op.name, node, module, value.node, shape)
-        new.meta = {"module_path": module_path(node)}
-        return new
 
     def _padded(self, node: fx.Node, value: Codes) -> Codes:
         """Zero is the zero point; -inf, which max pooling reads, is the smallest code."""
@@ -293,7 +286,7 @@ class _Lowering:
         if op.name.startswith("adaptive"):
             if all(size == 1 for size in outs[2:]):
                 return Arithmetic(node, _OPS.global_average_pool.default, (x,), ())
-            settings = adaptive_pool_settings(ins, outs)
+            settings = adaptive_pool_settings(ins[2:], outs[2:])
         else:
             settings = pool_settings(node, self.modules, ins, outs)
         if settings is None:

@@ -29,7 +29,7 @@ def pool_settings(
     None where no integer kernel computes this pooling. Shapes are (N, C, ...).
     """
     axes = len(ins) - 2
-    found = _arguments(node, modules)
+    found = pool_arguments(node, modules, _DEFAULTS)
     if found["divisor_override"] is not None:
         return None
     if found["stride"] in (None, [], ()):
@@ -53,22 +53,24 @@ def pool_settings(
 
 def rounds_up(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """True for a pooling whose last windows may go beyond the end (ceil_mode)."""
-    return bool(_arguments(node, modules)["ceil_mode"])
+    return bool(pool_arguments(node, modules, _DEFAULTS)["ceil_mode"])
 
 
-def _arguments(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """What an average pooling is called with, by name."""
+def pool_arguments(
+    node: fx.Node, modules: Mapping[str, nn.Module], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a pooling is called with behind its input, by the names of `defaults`, in their order."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return {name: getattr(module, name, value) for name, value in _DEFAULTS.items()}
-    given = dict(zip(_DEFAULTS, node.args[1:], strict=False))
-    return _DEFAULTS | given | {k: v for k, v in node.kwargs.items() if k in _DEFAULTS}
+        return {name: getattr(module, name, value) for name, value in defaults.items()}
+    given = dict(zip(defaults, node.args[1:], strict=False))
+    return {**defaults, **given, **{k: v for k, v in node.kwargs.items() if k in defaults}}
 
 
 def adaptive_pool_settings(ins: Sequence[int], outs: Sequence[int]) -> tuple[Any, ...] | None:
-    """The same for adaptive pooling; None where its windows differ in size."""
-    if any(i % o for i, o in zip(ins[2:], outs[2:], strict=True)):
+    """The same for adaptive pooling of the sizes `ins`, without N and C; None where its windows differ in size."""
+    if any(i % o for i, o in zip(ins, outs, strict=True)):
         return None
-    kernel = [i // o for i, o in zip(ins[2:], outs[2:], strict=True)]
+    kernel = [i // o for i, o in zip(ins, outs, strict=True)]
     none = [0] * len(kernel)
     return kernel, kernel, none, none, True

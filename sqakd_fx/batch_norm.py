@@ -185,7 +185,6 @@ class RoundedBias(nn.Module):
 
 
 @torch.no_grad()
-@torch.no_grad()
 def reestimate_batch_norm(
     student: fx.GraphModule, batches: Iterable[tuple[Any, ...]], device: torch.device
 ) -> None:
