@@ -244,10 +244,9 @@ def resolve_recipe(
     if bits is not None:
         parsed = preset_values(bits)
         values |= {k: parsed[k] for k in ("weight_bits", "activation_bits")}
-    for setting in settings:
-        key, value = parse_setting(setting)
-        values[key] = value
-    values |= {key: value for key, value in fields.items() if value is not None}
+    changes = dict(map(parse_setting, settings))
+    changes |= {key: value for key, value in fields.items() if value is not None}
+    values = _changed(values, changes)
     if "ewgs" in (values.get("weight_family"), values.get("activation_family")):
         values = {"quantizer_learning_rate": _EWGS_RATE} | values
     return validate(values)
@@ -255,7 +254,15 @@ def resolve_recipe(
 
 def _from_mapping(values: dict[str, Any]) -> dict[str, Any]:
     base = values.pop("preset", None)
-    return (preset_values(base) if base else {}) | values
+    return _changed(preset_values(base) if base else {}, values)
+
+
+def _changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` over `values`; a decay of weights does not stand for one that is a part of the gradient."""
+    before, after = (v.get("optimizer", "adam") for v in (values, values | changes))
+    if (before == "adamw") != (after == "adamw"):
+        values = {key: value for key, value in values.items() if key != "weight_decay"}
+    return values | changes
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -118,13 +118,3 @@ def test_the_runs_of_the_paper_differ_by_data_set() -> None:
     assert run("paper/lsq-w3a3") == run("paper/tiny-imagenet/lsq-w3a3") == tiny
     with pytest.raises(RecipeError, match="did you mean"):
         resolve_recipe("paper/cifar11/ewgs-w2a2")
-
-
-def test_ewgs_trains_its_ranges_at_the_rate_of_its_paper_unless_told_otherwise() -> None:
-    def rate(preset: str, *settings: str) -> float:
-        return resolve_recipe(preset, settings=settings).quantizer_learning_rate
-
-    assert rate("w4a4", "weight_family=ewgs") == rate("w4a4", "activation_family=ewgs") == 1e-5
-    assert rate("w4a4", "weight_family=ewgs", "quantizer_learning_rate=0.5") == 0.5
-    assert rate("w4a4") == 1e-3
-    assert rate("w1a1") == rate("w2a2", "weight_family=ewgs") == 1e-2
