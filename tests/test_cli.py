@@ -1,4 +1,4 @@
-"""The command line, as a user's shell runs it."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,11 @@ import onnx
 import pytest
 from conftest import EXAMPLE
 from onnx import numpy_helper
+from typer.testing import CliRunner, Result
+
+from sqakd_fx.cli import app
+
+Answer = Callable[..., Result]
 
 GOOD = """
 import torch
@@ -36,6 +42,13 @@ def sqakd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture
+def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """A command in an empty folder, without a process of its own: for what only reads or refuses."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
 
 
 @pytest.fixture(scope="module")
@@ -92,46 +105,50 @@ def test_validate_exits_with_1_and_names_the_tensor_of_a_wrong_scale(
     assert f"{tensor}: the scale in its QuantizeLinear is not what was trained" in checked.stdout
 
 
-def test_capabilities_say_what_the_runtime_does(tmp_path: Path) -> None:
-    assert "runs on integer kernels" in sqakd("capabilities", cwd=tmp_path).stdout
-    told = json.loads(sqakd("capabilities", "--json", cwd=tmp_path).stdout)
+def test_capabilities_say_what_the_runtime_does(answer: Answer) -> None:
+    assert "runs on integer kernels" in answer("capabilities").stdout
+    told = json.loads(answer("capabilities", "--json").stdout)
     assert told["providers"]["CPUExecutionProvider"]["Conv, INT8 weight"] == "INTEGER"
 
 
 @pytest.mark.parametrize("form", ["table", "tree", "code", "dot", "json"])
 @pytest.mark.parametrize("stage", ["traced", "quantized", "lowered"])
-def test_inspect_shows_every_stage_in_every_format(tmp_path: Path, form: str, stage: str) -> None:
+def test_inspect_shows_every_stage_in_every_format(
+    tmp_path: Path, answer: Answer, form: str, stage: str
+) -> None:
     (tmp_path / "model.py").write_text(GOOD)
-    done = sqakd("inspect", "model.py", "--stage", stage, "--format", form, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = answer("inspect", "model.py", "--stage", stage, "--format", form)
+    assert done.exit_code == 0, done.stderr
     assert "relu" in done.stdout.lower() or stage == "lowered"
     if form == "json":
         assert json.loads(done.stdout)["nodes"]
 
 
-def test_inspect_explains_a_layer_a_tensor_and_an_unknown_name(tmp_path: Path) -> None:
+def test_inspect_explains_a_layer_a_tensor_and_an_unknown_name(
+    tmp_path: Path, answer: Answer
+) -> None:
     (tmp_path / "model.py").write_text(GOOD)
-    layer = sqakd("inspect", "model.py", "--explain", "0", "--bits", "w4a4", cwd=tmp_path).stdout
+    layer = answer("inspect", "model.py", "--explain", "0", "--bits", "w4a4").stdout
     assert "first_last: the first layer has 8 bits" in layer
     assert "QLinearConv" in layer
-    tensor = sqakd("inspect", "model.py", "--explain", "1", cwd=tmp_path)
+    tensor = answer("inspect", "model.py", "--explain", "1")
     assert "quantized by" in tensor.stdout, tensor.stderr
-    unknown = sqakd("inspect", "model.py", "--explain", "x.output_quantiser", cwd=tmp_path)
-    assert unknown.returncode == 2
+    unknown = answer("inspect", "model.py", "--explain", "x.output_quantiser")
+    assert unknown.exit_code == 2
     assert "did you mean" in unknown.stderr
 
 
-def test_inspect_compares_two_stages(tmp_path: Path) -> None:
+def test_inspect_compares_two_stages(tmp_path: Path, answer: Answer) -> None:
     (tmp_path / "model.py").write_text(GOOD)
-    done = sqakd("inspect", "model.py", "--diff", "traced", "quantized", cwd=tmp_path)
+    done = answer("inspect", "model.py", "--diff", "traced", "quantized")
     assert "+++ quantized" in done.stdout
     assert "quantizer" in done.stdout
 
 
-def test_inspect_draws_svg_or_says_what_is_missing(tmp_path: Path) -> None:
+def test_inspect_draws_svg_or_says_what_is_missing(tmp_path: Path, answer: Answer) -> None:
     (tmp_path / "model.py").write_text(GOOD)
-    done = sqakd("inspect", "model.py", "--format", "svg", cwd=tmp_path)
-    assert "<svg" in done.stdout or (done.returncode == 2 and "graphviz" in done.stderr)
+    done = answer("inspect", "model.py", "--format", "svg")
+    assert "<svg" in done.stdout or (done.exit_code == 2 and "graphviz" in done.stderr)
 
 
 def test_sensitivity_writes_a_recipe_that_quantize_takes(tmp_path: Path) -> None:
@@ -145,10 +162,10 @@ def test_sensitivity_writes_a_recipe_that_quantize_takes(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
-def test_recipes_and_doctor_answer(tmp_path: Path) -> None:
-    assert "paper/ewgs-w2a2" in sqakd("recipes", cwd=tmp_path).stdout
-    assert "weight_bits = 2" in sqakd("recipes", "w2a2", cwd=tmp_path).stdout
-    assert "torch" in sqakd("doctor", cwd=tmp_path).stdout
+def test_recipes_and_doctor_answer(answer: Answer) -> None:
+    assert "paper/ewgs-w2a2" in answer("recipes").stdout
+    assert "weight_bits = 2" in answer("recipes", "w2a2").stdout
+    assert "torch" in answer("doctor").stdout
 
 
 BAD = {
@@ -173,7 +190,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence_and_exit_status_2(tmp_path: Path, case: str) -> None:
+def test_bad_input_is_one_sentence_and_exit_status_2(
+    tmp_path: Path, answer: Answer, case: str
+) -> None:
     text, arguments, telling = BAD[case]
     if case == "no GPU":
         torch = pytest.importorskip("torch")
@@ -182,8 +201,8 @@ def test_bad_input_is_one_sentence_and_exit_status_2(tmp_path: Path, case: str) 
     if text is not None:
         (tmp_path / "model.py").write_text(text)
     before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
-    done = sqakd(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
+    done = answer(*arguments)
+    assert done.exit_code == 2, done.stderr
     assert telling in done.stderr
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("sqakd-fx:")]) == 1
