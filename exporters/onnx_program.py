@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as ir_passes
+from onnxscript import optimizer
+from onnxscript.rewriter import RewriteRuleSet
+from onnxscript.rewriter.rules.common import mul_by_1_rule
 from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.exporters.shared_weights import read_apart
 from torch import fx
@@ -28,6 +31,8 @@ from sqakd_fx.storage import write_atomically
 
 _EXTERNAL_DATA_BYTES = 1 << 31
 _LARGEST_SHARED_CONSTANT = 1 << 16
+_READ_AS_ABSENT = {("STFT", "onesided")}
+"""Attributes whose default ONNX's shape inference does not know."""
 
 
 def export_program(
@@ -52,6 +57,10 @@ def export_program(
     ir_passes.ClearMetadataAndDocStringPass()(model)
     _forget_types(model)
     _drop_defaults(model)
+    ir_passes.ShapeInferencePass()(model)
+    _fold_constants(
+        model, {str(node.target) for node in lowered.graph.nodes if "quantized_tensor" in node.meta}
+    )
     _lift_constants(model)
     _keep_pads_apart(model)
     ir_passes.IdentityEliminationPass()(model)
@@ -63,7 +72,6 @@ def export_program(
         value = model.graph.initializers.get(str(node.target)) if node.op == "get_attr" else None
         if tag is not None and value is not None:
             value.metadata_props.update(_properties(tag))
-    ir_passes.ShapeInferencePass()(model)
     model.producer_name = "sqakd-fx"
     model.producer_version = None
     model.graph.name = "student"
@@ -126,6 +134,11 @@ def _translate(
                 tuple(example_inputs),
                 dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes,
             )
+        except Exception as error:
+            raise ExportError(
+                f"the student cannot be written as ONNX: {_reason(error, lowered, None)}"
+            ) from error
+        try:
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -136,7 +149,7 @@ def _translate(
             )
         except Exception as error:
             raise ExportError(
-                f"the student cannot be written as ONNX: {_reason(error, lowered)}"
+                f"the student cannot be written as ONNX: {_reason(error, lowered, program)}"
             ) from error
     assert exported is not None
     assert exported.exported_program is not None
@@ -197,7 +210,9 @@ def _takes_varargs(graph_module: fx.GraphModule) -> bool:
     )
 
 
-def _reason(error: Exception, lowered: fx.GraphModule) -> str:
+def _reason(
+    error: Exception, lowered: fx.GraphModule, program: torch.export.ExportedProgram | None
+) -> str:
     text = str(error)
     if "Constraints violated" in text:
         return (
@@ -206,8 +221,7 @@ def _reason(error: Exception, lowered: fx.GraphModule) -> str:
         )
     failed = re.search(r"translating node %(\w+)[^\n]*?target=([\w.]+)", text)
     if failed:
-        nodes = {node.name: node for node in lowered.graph.nodes}
-        line = code_line(nodes[failed[1]]) if failed[1] in nodes else None
+        line = _line_of(failed[1], lowered, program)
         return (
             f"{failed[2].removeprefix('torch.ops.')}{f' ({line})' if line else ''} has no ONNX form "
             "with these arguments; write it in other operations"
@@ -215,6 +229,17 @@ def _reason(error: Exception, lowered: fx.GraphModule) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if "No ONNX function" in line]
     return (telling or lines or [type(error).__name__])[0].rstrip(".")[:300]
+
+
+def _line_of(
+    name: str, lowered: fx.GraphModule, program: torch.export.ExportedProgram | None
+) -> str | None:
+    """The user's line behind a node that torch's exporter names, also where it took an operation apart."""
+    nodes = {node.name: node for node in lowered.graph.nodes}
+    if name not in nodes and program is not None:
+        parts = program.run_decompositions().graph.nodes
+        name = next((_origin(node) for node in parts if node.name == name), name)
+    return code_line(nodes[name]) if name in nodes else None
 
 
 def _forget_types(model: ir.Model) -> None:
@@ -242,6 +267,8 @@ def _drop_defaults(model: ir.Model) -> None:
             continue
         schema = onnx.defs.get_schema(node.op_type, version, "")
         for name, attribute in list(node.attributes.items()):
+            if (node.op_type, name) in _READ_AS_ABSENT:
+                continue
             declared = schema.attributes.get(name)
             usual = None if declared is None else declared.default_value
             if (
@@ -317,6 +344,17 @@ def _name_interface(model: ir.Model) -> None:
     for index, value in enumerate(model.graph.outputs):
         if value not in set(model.graph.inputs):
             value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
+
+
+def _fold_constants(model: ir.Model, codes: Set[str]) -> None:
+    """Compute now what no input changes, but for what reads the initializers called `codes`."""
+
+    def quantizing(node: ir.Node) -> bool | None:
+        quantizes = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        return False if quantizes or any(x and x.name in codes for x in node.inputs) else None
+
+    optimizer.fold_constants(model, should_fold=quantizing)
+    RewriteRuleSet(mul_by_1_rule.commute()).apply_to_model(model)
 
 
 def _lift_constants(model: ir.Model) -> None:

@@ -257,7 +257,7 @@ def _from_mapping(values: dict[str, Any]) -> dict[str, Any]:
     return _changed(preset_values(base) if base else {}, values)
 
 
-def _changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`changes` over `values`; a decay of weights does not stand for one that is a part of the gradient."""
     before, after = (v.get("optimizer", "adam") for v in (values, values | changes))
     if (before == "adamw") != (after == "adamw"):

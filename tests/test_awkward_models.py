@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from test_any_model import IDS, IMAGE, ROWS, TOKENS, compiled
@@ -298,6 +299,23 @@ class RoundedUp(nn.Module):
         return self.b(self.pool(torch.relu(y))) + self.b(self.pool(torch.relu(z)))
 
 
+WAVE = torch.randn(4, 640, generator=torch.Generator().manual_seed(4))
+
+
+class Spectrogram(nn.Module):
+    """A transform to frequencies inside the model, and what torch writes with factors of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(64))
+        self.a, self.b = nn.Conv1d(33, 8, 3), nn.Conv1d(8, 4, 3)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        parts = torch.stft(wave, 64, 32, window=self.window, return_complex=True)
+        y = self.a(F.pad(torch.log1p(parts.abs()), (2, 0)))
+        return self.b(F.elu(y)).mean(2)
+
+
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
     "hooked": (Hooked, ROWS),
@@ -317,6 +335,7 @@ AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "rounded up": (RoundedUp, torch.randn(4, 3, 11, 11)),
     "padded norm": (PaddedNorm, IMAGE),
     "changed after it was read": (ChangedAfterItWasRead, ROWS),
+    "spectrogram": (Spectrogram, WAVE),
 }
 
 
@@ -350,6 +369,19 @@ def test_a_pad_is_not_taken_for_the_padding_of_a_pool(tmp_path: Path) -> None:
     model, x = PaddedPool().eval(), torch.randn(4, 3, 6, 6)
     _, checked = compiled(model, (x,), {}, "w8a8", tmp_path)
     assert checked.failures == ()
+
+
+def test_what_no_input_changes_is_computed_at_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    compiled(Spectrogram().eval(), (WAVE,), {}, "w4a4", tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    changing = {value.name for value in graph.input}
+    for node in graph.node:
+        if changing & set(node.input):
+            changing |= set(node.output)
+        else:
+            assert node.op_type == "DequantizeLinear", node
+    assert not [node.name for node in graph.node if node.op_type in ("Mul", "CastLike")]
 
 
 def test_an_einsum_that_stays_in_float_is_reported(tmp_path: Path) -> None:
