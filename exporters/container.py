@@ -186,6 +186,12 @@ def _average_pool(
     return _quantize(y, scale, zero_point, qmin, qmax)
 
 
+def _stable_sort(x: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+    """TopK of all: of equals the first comes first. torch's own table has no stable sort."""
+    size = op.Gather(op.Shape(x), _shape([dim]))
+    return op.TopK(x, size, axis=dim, largest=int(descending))
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     _OPS.quantize.default: _quantize,
     _OPS.dequantize.default: _dequantize,
@@ -200,6 +206,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     _OPS.mul.default: _arithmetic(op.Mul),
     _OPS.global_average_pool.default: _global_average_pool,
     _OPS.average_pool.default: _average_pool,
+    torch.ops.aten.sort.stable: _stable_sort,
 }
 
 _FUSED = {

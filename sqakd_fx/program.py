@@ -25,6 +25,7 @@ from sqakd_fx.passes.functionalize import Functionalize
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.passes.lower_to_integer import LowerToInteger
 from sqakd_fx.passes.propagate_shapes import PropagateShapes
+from sqakd_fx.passes.settle_ties import SettleTies
 from sqakd_fx.placement import LayerSettings
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
@@ -112,12 +113,18 @@ def build_program(
         probe=probe,
         dump=dump,
     )
-    teacher = copy.deepcopy(first.graph_module)
+    settled = run_passes(first.graph_module, [SettleTies()], dump=dump)
+    teacher = copy.deepcopy(settled.graph_module)
     passes: list[Any] = [FoldBatchNorm()] if recipe.batch_norm == "fold" else []
     passes.append(InsertQuantizers(recipe))
-    second = run_passes(first.graph_module, passes, probe=probe, dump=dump)
+    second = run_passes(settled.graph_module, passes, probe=probe, dump=dump)
     return Program(
-        teacher.eval(), second.graph_module.eval(), example, names, traced, first.log + second.log
+        teacher.eval(),
+        second.graph_module.eval(),
+        example,
+        names,
+        traced,
+        first.log + settled.log + second.log,
     )
 
 
