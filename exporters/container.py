@@ -15,7 +15,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
-import sqakd_fx.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
+import sqakd_fx.integer_ops
+import sqakd_fx.top_k  # noqa: F401  (both register torch.ops.sqakd_fx)
 
 _OPS = torch.ops.sqakd_fx
 
@@ -186,6 +187,10 @@ def _average_pool(
     return _quantize(y, scale, zero_point, qmin, qmax)
 
 
+def _top_k(x: Any, k: int, dim: int, largest: bool) -> Any:
+    return op.TopK(x, _shape([k]), axis=dim, largest=int(largest))
+
+
 def _stable_sort(x: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
     """TopK of all: of equals the first comes first. torch's own table has no stable sort."""
     size = op.Gather(op.Shape(x), _shape([dim]))
@@ -206,6 +211,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     _OPS.mul.default: _arithmetic(op.Mul),
     _OPS.global_average_pool.default: _global_average_pool,
     _OPS.average_pool.default: _average_pool,
+    _OPS.top_k.default: _top_k,
     torch.ops.aten.sort.stable: _stable_sort,
 }
 

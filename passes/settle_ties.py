@@ -1,6 +1,7 @@
 """Of equal values the first is taken, as ONNX fixes and torch leaves open: few bits make many equal values.
 
-    topk(x, k)    the first k of a stable sort
+    Before:  scores, chosen = x.topk(2)
+    After:   scores, chosen = sqakd_fx::top_k(x, 2, -1, True)
 
 It may change what the model computes where its own values are equal, which torch decides by chance.
 """
@@ -9,16 +10,17 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
 
+import sqakd_fx.top_k  # noqa: F401  (registers torch.ops.sqakd_fx.top_k)
 from sqakd_fx.compiler import PassResult
-from sqakd_fx.graphs import call_like, replace_node
+from sqakd_fx.graphs import replace_node
 from sqakd_fx.ops import op_name
 
-_FIELDS = {"values": 0, "indices": 1}
+_FIELDS = ("values", "indices")
 
 
 @dataclass(frozen=True)
@@ -31,30 +33,21 @@ class SettleTies:
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
         found = [node for node in graph_module.graph.nodes if op_name(node, modules) == "topk"]
-        settled = [_settle(graph_module, node) for node in found]
-        return PassResult(graph_module, any(settled))
+        for node in found:
+            _settle(graph_module, node)
+        return PassResult(graph_module, bool(found))
 
     def ensures(self, result: PassResult) -> None:
         pass
 
 
-def _settle(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """False where the pair of values and indices is handed on as a whole."""
+def _settle(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    for user in list(node.users):
+        if user.target is getattr:
+            index = _FIELDS.index(str(user.args[1]))
+            replace_node(graph_module, user, operator.getitem, (node, index))
     names = ("input", "k", "dim", "largest", "sorted")
     given: dict[str, Any] = {"dim": -1, "largest": True}
     given |= dict(zip(names, node.args, strict=False)) | node.kwargs
-    picks = list(node.users)
-    if not all(user.target in (operator.getitem, getattr) for user in picks):
-        return False
-    x, k, dim = given["input"], given["k"], given["dim"]
-    with graph_module.graph.inserting_before(node):
-        ordered = call_like(
-            graph_module, node, torch.sort, x, dim=dim, descending=given["largest"], stable=True
-        )
-        whole = [call_like(graph_module, node, operator.getitem, ordered, i) for i in (0, 1)]
-    for user in picks:
-        field = cast(Any, user.args[1])
-        part = whole[_FIELDS.get(field, field)]
-        replace_node(graph_module, user, torch.narrow, (part, dim, 0, k))
-    graph_module.graph.erase_node(node)
-    return True
+    arguments = tuple(given[name] for name in names[:-1])
+    replace_node(graph_module, node, torch.ops.sqakd_fx.top_k.default, arguments)

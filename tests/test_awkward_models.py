@@ -9,12 +9,11 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from sqakd_fx.passes.settle_ties import SettleTies
 from test_any_model import IDS, IMAGE, ROWS, TOKENS, compiled
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sqakd_fx.compiler import largest_difference, run_passes, tensors_of
+from sqakd_fx.compiler import largest_difference, tensors_of
 from sqakd_fx.program import build_program, layer_facts
 from sqakd_fx.recipe import resolve_recipe
 
@@ -317,20 +316,6 @@ class Spectrogram(nn.Module):
         return self.b(F.elu(y)).mean(2)
 
 
-class Routed(nn.Module):
-    """Two experts of eight for every sample, where many have no score and so the same one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.experts, self.out = nn.Linear(6, 8), nn.Linear(6, 40), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores, chosen = F.relu(self.gate(x) - 1).topk(2)
-        every = self.experts(x).unflatten(1, (8, 5))
-        picked = torch.gather(every, 1, chosen[:, :, None].expand(-1, -1, 5))
-        return self.out((picked * (1 + scores[:, :, None])).sum(1))
-
-
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
     "hooked": (Hooked, ROWS),
@@ -384,18 +369,6 @@ def test_a_pad_is_not_taken_for_the_padding_of_a_pool(tmp_path: Path) -> None:
     model, x = PaddedPool().eval(), torch.randn(4, 3, 6, 6)
     _, checked = compiled(model, (x,), {}, "w8a8", tmp_path)
     assert checked.failures == ()
-
-
-def test_of_equal_values_the_first_are_taken_as_in_onnx(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    x = ROWS.repeat(8, 1).cumsum(1)
-    _, checked = compiled(Routed().eval(), (x,), {}, "w4a4", tmp_path)
-    assert checked.failures == ()
-    scores = torch.tensor([[0.0, 2, 0, 2, 0, 2, 2, 1]])
-    graph_module = fx.symbolic_trace(lambda x: x.topk(6).indices)
-    assert run_passes(graph_module, [SettleTies()]).graph_module(scores).tolist() == [
-        [1, 3, 5, 6, 7, 0]
-    ]
 
 
 def test_what_no_input_changes_is_computed_at_export(tmp_path: Path) -> None:
