@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 _MODULE, _CLASS, _BUILDER = (
     "torch.onnx._internal.exporter._registration",
     "ONNXRegistry",
@@ -38,10 +40,13 @@ def kept_translations() -> Iterator[None]:
 
 @functools.cache
 def _copies(build: Callable[..., Any]) -> Callable[..., Any]:
-    kept = functools.cache(build)
+    @functools.cache
+    def kept(operations: int, *args: Any, **kwargs: Any) -> Any:
+        return build(*args, **kwargs)
 
     def table(*args: Any, **kwargs: Any) -> Any:
-        whole = kept(*args, **kwargs)
+        # a library that is imported later brings operations whose translations the table then has
+        whole = kept(len(torch._C._dispatch_get_all_op_names()), *args, **kwargs)
         mine = copy.copy(whole)  # an export adds its own translations to the lists in it
         mine.functions = {name: list(found) for name, found in whole.functions.items()}
         return mine

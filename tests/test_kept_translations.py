@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ def test_a_copy_is_what_torch_builds_whatever_was_added_to_another() -> None:
     assert len(contents(first)["aten::relu"]) == len(built["aten::relu"]) + 1
     assert len(contents(second)["aten::relu"]) == len(built["aten::relu"])
     assert second.opset_version == 21
+
+
+def test_operations_of_a_library_that_is_imported_later_are_in_it() -> None:
+    with kept_translations():
+        ONNXRegistry.from_torchlib(opset_version=21)
+        importlib.import_module("torch.ao.quantization.fx._decomposed")
+        later = ONNXRegistry.from_torchlib(opset_version=21)
+    assert "quantized_decomposed::quantize_per_tensor" in contents(later)
 
 
 def test_torch_is_left_as_it_was() -> None:
