@@ -127,6 +127,7 @@ def _translate(
     shapes = tuple(
         dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs
     )
+    program: torch.export.ExportedProgram | None = None
     with silent_export(), kept_translations():
         try:
             program = torch.export.export(
@@ -134,11 +135,6 @@ def _translate(
                 tuple(example_inputs),
                 dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes,
             )
-        except Exception as error:
-            raise ExportError(
-                f"the student cannot be written as ONNX: {_reason(error, lowered, None)}"
-            ) from error
-        try:
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
