@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from export_jobs import job_of
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import check_model, export_program, save_model, to_proto
 from sqakd_fx.exporters.profiles import write_profile
+from test_any_model import compiled
+from test_awkward_models import WAVE, Spectrogram
 from torch import Tensor, fx, nn
 
 from sqakd_fx.calibrate import calibrate
@@ -185,3 +188,16 @@ def test_max_pools_of_every_kind_take_and_give_codes(pool: nn.Module, tmp_path: 
     checked = validate(program.student.eval(), job.lowered, path, [(x,)])
     assert checked.failures == ()
     assert checked.student_difference == 0
+
+
+def test_what_no_input_changes_is_computed_at_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    compiled(Spectrogram().eval(), (WAVE,), {}, "w4a4", tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    changing = {value.name for value in graph.input}
+    for node in graph.node:
+        if changing & set(node.input):
+            changing |= set(node.output)
+        else:
+            assert node.op_type == "DequantizeLinear", node
+    assert not [node.name for node in graph.node if node.op_type in ("Mul", "CastLike")]

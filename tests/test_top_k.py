@@ -22,7 +22,8 @@ class Routed(nn.Module):
         self.gate, self.experts, self.out = nn.Linear(6, 8), nn.Linear(6, 40), nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores, chosen = F.relu(self.gate(x) - 1).topk(2)
+        best = F.relu(self.gate(x) - 1).topk(2)
+        scores, chosen = best.values, best.indices
         every = self.experts(x).unflatten(1, (8, 5))
         picked = torch.gather(every, 1, chosen[:, :, None].expand(-1, -1, 5))
         return self.out((picked * (1 + scores[:, :, None])).sum(1))

@@ -1,0 +1,127 @@
+"""What torch's exporter writes, said once and no longer than needed: types, defaults, constants, what nothing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+from onnxscript import optimizer
+from onnxscript.rewriter import RewriteRuleSet
+from onnxscript.rewriter.rules.common import mul_by_1_rule
+
+_LARGEST_SHARED_CONSTANT = 1 << 16
+_READ_AS_ABSENT = {("STFT", "onesided")}
+"""Attributes whose default ONNX's shape inference does not know."""
+
+
+def simplify(model: ir.Model, codes: Set[str]) -> None:
+    """Simplify a translated model in place, with types from ONNX's inference; initializers called `codes` stay as they are."""
+    ir_passes.ClearMetadataAndDocStringPass()(model)
+    _forget_types(model)
+    _drop_defaults(model)
+    ir_passes.ShapeInferencePass()(model)
+    _fold_constants(model, codes)
+    _lift_constants(model)
+    _keep_pads_apart(model)
+    ir_passes.IdentityEliminationPass()(model)
+    ir_passes.RemoveUnusedNodesPass()(model)
+
+
+def _forget_types(model: ir.Model) -> None:
+    """Types come from ONNX shape inference: the exporter's own describe integer accumulators."""
+    outputs = set(model.graph.outputs)
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value not in outputs:
+                value.type = None
+                value.shape = None
+
+
+def _drop_defaults(model: ir.Model) -> None:
+    """Attributes that say what the operator does anyway."""
+    version = model.opset_imports[""]
+    for node in model.graph:
+        if node.domain:
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version, "")
+        for name, attribute in list(node.attributes.items()):
+            if (node.op_type, name) in _READ_AS_ABSENT:
+                continue
+            declared = schema.attributes.get(name)
+            usual = None if declared is None else declared.default_value
+            if (
+                usual is not None
+                and usual.name
+                and onnx.helper.get_attribute_value(usual)
+                == (
+                    attribute.value.encode()
+                    if isinstance(attribute.value, str)
+                    else attribute.value
+                )
+            ):
+                del node.attributes[name]
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale = node.inputs[1]
+            if scale is not None and scale.shape is not None and len(scale.shape) == 0:
+                node.attributes.pop("axis", None)
+
+
+def _fold_constants(model: ir.Model, codes: Set[str]) -> None:
+    """Compute now what no input changes, but for what reads the initializers called `codes`."""
+
+    def quantizing(node: ir.Node) -> bool | None:
+        quantizes = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        return False if quantizes or any(x and x.name in codes for x in node.inputs) else None
+
+    optimizer.fold_constants(model, should_fold=quantizing)
+    RewriteRuleSet(mul_by_1_rule.commute()).apply_to_model(model)
+
+
+def _lift_constants(model: ir.Model) -> None:
+    """Constants become initializers, one for each value, named after what they hold."""
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    seen: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        if "." in name and not name.startswith("val_"):
+            continue
+        tensor = value.const_value
+        if tensor is None or tensor.size > _LARGEST_SHARED_CONSTANT:
+            continue
+        array = tensor.numpy()
+        key = (str(array.dtype), tuple(array.shape), array.tobytes())
+        first = seen.setdefault(key, value)
+        if first is not value:
+            ir.convenience.replace_all_uses_with(value, first)
+            del model.graph.initializers[name]
+    for number, value in enumerate(seen.values()):
+        old = value.name
+        assert old is not None
+        del model.graph.initializers[old]
+        value.name = f"constant.{number}"
+        model.graph.initializers[value.name] = value
+
+
+def _keep_pads_apart(model: ir.Model) -> None:
+    """Pads name their axes where a pool counts windows with `ceil_mode`.
+
+    The runtime would fuse the two, and a pool leaves out a last window that begins in its own padding.
+    """
+    if not any(node.attributes.get_int("ceil_mode", 0) for node in model.graph):
+        return
+    axes: dict[int, ir.Value] = {}
+    for node in model.graph:
+        pads = node.inputs[1].const_value if node.op_type == "Pad" and node.inputs[1] else None
+        if pads is None or len(node.inputs) > 3:
+            continue
+        rank = pads.size // 2
+        if rank not in axes:
+            tensor = ir.tensor(list(range(rank)), dtype=ir.DataType.INT64)
+            axes[rank] = ir.Value(name=f"constant.axes_{rank}", const_value=tensor)
+            model.graph.register_initializer(axes[rank])
+        node.resize_inputs(4)
+        node.replace_input_with(3, axes[rank])
