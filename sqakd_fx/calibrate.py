@@ -14,6 +14,7 @@ from sqakd_fx.code_lines import code_line
 from sqakd_fx.errors import NotFiniteError, TrainingError
 from sqakd_fx.graphs import constant_of, node_path
 from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.sampling import spread_sample
 
 _SAMPLES_PER_BATCH = 1 << 15
 
@@ -33,7 +34,7 @@ def calibrate(
 ) -> None:
     """Initialise and enable all quantizers of `student`, which runs in float meanwhile.
 
-    Activations are observed on `batches` (tuples of model inputs): a regular subsample of at most
+    Activations are observed on `batches` (tuples of model inputs): a sample of at most
     2^15 values a batch, and the exact extremes. Weights are read where they lie.
 
     Raises:
@@ -127,7 +128,7 @@ def _named(source: fx.Node) -> str:
 def _collector(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         flat = inputs[0].detach().float().reshape(-1)
-        stride = -(-flat.numel() // _SAMPLES_PER_BATCH)
-        into.append(torch.cat([flat[::stride], flat.amin().reshape(1), flat.amax().reshape(1)]))
+        sample = spread_sample(flat[None], _SAMPLES_PER_BATCH)[0]
+        into.append(torch.cat([sample, flat.amin().reshape(1), flat.amax().reshape(1)]))
 
     return collect

@@ -17,6 +17,7 @@ from sqakd_fx.initialise import mse_optimal
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.sampling import spread_sample
 from sqakd_fx.validate import validate
 
 BAD = [float("nan"), float("inf"), float("-inf")]
@@ -94,6 +95,44 @@ def test_the_mse_search_finds_what_trying_every_candidate_finds(bits: int) -> No
     found = error(mse_optimal(weight, levels).upper.double().reshape(-1, 1))
     assert (found >= 0.999999 * least).all()
     assert found.sum() <= 1.005 * least.sum()
+
+
+def error_of_every_range(values: Tensor, bits: int, largest: Tensor) -> Tensor:
+    """Mean square error, in float64, of codes 0 ... 2^bits - 1 on [0, r largest] for each of 24 r from 1 to a twentieth."""
+    flat = values.double().flatten()
+    scales = torch.logspace(0, -1.3, 24, dtype=torch.float64) * largest / (2**bits - 1)
+    codes = [torch.round(flat / scale).clamp(0, 2**bits - 1) for scale in scales]
+    return torch.stack([(q * s - flat).square().mean() for q, s in zip(codes, scales)])
+
+
+@pytest.mark.parametrize("size", [8, 13, 16, 56])
+@pytest.mark.parametrize(("bits", "factor"), [(4, 1.1), (8, 2.0)])
+def test_a_range_fits_the_whole_of_the_feature_maps(size: int, bits: int, factor: float) -> None:
+    """What is at the left edge, beside the padding, is a tenth of the rest, and large values are rare: with 8 bits
+    the best range is as wide as the few largest, of which a sample knows least."""
+    images = torch.randn(32, 48, size, size, generator=torch.Generator().manual_seed(0)).square()
+    images[..., 0] *= 0.1
+    recipe = resolve_recipe(f"w8a{bits}", first_last="same")
+    program = build_program(nn.Conv2d(48, 2, 1).eval(), (images[:2],), {}, recipe)
+    calibrate(program.student, [(images,)])
+    quantizer = program.student.get_submodule("input_1.output_quantizer")
+    assert isinstance(quantizer, Quantizer)
+    errors = error_of_every_range(images, bits, images.max().double())
+    scale = quantizer.grid().scale.double()
+    codes = torch.round(images.double() / scale).clamp(0, 2**bits - 1)
+    assert (codes * scale - images).square().mean() <= factor * errors.min()
+
+
+@pytest.mark.parametrize(
+    "shape", [(128, 64, 8, 8), (16, 64, 56, 56), (8, 197, 768), (3, 96, 13, 13, 13), (128, 512)]
+)
+def test_a_sample_meets_all_places_of_every_axis_alike(shape: tuple[int, ...]) -> None:
+    for axis, size in enumerate(shape):
+        place = torch.arange(size).reshape([-1 if k == axis else 1 for k in range(len(shape))])
+        sample = spread_sample(place.expand(shape).reshape(1, -1), 1 << 15)
+        times = torch.bincount(sample[0], minlength=size).double()
+        assert times.max() <= 1.25 * times.mean() + 2
+        assert times.min() >= 0.75 * times.mean() - 2
 
 
 class ZeroMean(nn.Module):
