@@ -81,6 +81,7 @@ def losses(folder: Path, launcher: list[str], *more: str) -> list[float]:
 
 SHARDED = ["--set", "shard_teacher=true"]
 FEATURES = ["--set", "feature_weight=0.5", "--set", "features=sums", "--set", "learning_rate=0.01"]
+FEATURES += ["--set", "batch_norm=absorb", "--set", "quantizer_learning_rate=1e-4"]
 
 
 @pytest.mark.parametrize(

@@ -73,15 +73,19 @@ def test_integer_program_gives_the_training_graphs_codes(
     recorder.run(images)
     wanted = codes_by_tensor(student, images)
     compared = 0
+    # a code that falls to the other side of a tie in float moves those behind it: its image is left there
+    followed = torch.ones(len(images), dtype=torch.bool)
     for node in lowered.graph.nodes:
         tag = node.meta.get("quantized_tensor")
         if tag is None or node.op != "call_function" or tag["name"] not in wanted:
             continue
         got = recorder.values[node.name].to(torch.int32)
-        steps = (got - wanted[tag["name"]]).abs()
-        assert steps.max() <= 1, tag["name"]
-        assert (steps > 0).float().mean() <= 1e-3, tag["name"]
+        steps = (got - wanted[tag["name"]]).abs().flatten(1)
+        assert steps[followed].max() <= 1, tag["name"]
+        assert (steps[followed] > 0).float().mean() <= 1e-3, tag["name"]
+        followed &= (steps == 0).all(dim=1)
         compared += 1
+    assert followed.sum() >= len(images) - 2
     assert compared >= 9
 
 
