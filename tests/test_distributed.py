@@ -113,7 +113,7 @@ def test_two_processes_have_the_losses_of_one(
     )
     assert len(one) == len(two) == 12
     assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
-    assert one[-1] < 0.7 * one[0]
+    assert one[-1] < 0.9 * one[0]
 
 
 def sharded_teacher(rank: int, folder: str) -> None:
