@@ -46,6 +46,10 @@ SETTINGS = [
     "optimizer=sgd",
     "--set",
     "learning_rate=0.05",
+    "--set",
+    "batch_norm=absorb",
+    "--set",
+    "quantizer_learning_rate=1e-4",
 ]
 
 
@@ -81,7 +85,6 @@ def losses(folder: Path, launcher: list[str], *more: str) -> list[float]:
 
 SHARDED = ["--set", "shard_teacher=true"]
 FEATURES = ["--set", "feature_weight=0.5", "--set", "features=sums", "--set", "learning_rate=0.01"]
-FEATURES += ["--set", "batch_norm=absorb", "--set", "quantizer_learning_rate=1e-4"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_two_processes_have_the_losses_of_one(
     )
     assert len(one) == len(two) == 12
     assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
-    assert one[-1] < 0.9 * one[0]
+    assert one[-1] < 0.7 * one[0]
 
 
 def sharded_teacher(rank: int, folder: str) -> None:

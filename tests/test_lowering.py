@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -34,13 +34,21 @@ def student_and_program(
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, graph_module: fx.GraphModule) -> None:
+    """Keeps what every node computes; nodes go on from what `instead` has under the name of their quantized tensor."""
+
+    def __init__(
+        self, graph_module: fx.GraphModule, instead: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__(graph_module)
         self.values: dict[str, Tensor] = {}
+        self.instead = instead or {}
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         self.values[n.name] = value
+        tag = n.meta.get("quantized_tensor")
+        if n.op == "call_function" and tag is not None and tag["name"] in self.instead:
+            return self.instead[tag["name"]].to(value.dtype)
         return value
 
 
@@ -69,23 +77,19 @@ def test_integer_program_gives_the_training_graphs_codes(
     student, lowered = student_and_program(
         residual_net, images, f"batch_norm={batch_norm}", f"granularity={granularity}", bits=bits
     )
-    recorder = _Recorder(lowered)
-    recorder.run(images)
     wanted = codes_by_tensor(student, images)
+    recorder = _Recorder(lowered, wanted)  # a tie in float moves no codes of other operations
+    recorder.run(images)
     compared = 0
-    # a code that falls to the other side of a tie in float moves those behind it: its image is left there
-    followed = torch.ones(len(images), dtype=torch.bool)
     for node in lowered.graph.nodes:
         tag = node.meta.get("quantized_tensor")
         if tag is None or node.op != "call_function" or tag["name"] not in wanted:
             continue
         got = recorder.values[node.name].to(torch.int32)
-        steps = (got - wanted[tag["name"]]).abs().flatten(1)
-        assert steps[followed].max() <= 1, tag["name"]
-        assert (steps[followed] > 0).float().mean() <= 1e-3, tag["name"]
-        followed &= (steps == 0).all(dim=1)
+        steps = (got - wanted[tag["name"]]).abs()
+        assert steps.max() <= 1, tag["name"]
+        assert (steps > 0).float().mean() <= 1e-3, tag["name"]
         compared += 1
-    assert followed.sum() >= len(images) - 2
     assert compared >= 9
 
 

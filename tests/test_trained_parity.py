@@ -41,7 +41,7 @@ def test_a_program_that_is_not_the_trained_graph_is_caught_and_named(
     residual_net: nn.Module, images: Tensor, tmp_path: Path, case: str
 ) -> None:
     change, name = WRONG[case]
-    program, job = job_of(residual_net, images, "w4a4")
+    program, job = job_of(residual_net, images, "w8a8", "lsq", "batch_norm=absorb")
     change(job.lowered)
     written = write_profile("container", job, tmp_path / "model.onnx")
     checked = validate(program.student, job.lowered, written.path, [(images,)])
