@@ -12,9 +12,10 @@ them. `--at-once` rows run beside one another, each in a process of its own: a G
 Finished rows are kept in FOLDER and not run again. What is measured is the exported model under ONNX
 Runtime, on all 10,000 test images: top-1, how many images it calls what the float network calls them, and the KL between
 the two. The last two tell settings apart that top-1 does not: where 1 % of the answers are others, right and wrong
-ones among them, top-1 moves by 0.1 points by chance. `--steps 0` is calibration alone. brevitas, torchao and nncf are other tools, each trained and measured
-in its own simulation, in a virtual environment that is made when it is first needed; they too minimise the
-KL to the teacher at temperature 4, with Adam and our schedule, at the learning rate in PEERS.
+ones among them, top-1 moves by 0.1 points by chance. `--steps 0` is calibration alone. brevitas, torchao and nncf
+are other tools, each trained and measured in its own simulation, in a virtual environment that is made when it is
+first needed; they too minimise the KL to the teacher at temperature 4, with Adam and our schedule, at the learning
+rate in PEERS.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from peers.client import Worker, WorkerFailed
 from peers.environment import default_folder
 from sqakd_fx.exporters.profiles import write_profile
 from torch import Tensor
-from torch.nn import functional as F
 
 from sqakd_fx.batch_norm import reestimate_batch_norm
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.distil import distil
 from sqakd_fx.errors import SqakdError
 from sqakd_fx.exporting import export_job
+from sqakd_fx.losses import kl_divergence
 from sqakd_fx.pipeline import choose_device
 from sqakd_fx.program import build_program, distillation_teacher, lower
 from sqakd_fx.recipe import resolve_recipe
@@ -219,14 +220,7 @@ def measured(path: Path, job: Job) -> dict[str, float]:
     return {
         "accuracy": _percent(scores.argmax(1) == labels),
         "same": _percent(scores.argmax(1) == teacher.argmax(1)),
-        "kl": float(
-            F.kl_div(
-                scores.log_softmax(1),
-                teacher.log_softmax(1),
-                log_target=True,
-                reduction="batchmean",
-            )
-        ),
+        "kl": float(kl_divergence(scores, teacher, temperature=1.0, axis=1)),
     }
 
 
