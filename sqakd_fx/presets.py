@@ -15,10 +15,11 @@ from sqakd_fx.errors import RecipeError
 def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     lowest = min(weight, activation)
     values: dict[str, Any] = {"weight_bits": weight, "activation_bits": activation}
+    if lowest >= 4:
+        values |= {"batch_norm": "fold"}  # batch statistics are not what the teacher computes with
     if lowest >= 7:
-        # calibration is nearer to the teacher than training on batch statistics or in large steps ends
+        # calibration is nearer to the teacher than training in large steps ends
         values |= {"learning_rate": 1e-5, "quantizer_learning_rate": 1e-5, "epochs": 2}
-        values |= {"batch_norm": "fold"}
     elif lowest >= 4:
         values |= {"epochs": 4, "learning_rate": 3e-4}
     else:

@@ -23,7 +23,9 @@ def calibrated(net: nn.Module, images: Tensor, recipe: Recipe) -> Program:
 def trained(
     net: nn.Module, images: Tensor, *settings: str
 ) -> tuple[list[float], dict[str, Tensor], tuple[str, ...]]:
-    recipe = resolve_recipe("w4a4", settings=["steps=4", "checkpoint_steps=1", *settings])
+    recipe = resolve_recipe(
+        "w4a4", settings=["steps=4", "checkpoint_steps=1", "batch_norm=absorb", *settings]
+    )
     program = calibrated(net, images, recipe)
     reports: list[StepReport] = []
     done = distilled(program, images, recipe, on_report=reports.append)
@@ -103,6 +105,7 @@ def kept(module: nn.Module, own: nn.Module, images: Tensor) -> int:
 
 
 def test_segments_keep_less_between_the_passes(residual_net: nn.Module, images: Tensor) -> None:
-    student = calibrated(residual_net, images, resolve_recipe("w4a4")).student.train()
+    recipe = resolve_recipe("w4a4", batch_norm="absorb")
+    student = calibrated(residual_net, images, recipe).student.train()
     whole = kept(student, student, images)
     assert kept(checkpointed(student), student, images) < 0.6 * whole

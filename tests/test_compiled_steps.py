@@ -25,6 +25,7 @@ def test_compiled_steps_learn_what_eager_steps_learn() -> None:
         images = torch.randn(8, 3, 8, 8)
         model = nn.Sequential(Block(3, 4, 1), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4, 3))
         settings = ["steps=4", "optimizer=sgd", "learning_rate=0.3", f"compile={how}"]
+        settings += ["batch_norm=absorb"]
         recipe = resolve_recipe("w4a4", settings=settings)
         program = build_program(model.eval(), (images,), {}, recipe)
         calibrate(program.student, [(images,)])

@@ -57,7 +57,8 @@ def trained(
     recipe = resolve_recipe(
         "w4a4",
         settings=[
-            f"steps={len(data)}", "optimizer=sgd", "learning_rate=0.1", "compile=never", *settings,
+            f"steps={len(data)}", "optimizer=sgd", "learning_rate=0.1", "compile=never",
+            "batch_norm=absorb", *settings,
         ],
     )  # fmt: skip
     program = build_program(model, (data[0][0],), {}, recipe)
@@ -215,7 +216,9 @@ def test_a_deterministic_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: P
     torch.manual_seed(0)
     model = with_lively_batch_norm(ResidualNet(), (1, 3, 16, 16))
     data = batches(12)
-    recipe = resolve_recipe("w4a4", settings=["steps=12", "checkpoint_steps=1"])
+    recipe = resolve_recipe(
+        "w4a4", settings=["steps=12", "checkpoint_steps=1", "batch_norm=absorb"]
+    )
 
     def run(given: Callable[[], Iterable[tuple[Tensor, ...]]], resume: bool) -> dict[str, Tensor]:
         program = build_program(model, (data[0][0],), {}, recipe)

@@ -41,7 +41,8 @@ def small() -> Source:
 
 
 def shown(source: Source, stage: str, form: str, capsys: pytest.CaptureFixture[str]) -> str:
-    show_stage(source, resolve_recipe("w4a4"), stage, form)
+    recipe = resolve_recipe("w4a4", batch_norm="absorb")
+    show_stage(source, recipe, stage, form)
     return "\n".join(line.rstrip() for line in capsys.readouterr().out.strip().splitlines())
 
 

@@ -150,7 +150,7 @@ def _same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def assert_all_stages_agree(
-    plan: list[Step], channels: int, size: int, bits: str, numbers: int
+    plan: list[Step], channels: int, size: int, bits: str, batch_norm: str, numbers: int
 ) -> None:
     torch.manual_seed(numbers)
     model = RandomNet(plan, channels, size)
@@ -163,7 +163,7 @@ def assert_all_stages_agree(
     images = torch.randn(4, channels, size, size)
     with torch.no_grad():
         wanted = tensors_of(model(images))
-    program = build_program(model, (images,), {}, resolve_recipe(bits))
+    program = build_program(model, (images,), {}, resolve_recipe(bits, batch_norm=batch_norm))
     folded = run_passes(program.teacher, [FoldBatchNorm()]).graph_module
     with torch.no_grad():
         assert largest_difference(wanted, tensors_of(program.student(images))) <= 1e-5
@@ -197,9 +197,12 @@ def test_all_stages_of_a_random_network_agree(part: int) -> None:
         channels=st.integers(1, 4),
         size=st.sampled_from([5, 6, 9]),
         bits=st.sampled_from(["w8a8", "w4a4", "w2a2", "w1a1"]),
+        batch_norm=st.sampled_from(["absorb", "fold"]),
         numbers=st.integers(0, 99),
     )
-    def agree(plan: list[Step], channels: int, size: int, bits: str, numbers: int) -> None:
-        assert_all_stages_agree(plan, channels, size, bits, numbers)
+    def agree(
+        plan: list[Step], channels: int, size: int, bits: str, batch_norm: str, numbers: int
+    ) -> None:
+        assert_all_stages_agree(plan, channels, size, bits, batch_norm, numbers)
 
     agree()

@@ -33,6 +33,7 @@ def train_data():
 """
 COMMAND = [
     "quantize", "model.py", "--steps", "400", "--set", "checkpoint_steps=20", "--set", "batch_size=32",
+    "--set", "batch_norm=absorb",
 ]  # fmt: skip
 
 

@@ -30,14 +30,14 @@ def change(path: Path, name: str, how: Callable[[np.ndarray], np.ndarray]) -> No
 def exported(
     residual_net: nn.Module, images: Tensor, tmp_path: Path
 ) -> tuple[Program, Export, Exported]:
-    program, job = job_of(residual_net, images, "w4a4")
+    program, job = job_of(residual_net, images, "w4a4", "lsq", "batch_norm=absorb")
     return program, job, write_profile("container", job, tmp_path / "model.onnx")
 
 
 def test_validation_in_many_sections_finds_what_one_section_finds(
     residual_net: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program, job = job_of(residual_net, images, "w4a4")
+    program, job = job_of(residual_net, images, "w4a4", "lsq", "batch_norm=absorb")
     path = write_profile("container", job, tmp_path / "model.onnx").path
     change(path, "layers.0.conv2.bias", lambda x: x + np.int32(40))
     found = []
@@ -215,7 +215,7 @@ WRONG_EXPORTS = {
 def test_a_deliberately_wrong_export_is_caught_and_named(
     residual_net: nn.Module, images: Tensor, tmp_path: Path, profile: str, case: str
 ) -> None:
-    program, job = job_of(residual_net, images, "w4a4")
+    program, job = job_of(residual_net, images, "w4a4", "lsq", "batch_norm=absorb")
     path = write_profile(profile, job, tmp_path / "model.onnx").path
     how, telling = WRONG_EXPORTS[case]
     model = onnx.load(path)
