@@ -35,6 +35,7 @@ def export_graph(model: nn.Module, call: Call) -> tuple[fx.GraphModule, Call]:
             graph_module = _module_of(program.run_decompositions({}))
         _tidy(graph_module, list(tensors))
         graph_module = fx.GraphModule(graph_module, graph_module.graph, type(model).__name__)
+        graph_module.eval()  # a decomposed program's module is in training mode
         with torch.no_grad():
             ShapeProp(graph_module).propagate(*tensors.values())
         compare_on_two_batches(model, graph_module, call, other_values=True)

@@ -268,7 +268,7 @@ def evaluated(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 def test_the_qonnx_profile_follows_the_definition_of_quant(
     residual_net: nn.Module, images: Tensor, tmp_path: Path, bits: str, family: str
 ) -> None:
-    _, job = job_of(residual_net, images, bits, family)
+    _, job = job_of(residual_net, images, bits, family, "batch_norm=absorb")
     exported = write_profile("qonnx", job, tmp_path / "model.onnx")
     model = onnx.load(exported.path)
     kinds = Counter(node.op_type for node in model.graph.node)
@@ -295,7 +295,7 @@ def test_the_qonnx_package_computes_the_same(
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
 
-    _, job = job_of(residual_net, images, bits, family)
+    _, job = job_of(residual_net, images, bits, family, "batch_norm=absorb")
     model = wrapper.ModelWrapper(str(write_profile("qonnx", job, tmp_path / "model.onnx").path))
     given, made = model.graph.input[0], model.graph.output[0]
     for value in (given, made):
