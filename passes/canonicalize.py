@@ -298,6 +298,10 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     if given.get("training"):
         return False
+    gives_statistics = target is not None and len(target.returns) > 1
+    outputs = list(node.users) if gives_statistics else [node]
+    if gives_statistics and any(pick.args[1:] != (0,) for pick in outputs):
+        return False
     values: dict[str, Any] = {}
     for key in ("running_mean", "running_var", "weight", "bias"):
         source = given.get(key)
@@ -324,9 +328,11 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     graph_module.add_submodule(name, module.eval())
     with graph_module.graph.inserting_before(node):
         new = graph_module.graph.call_module(name, (given["input"],))
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph_module.graph.erase_node(node)
+    new.meta = dict(outputs[0].meta if outputs else node.meta)
+    for output in outputs:
+        output.replace_all_uses_with(new)
+    if not node.users:
+        graph_module.graph.erase_node(node)
     return True
 
 

@@ -30,6 +30,21 @@ class ChangedView(nn.Module):
         return self.b(x)
 
 
+class ChangedBehindBatchNorm(nn.Module):
+    """Changes in place of slices of what a BatchNorm gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        nn.init.normal_(self.norm.running_mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.a(x)))
+        x[:, :4].mul_(0.5)
+        x[:, 4:].add_(1.0)
+        return self.b(x)
+
+
 class Hooked(nn.Module):
     """Hooks that change what a layer takes and gives."""
 
@@ -317,6 +332,7 @@ class Spectrogram(nn.Module):
 
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
+    "changed behind BatchNorm": (ChangedBehindBatchNorm, IMAGE),
     "hooked": (Hooked, ROWS),
     "norm by hook": (Norm, IMAGE),
     "size of unused": (SizeOfUnused, IMAGE),
