@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from sqakd_fx.errors import PassError
+from sqakd_fx.errors import PassError, SqakdError, short
 
 _LARGEST_DIFFERENCE = 1e-3
 
@@ -86,31 +86,43 @@ def run_passes(
     output. `dump` is a folder that receives the printed graph after every pass.
 
     Raises:
-        PassError: a pass refused its input, broke its promise, or changed what the probe gives; the
-            message names the pass.
+        PassError: a pass refused its input, failed, broke its promise, or changed what the probe
+            gives; the message names the pass.
     """
     log: list[LogEntry] = []
     before = None if probe is None else tensors_of(probe(graph_module))
+    way_out = "try --set frontend=export, and report the model"
     for position, one in enumerate(passes):
         old = set(graph_module.graph.nodes)
         started = time.process_time()
         _blame(one, one.requires, graph_module)
-        result = one(graph_module)
-        if result.changed:
-            result.graph_module.graph.lint()
-            result.graph_module.recompile()
+        try:
+            result = one(graph_module)
+            if result.changed:
+                result.graph_module.graph.lint()
+                result.graph_module.recompile()
+        except SqakdError:
+            raise
+        except Exception as error:
+            raise PassError(
+                f"pass {one.name} cannot rewrite the model ({short(error)}): {way_out}"
+            ) from error
         _blame(one, one.ensures, result)
         seconds = time.process_time() - started
         graph_module = result.graph_module
         new = set(graph_module.graph.nodes)
         difference = None
         if probe is not None and before is not None:
-            after = tensors_of(probe(graph_module)) if result.changed else before
+            try:
+                after = tensors_of(probe(graph_module)) if result.changed else before
+            except Exception as error:
+                raise PassError(
+                    f"the model does not run after pass {one.name} ({short(error)}): {way_out}"
+                ) from error
             difference = largest_difference(before, after)
             if not difference <= _LARGEST_DIFFERENCE:
                 raise PassError(
-                    f"pass {one.name} changes what the model computes by {difference:.1g}: "
-                    "try --set frontend=export, and report the model"
+                    f"pass {one.name} changes what the model computes by {difference:.1g}: {way_out}"
                 )
             before = after
         log.append(

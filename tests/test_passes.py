@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 import torch
 from sqakd_fx.passes.canonicalize import Canonicalize
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.calibrate import calibrate
-from sqakd_fx.compiler import run_passes
+from sqakd_fx.compiler import PassResult, run_passes
 from sqakd_fx.errors import PassError, RecipeError
 from sqakd_fx.frontend import trace
 from sqakd_fx.program import build_program
@@ -104,6 +108,61 @@ def test_folding_refuses_a_graph_in_training_mode(images: Tensor) -> None:
     graph_module = traced(Norms(), images).train()
     with pytest.raises(PassError, match=r"fold_batch_norm: .*eval"):
         run_passes(graph_module, [FoldBatchNorm()])
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A pass with a bug: it fails, or leaves a graph that does not run or gives something else."""
+
+    rewrite: Callable[[fx.GraphModule], None]
+    name: str = "faulty"
+
+    def requires(self, graph_module: fx.GraphModule) -> None: ...
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        self.rewrite(graph_module)
+        return PassResult(graph_module, changed=True)
+
+    def ensures(self, result: PassResult) -> None: ...
+
+
+def raises_key_error(graph_module: fx.GraphModule) -> None:
+    graph_module.graph.find_nodes(op="placeholder")[0].meta["not there"]
+
+
+def erases_a_node_in_use(graph_module: fx.GraphModule) -> None:
+    graph_module.graph.erase_node(graph_module.graph.find_nodes(op="call_module")[0])
+
+
+def picks_out_of_range(graph_module: fx.GraphModule) -> None:
+    (result,) = graph_module.graph.output_node().all_input_nodes
+    with graph_module.graph.inserting_after(result):
+        last = graph_module.graph.call_function(operator.getitem, (result, 1000))
+    graph_module.graph.output_node().replace_input_with(result, last)
+
+
+def doubles_the_output(graph_module: fx.GraphModule) -> None:
+    (result,) = graph_module.graph.output_node().all_input_nodes
+    with graph_module.graph.inserting_after(result):
+        twice = graph_module.graph.call_function(operator.mul, (result, 2))
+    graph_module.graph.output_node().replace_input_with(result, twice)
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "said"),
+    [
+        (raises_key_error, r"^pass faulty cannot rewrite the model \(KeyError: 'not there'\)"),
+        (erases_a_node_in_use, r"^pass faulty cannot rewrite the model \(RuntimeError: Tried to"),
+        (picks_out_of_range, r"^the model does not run after pass faulty \(IndexError: index"),
+        (doubles_the_output, r"^pass faulty changes what the model computes by \d"),
+    ],
+)
+def test_a_faulty_pass_is_told_by_name(
+    rewrite: Callable[[fx.GraphModule], None], said: str, images: Tensor
+) -> None:
+    graph_module = traced(ManyForms(), images)
+    with pytest.raises(PassError, match=said + ".*: try --set frontend=export"):
+        run_passes(graph_module, [Faulty(rewrite)], probe=lambda graph: graph(images))
 
 
 def test_disabled_quantizers_change_nothing_bit_for_bit(
