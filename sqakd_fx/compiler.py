@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from torch import Tensor, fx
 from sqakd_fx.errors import PassError, SqakdError, short
 
 _LARGEST_DIFFERENCE = 1e-3
+_WAY_OUT = "try --set frontend=export, and report the model"
 
 
 @dataclass(frozen=True)
@@ -91,38 +93,27 @@ def run_passes(
     """
     log: list[LogEntry] = []
     before = None if probe is None else tensors_of(probe(graph_module))
-    way_out = "try --set frontend=export, and report the model"
     for position, one in enumerate(passes):
         old = set(graph_module.graph.nodes)
         started = time.process_time()
         _blame(one, one.requires, graph_module)
-        try:
+        with _told(f"pass {one.name} cannot rewrite the model"):
             result = one(graph_module)
             if result.changed:
                 result.graph_module.graph.lint()
                 result.graph_module.recompile()
-        except SqakdError:
-            raise
-        except Exception as error:
-            raise PassError(
-                f"pass {one.name} cannot rewrite the model ({short(error)}): {way_out}"
-            ) from error
         _blame(one, one.ensures, result)
         seconds = time.process_time() - started
         graph_module = result.graph_module
         new = set(graph_module.graph.nodes)
         difference = None
         if probe is not None and before is not None:
-            try:
+            with _told(f"the model does not run after pass {one.name}"):
                 after = tensors_of(probe(graph_module)) if result.changed else before
-            except Exception as error:
-                raise PassError(
-                    f"the model does not run after pass {one.name} ({short(error)}): {way_out}"
-                ) from error
             difference = largest_difference(before, after)
             if not difference <= _LARGEST_DIFFERENCE:
                 raise PassError(
-                    f"pass {one.name} changes what the model computes by {difference:.1g}: {way_out}"
+                    f"pass {one.name} changes what the model computes by {difference:.1g}: {_WAY_OUT}"
                 )
             before = after
         log.append(
@@ -141,6 +132,17 @@ def run_passes(
             text = graph_module.print_readable(print_output=False)
             (dump / f"{position:02d}-{one.name}.txt").write_text(text, encoding="utf-8")
     return Compiled(graph_module, tuple(log))
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A bug of a pass as a sentence; errors that are sentences already go through."""
+    try:
+        yield
+    except SqakdError:
+        raise
+    except Exception as error:
+        raise PassError(f"{what} ({short(error)}): {_WAY_OUT}") from error
 
 
 def _blame(one: Pass, check: Callable[[Any], None], subject: Any) -> None:
