@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from sqakd_fx.exporters.kept_translations import kept_translations
+from sqakd_fx.exporters.runtime_rewrites import prevent_rewrites
 from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.simplify import simplify
 from torch import fx
@@ -54,6 +55,7 @@ def export_program(
         if node.meta.get("quantized_tensor") is not None
     }
     simplify(model, stored.keys())
+    prevent_rewrites(model)
     _name_values(model, names, tags)
     _name_interface(model)
     for name, tag in stored.items():

@@ -24,7 +24,6 @@ def simplify(model: ir.Model, codes: Set[str]) -> None:
     ir_passes.ShapeInferencePass()(model)
     _fold_constants(model, codes)
     _lift_constants(model)
-    _keep_pads_apart(model)
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)
 
@@ -104,24 +103,3 @@ def _lift_constants(model: ir.Model) -> None:
         del model.graph.initializers[old]
         value.name = f"constant.{number}"
         model.graph.initializers[value.name] = value
-
-
-def _keep_pads_apart(model: ir.Model) -> None:
-    """Pads name their axes where a pool counts windows with `ceil_mode`.
-
-    The runtime would fuse the two, and a pool leaves out a last window that begins in its own padding.
-    """
-    if not any(node.attributes.get_int("ceil_mode", 0) for node in model.graph):
-        return
-    axes: dict[int, ir.Value] = {}
-    for node in model.graph:
-        pads = node.inputs[1].const_value if node.op_type == "Pad" and node.inputs[1] else None
-        if pads is None or len(node.inputs) > 3:
-            continue
-        rank = pads.size // 2
-        if rank not in axes:
-            tensor = ir.tensor(list(range(rank)), dtype=ir.DataType.INT64)
-            axes[rank] = ir.Value(name=f"constant.axes_{rank}", const_value=tensor)
-            model.graph.register_initializer(axes[rank])
-        node.resize_inputs(4)
-        node.replace_input_with(3, axes[rank])
