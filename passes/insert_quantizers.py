@@ -6,7 +6,8 @@
 A quantizer stands behind the operation that makes a tensor and behind its fused BatchNorm and clip.
 Operations that only move values carry their input's grid; tensors that meet in a concatenation
 share one quantizer. A tensor that is wanted at several bit widths is quantized at the widest once,
-and again, narrower, for those that want less. Quantizers are inserted disabled.
+and again, narrower, for those that want less: with `thresholds="channel"` behind a shift and a scale of
+each channel, which begin as none. Quantizers are inserted disabled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import cast
 
 from torch import fx, nn
 
-from sqakd_fx.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, RoundedBias
+from sqakd_fx.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
 from sqakd_fx.compiler import PassResult
 from sqakd_fx.errors import PassError
 from sqakd_fx.graphs import drop_unused, module_path, node_path, set_attribute
@@ -105,20 +106,41 @@ class _Insertion:
         for value, wanted in plan.demands.items():
             region = plan.regions[value]
             quantizer = quantizer_of[region]
-            by_bits: dict[int, list[fx.Node]] = {}
+            alike: dict[tuple[int, bool], list[fx.Node]] = {}
             for consumer, bits in wanted.items():
-                by_bits.setdefault(bits, []).append(consumer)
+                shifts = bits < region.bits and self._has_thresholds(consumer)
+                alike.setdefault((bits, shifts), []).append(consumer)
                 consumer.meta.setdefault("input_quantizers", {})
-            for bits, consumers in by_bits.items():
+            for (bits, shifts), consumers in alike.items():
                 chosen = quantizer
                 if bits < region.bits:
                     name, chosen = self._new_activation_quantizer(
                         value, bits, f"quantizer_{bits}bit"
                     )
-                    on_grid = self._quantized(value)
-                    self._insert_behind(on_grid, name, dict.fromkeys(consumers))
+                    read = self._quantized(value)
+                    if shifts:
+                        read = self._insert_affine(value, read, quantizer, consumers)
+                    self._insert_behind(read, name, consumers)
                 for consumer in consumers:
                     consumer.meta["input_quantizers"][value.name] = chosen
+
+    def _has_thresholds(self, consumer: fx.Node) -> bool:
+        """Whether a layer's narrow activations get thresholds of each channel: axis 1, as a convolution has them."""
+        op = self.plan.ops[consumer]
+        convolves = op is not None and op.name.startswith("conv")
+        return self.recipe.thresholds == "channel" and convolves
+
+    def _insert_affine(
+        self, value: fx.Node, on_grid: fx.Node, quantizer: Quantizer, users: Iterable[fx.Node]
+    ) -> fx.Node:
+        """A shift and a scale of each channel of `on_grid`, which holds `value` on the grid of `quantizer`."""
+        channels = (shape_of(value) or ())[1]
+        affine = AffineBatchNorm(ChannelAffine(channels), quantizer)
+        name = set_attribute(self.graph_module, f"{node_path(value)}_thresholds", affine)
+        self.modules[name] = affine
+        node = self._insert_behind(on_grid, name, users)
+        node.meta |= {"module_path": name, "affine": True}
+        return node
 
     def _quantized(self, value: fx.Node) -> fx.Node:
         for user in value.users:

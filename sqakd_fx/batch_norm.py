@@ -38,8 +38,27 @@ def is_batch_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     )
 
 
+class ChannelAffine(nn.Module):
+    """y = a x + b with a and b of each channel, which are learned: no change at the start.
+
+    In front of a quantizer of one bit it gives each channel its own threshold (RSign of ReActNet, Liu 2020).
+    Called with a tensor (N, C, ...).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1,) + (1,) * (x.ndim - 2)
+        return x * self.weight.reshape(shape) + self.bias.reshape(shape)
+
+
 def affine_of(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """(a, b), each of shape (channels,), of a BatchNorm module in evaluation."""
+    """(a, b), each of shape (channels,), of a BatchNorm module in evaluation or of a `ChannelAffine`."""
+    if isinstance(module, ChannelAffine):
+        return module.weight, module.bias
     mean, variance = module.running_mean, module.running_var
     a = torch.rsqrt(variance + module.eps)  # type: ignore[operator, arg-type]
     if module.weight is not None:
@@ -142,7 +161,7 @@ class AbsorbedBatchNorm(nn.Module):
 
 
 class AffineBatchNorm(nn.Module):
-    """BatchNorm with no layer to absorb it: exported as a per-channel multiplication of codes.
+    """BatchNorm with no layer to absorb it, or a `ChannelAffine`: exported as a per-channel multiplication of codes.
 
     Called with a tensor (N, C, ...) on the grid of `x`. In evaluation its offset is on the int32 grid.
     """

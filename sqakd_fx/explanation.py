@@ -20,7 +20,8 @@ from sqakd_fx.runtime_sum import RuntimeSum
 _ABSORBING: Mapping[type[nn.Module] | type[None], str] = {
     AbsorbedBatchNorm: "BatchNorm, live while training; lowering puts it into the weight scale and "
     "the int32 bias of the layer in front of it",
-    AffineBatchNorm: "BatchNorm without a layer in front of it: an integer affine per channel",
+    AffineBatchNorm: "BatchNorm without a layer in front of it, or thresholds of each channel: an integer "
+    "affine per channel",
     RoundedBias: "the bias, rounded to int32 in evaluation as it is exported",
 }
 

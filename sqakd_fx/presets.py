@@ -33,7 +33,7 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     if weight == 1:
         values |= {"weight_family": "ewgs"}
     if activation == 1:
-        values |= {"activation_family": "ewgs"}
+        values |= {"activation_family": "ewgs", "thresholds": "channel"}
     return values
 
 

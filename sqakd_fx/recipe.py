@@ -78,6 +78,11 @@ class Recipe(BaseModel):
     residual_bits: int = Field(
         8, ge=1, le=8, description="least bits of tensors that are added, multiplied or averaged"
     )
+    thresholds: Literal["tensor", "channel"] = Field(
+        "tensor",
+        description="where convolutions read a tensor at fewer bits than others do: rounded alike "
+        "everywhere, or behind a learned shift and scale of each channel",
+    )
     zero_in_grid: bool = Field(True, description="weights: a grid with a zero, from 2 bits up")
     power_of_two: bool = False
     initialisation: Literal["paper", "minmax", "percentile", "mse"] = "mse"
