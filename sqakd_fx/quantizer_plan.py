@@ -147,8 +147,11 @@ class _Planning:
                 return "an input is not a floating-point tensor of the graph"
         if op.weight is None:
             return None
-        if constant_of(self.graph_module, node.args[op.weight]) is None:
+        weight = constant_of(self.graph_module, node.args[op.weight])
+        if weight is None:
             return "its weight is computed from data, not a parameter"
+        if op.name.startswith("conv") and len(shape_of(node) or ()) < weight.ndim:
+            return "its input has no batch axis: add one with x[None]"
         bias = node.args[2]
         if bias is not None and constant_of(self.graph_module, bias) is None:
             return "its bias is computed from data, not a parameter"

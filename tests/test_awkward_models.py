@@ -330,6 +330,17 @@ class Spectrogram(nn.Module):
         return self.b(F.elu(y)).mean(2)
 
 
+class WithoutBatch(nn.Module):
+    """A convolution of one image without a batch axis beside one of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.a(x) + self.b(x[0])))
+
+
 AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "changed view": (ChangedView, IMAGE),
     "changed behind BatchNorm": (ChangedBehindBatchNorm, IMAGE),
@@ -351,6 +362,7 @@ AWKWARD: dict[str, tuple[type[nn.Module], Tensor]] = {
     "padded norm": (PaddedNorm, IMAGE),
     "changed after it was read": (ChangedAfterItWasRead, ROWS),
     "spectrogram": (Spectrogram, WAVE),
+    "without batch": (WithoutBatch, IMAGE),
 }
 
 

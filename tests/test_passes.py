@@ -244,14 +244,16 @@ def test_what_stays_in_float_has_a_reason(images: Tensor) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 1)
             self.scale = nn.Conv2d(3, 4, 1)
+            self.alone = nn.Conv2d(3, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
             weight = self.scale.weight * x.mean()
-            return F.conv2d(x, weight) + F.gelu(self.conv(x))
+            return F.conv2d(x, weight) + F.gelu(self.conv(x)) + self.alone(x[0])
 
     notes = {n.node: n.reason for n in inserted(Odd(), images).log[-1].notes}
     assert "computed from data" in notes["conv2d"]
     assert "float" in notes["gelu"]
+    assert "no batch axis" in notes["alone"]
 
 
 def test_overrides_choose_bits_and_float_by_glob(residual_net: nn.Module, images: Tensor) -> None:
