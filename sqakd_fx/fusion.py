@@ -53,7 +53,11 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
     target = folder / "optimised.onnx"
     session(model, optimised_to=target)
     proto = onnx.load(str(target), load_external_data=False)
-    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    makers: dict[str, str] = {}
+    for node in proto.graph.node:
+        same = node.op_type == "Sum" and len(node.input) == 1
+        made = makers.get(node.input[0], "") if same else node.op_type
+        makers |= dict.fromkeys(node.output, made)
     readers: dict[str, list[str]] = {}
     for node in proto.graph.node:
         for name in node.input:
