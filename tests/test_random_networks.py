@@ -15,6 +15,7 @@ from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sqakd_fx.batch_norm import ChannelAffine
 from sqakd_fx.calibrate import calibrate
 from sqakd_fx.compiler import largest_difference, run_passes, tensors_of
 from sqakd_fx.exporting import export_onnx
@@ -149,8 +150,21 @@ def _same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a[:, :, :high, :wide], b[:, :, :high, :wide]
 
 
+def kept_in_float(model: nn.Module, images: Tensor, every: int) -> list[dict[str, Any]]:
+    """Overrides that leave every so many layers in float; none for 0."""
+    student = build_program(model, (images,), {}, resolve_recipe("w4a4")).student
+    layers = [node.name for node in student.graph.nodes if "layer" in node.meta]
+    return [{"match": name, "float": True} for name in layers[1::every]] if every else []
+
+
 def assert_all_stages_agree(
-    plan: list[Step], channels: int, size: int, bits: str, batch_norm: str, numbers: int
+    plan: list[Step],
+    channels: int,
+    size: int,
+    bits: str,
+    batch_norm: str,
+    numbers: int,
+    float_every: int,
 ) -> None:
     torch.manual_seed(numbers)
     model = RandomNet(plan, channels, size)
@@ -163,16 +177,22 @@ def assert_all_stages_agree(
     images = torch.randn(4, channels, size, size)
     with torch.no_grad():
         wanted = tensors_of(model(images))
-    program = build_program(model, (images,), {}, resolve_recipe(bits, batch_norm=batch_norm))
+    kept = kept_in_float(model, images, float_every)
+    recipe = resolve_recipe(bits, batch_norm=batch_norm, override=kept)
+    program = build_program(model, (images,), {}, recipe)
     folded = run_passes(program.teacher, [FoldBatchNorm()]).graph_module
     with torch.no_grad():
         assert largest_difference(wanted, tensors_of(program.student(images))) <= 1e-5
         assert largest_difference(wanted, tensors_of(folded(images))) <= 1e-4
     calibrate(program.student, [(images,)], method="minmax")
+    for module in program.student.modules():
+        if isinstance(module, ChannelAffine):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
     lowered = lower(program.student).graph_module
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(lowered, program, resolve_recipe(bits), path)
+        export_onnx(lowered, program, recipe, path)
         checked = validate(program.student, lowered, path, [(images,)])
     wrong = [f for f in checked.failures if "predictions" not in f]  # of 4 samples, some are ties
     assert not wrong, (wrong, plan)
@@ -199,10 +219,9 @@ def test_all_stages_of_a_random_network_agree(part: int) -> None:
         bits=st.sampled_from(["w8a8", "w4a4", "w2a2", "w1a1"]),
         batch_norm=st.sampled_from(["absorb", "fold"]),
         numbers=st.integers(0, 99),
+        float_every=st.sampled_from([0, 2, 3]),
     )
-    def agree(
-        plan: list[Step], channels: int, size: int, bits: str, batch_norm: str, numbers: int
-    ) -> None:
-        assert_all_stages_agree(plan, channels, size, bits, batch_norm, numbers)
+    def agree(**network: Any) -> None:
+        assert_all_stages_agree(**network)
 
     agree()
