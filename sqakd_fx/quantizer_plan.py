@@ -157,19 +157,21 @@ class _Planning:
             return "its bias is computed from data, not a parameter"
         return None
 
-    def _absorbing_layer(self, node: fx.Node) -> fx.Node | None:
-        """The quantized layer in front of a BatchNorm that it becomes part of."""
-        if not is_batch_norm(node, self.modules):
+    def _layer_in_front(self, node: fx.Node) -> fx.Node | None:
+        """The layer that a BatchNorm can become part of."""
+        if not is_batch_norm(node, self.modules) or self.calls[str(node.target)] > 1:
             return None
         layer = sole_compute_input(self.graph_module, node, self.reads)
-        once = self.calls[str(node.target)] == 1
-        return layer if isinstance(layer, fx.Node) and layer in self.layers and once else None
+        return layer if isinstance(layer, fx.Node) else None
 
     def _demand_of_batch_norm(self, node: fx.Node, integer: set[fx.Node]) -> None:
-        layer = self._absorbing_layer(node)
-        if layer is not None:
+        layer = self._layer_in_front(node)
+        if layer in self.layers:
             self.absorbed[layer] = node
             integer.add(node)
+            return
+        if layer is not None:
+            self.notes.append(Note(node.name, f"stays in float, as {layer.name} in front of it"))
             return
         value = node.args[0] if node.args else None
         axes = len(shape_of(node) or ()) - 2

@@ -256,6 +256,17 @@ def test_what_stays_in_float_has_a_reason(images: Tensor) -> None:
     assert "no batch axis" in notes["alone"]
 
 
+def test_a_batch_norm_stays_in_float_with_the_layer_in_front_of_it(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    kept = 'override=[{match="layers.0.conv1", float=true}]'
+    compiled = inserted(residual_net, images, kept)
+    notes = {n.node: n.reason for n in compiled.log[-1].notes}
+    assert "as layers_0_conv1 in front" in notes["layers_0_bn1"]
+    (norm,) = compiled.graph_module.graph.find_nodes(op="call_module", target="layers.0.bn1")
+    assert norm.args[0].name == "layers_0_conv1"
+
+
 def test_overrides_choose_bits_and_float_by_glob(residual_net: nn.Module, images: Tensor) -> None:
     recipe = resolve_recipe(
         {

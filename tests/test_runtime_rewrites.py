@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import with_lively_batch_norm
 from export_jobs import job_of
 from sqakd_fx.exporters.profiles import write_profile
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ IMAGES, ROWS = torch.randn(8, 3, 12, 12), torch.randn(64, 3)
 FLOAT_LAYERS = {
     "conv": (pixels, nn.Conv2d(8, 8, 3, padding=1), IMAGES),
     "without bias": (pixels, nn.Conv2d(8, 8, 3, bias=False), IMAGES),
+    "normalised": (pixels, nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)), IMAGES),
     "transposed": (pixels, nn.ConvTranspose2d(8, 8, 2, 2), IMAGES),
     "moved": (pixels, Patches(), IMAGES),
     "pooled": (pixels, nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(8, 8, 1)), IMAGES),
@@ -60,8 +62,9 @@ def test_a_float_layer_between_quantized_ones_keeps_its_weights(
 ) -> None:
     torch.manual_seed(0)
     make, inner, x = FLOAT_LAYERS[name]
+    with_lively_batch_norm(inner, (1, 8, 12, 12)[: x.ndim])
     kept = 'override=[{match="inner*", float=true}]'
-    program, job = job_of(Between(make, inner).eval(), x, "w4a4", "lsq", kept)
+    program, job = job_of(Between(make, inner).eval(), x, "w4a4", "lsq", kept, "batch_norm=absorb")
     exported = write_profile(profile, job, tmp_path / "model.onnx")
     checked = validate(program.student, job.lowered, exported.path, [(x,)])
     assert checked.failures == ()
