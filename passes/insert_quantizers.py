@@ -120,7 +120,8 @@ class _Insertion:
                     read = self._quantized(value)
                     if shifts:
                         read = self._insert_affine(value, read, quantizer, consumers)
-                    self._insert_behind(read, name, consumers)
+                    narrow = self._insert_behind(read, name, consumers)
+                    narrow.meta["module_path"] = module_path(value)
                 for consumer in consumers:
                     consumer.meta["input_quantizers"][value.name] = chosen
 

@@ -28,7 +28,7 @@ _ABSORBING: Mapping[type[nn.Module] | type[None], str] = {
 _WORDS = {"placeholder": "input", "output": "output", "get_attr": "constant"}
 _OWN: Mapping[type[nn.Module] | type[None], str] = {
     AbsorbedBatchNorm: "batch_norm, absorbed",
-    AffineBatchNorm: "batch_norm, affine",
+    AffineBatchNorm: "affine per channel",
     RoundedBias: "round bias",
 }
 

@@ -28,6 +28,8 @@ _HEAVY = (
     "Mul",
     "Sub",
 )
+_SAME = ("Sum", "ReorderInput", "ReorderOutput")
+"""What hands on the values of its one input, in another layout or as they are."""
 _FLOAT = onnx.TensorProto.FLOAT
 _TAKEN_APART = "_inlfunc_"
 """How the runtime names what is inside an operator that it computes by others, such as GroupNormalization."""
@@ -55,7 +57,7 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
     proto = onnx.load(str(target), load_external_data=False)
     makers: dict[str, str] = {}
     for node in proto.graph.node:
-        same = node.op_type == "Sum" and len(node.input) == 1
+        same = node.op_type in _SAME and len(node.input) == 1
         made = makers.get(node.input[0], "") if same else node.op_type
         makers |= dict.fromkeys(node.output, made)
     readers: dict[str, list[str]] = {}
