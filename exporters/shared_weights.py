@@ -2,7 +2,8 @@
 
 On processors without 8-bit dot products ONNX Runtime makes unsigned codes of every weight and its zero point
 (session.x64quantprecision) and fails where it would make them of one tensor twice. A Reshape to the same shape,
-which the runtime folds when it loads the model, tells readers of a weight apart; zero points are copied.
+which the runtime folds when it loads the model, tells readers of a weight apart (each of what the last one made:
+it merges two of one tensor); zero points are copied.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sqakd_fx.exporters.packed import add_initializer, stored_behind
 def read_apart(model: ir.Model) -> None:
     """Give every reader of a weight but the first a name of its own for it, and every weight its own zero point."""
     times: dict[ir.Value, int] = {}
+    latest: dict[ir.Value, ir.Value] = {}
     zero_points: set[ir.Value] = set()
     for node in list(model.graph):
         codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
@@ -33,7 +35,8 @@ def read_apart(model: ir.Model) -> None:
             zero_points.add(zero_point)
         if times[codes] > 1:
             shape = add_initializer(model, f"{stem}/shape", np.array(tensor.shape, np.int64))
-            made = ir.node("Reshape", [codes, shape])
+            made = ir.node("Reshape", [latest.get(codes, codes), shape])
             made.outputs[0].name = stem
             model.graph.insert_before(node, [made])
             node.replace_input_with(0, made.outputs[0])
+            latest[codes] = made.outputs[0]

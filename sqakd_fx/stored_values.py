@@ -5,9 +5,9 @@ A scale that is off by one part in 10,000 changes few codes of any batch; here i
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -20,6 +20,21 @@ from sqakd_fx.graphs import get_attribute
 
 _OPS = torch.ops.sqakd_fx
 Array = np.ndarray[Any, Any]
+
+
+class Stored(NamedTuple):
+    """Codes of a weight or a bias and the scale that one layer reads them with; layers may share codes alone."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+    def equals(self, codes: Array, scale: Array) -> bool:
+        """Whether both stand for the same numbers, up to signs that a channel's codes may have taken."""
+        own = self.scale.numpy()
+        same_size = bool((np.abs(scale) == np.abs(own)).all())
+        return same_size and np.array_equal(
+            _decoded(codes, scale), _decoded(self.codes.numpy(), own)
+        )
 
 
 def file_names(lowered: fx.GraphModule) -> dict[str, str]:
@@ -43,6 +58,7 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
     names = file_names(lowered)
     around = _operators_around(proto, set(names.values()))
     wrong: list[str] = []
+    trained: dict[str, list[Stored]] = {}
     for node in lowered.graph.nodes:
         values = _arguments(lowered, node)
         if node.name in names:
@@ -58,7 +74,12 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
             for codes, scale in (("weight", "weight_scale"), ("bias", "accumulator_scale")):
                 if codes in values:
                     name = str(_argument(node, codes).target)
-                    wrong += constants.differing(name, values[codes], values[scale])
+                    one = Stored(values[codes], values[scale])
+                    known = trained.setdefault(name, [])
+                    if not any(k.codes is one.codes and k.scale is one.scale for k in known):
+                        known.append(one)
+    for name, read in trained.items():
+        wrong += constants.differing(name, read)
     return list(dict.fromkeys(wrong))
 
 
@@ -82,11 +103,6 @@ def _argument(node: fx.Node, name: str) -> Any:
 def _decoded(codes: Array, scale: Array) -> Array:
     wide = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
     return codes.astype(np.float32) * wide
-
-
-def _same_size(step: Array, scale: torch.Tensor) -> bool:
-    """True where the steps are equal up to their signs, which a channel's codes may have taken."""
-    return bool((np.abs(step) == np.abs(scale.numpy())).all())
 
 
 def _equal(found: Array | None, wanted: torch.Tensor) -> bool:
@@ -154,13 +170,12 @@ class _Constants:
             return None
         return np.multiply(first, second) if node.op_type == "Mul" else np.add(first, second)
 
-    def differing(self, name: str, codes: torch.Tensor, scale: torch.Tensor) -> list[str]:
-        """What is wrong with the codes called `name` and with the scale that they are read with."""
+    def differing(self, name: str, trained: Sequence[Stored]) -> list[str]:
+        """What is wrong with the codes called `name` and with the scales that layers read them with."""
         readers = self.readers.get(name, [])
         if name not in self.stored or not readers:
             return [f"{name}: no DequantizeLinear reads it from the file"]
-        wanted = _decoded(codes.numpy(), scale.numpy())
-        wrong = []
+        wrong, missing = [], list(trained)
         for reader in readers:
             found, step = self.value(reader.input[0]), self.value(reader.input[1])
             zero = self.value(reader.input[2]) if len(reader.input) > 2 else None
@@ -168,6 +183,8 @@ class _Constants:
                 wrong.append(f"{name}: its zero point is not 0")
             elif found is None or step is None:
                 wrong.append(f"{name}: its codes or its scale are computed, not stored")
-            elif not np.array_equal(_decoded(found, step), wanted) or not _same_size(step, scale):
+            elif not any(one.equals(found, step) for one in trained):
                 wrong.append(f"{name}: its codes and scale are not what was trained")
-        return wrong
+            else:
+                missing = [one for one in missing if not one.equals(found, step)]
+        return wrong or [f"{name}: its codes and scale are not what was trained"] * bool(missing)

@@ -183,12 +183,13 @@ def test_a_target_without_small_types_gets_int8(residual_net: nn.Module, images:
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 @pytest.mark.parametrize("profile", ["container", "packed", "typed"])
-def test_a_weight_that_two_layers_read_is_stored_once(
-    profile: str, bits: str, tmp_path: Path
+@pytest.mark.parametrize("readers", [2, 3, 9])
+def test_a_weight_that_several_layers_read_is_stored_once(
+    profile: str, bits: str, readers: int, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    layer, head = nn.Linear(6, 6), nn.Linear(6, 4)
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), layer, nn.ReLU(), layer, nn.ReLU(), head)
+    repeated = [nn.Linear(6, 6), nn.ReLU()] * readers
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), *repeated, nn.Linear(6, 4))
     x = torch.randn(8, 6)
     program, job = job_of(model.eval(), x, bits)
     exported = write_profile(profile, job, tmp_path / "model.onnx")
