@@ -31,10 +31,8 @@ class Stored(NamedTuple):
     def equals(self, codes: Array, scale: Array) -> bool:
         """Whether both stand for the same numbers, up to signs that a channel's codes may have taken."""
         own = self.scale.numpy()
-        same_size = bool((np.abs(scale) == np.abs(own)).all())
-        return same_size and np.array_equal(
-            _decoded(codes, scale), _decoded(self.codes.numpy(), own)
-        )
+        same = np.array_equal(_decoded(codes, scale), _decoded(self.codes.numpy(), own))
+        return same and bool((np.abs(scale) == np.abs(own)).all())
 
 
 def file_names(lowered: fx.GraphModule) -> dict[str, str]:
