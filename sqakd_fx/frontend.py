@@ -100,16 +100,23 @@ def trace(
                 "torch.view_as_real(...) and make it complex in the model's forward"
             )
     _register_dataclasses(model, call)
+    if front_end == "export" and islands:
+        raise TraceError(
+            "frontend=export keeps no submodule whole, and the recipe's islands name "
+            f"{', '.join(islands)}: leave out one of the two, or keep layers in float with "
+            f'override = [{{match = "{islands[0]}*", float = true}}]'
+        )
     if front_end == "export":
         return _export(model, call, None)
     try:
         traced = _symbolic(model, call, islands, decided)
     except TraceError as error:
-        if front_end == "symbolic":
-            sentence = f"{error}, or try --set frontend=export"
+        if front_end == "symbolic" or islands:
+            without = " without islands" if islands else ""
+            sentence = f"{error}, or try --set frontend=export{without}"
             raise TraceError(sentence, location=error.location) from error
         return _export(model, call, error)
-    if front_end == "auto" and _island_share(traced) > 0.5:
+    if front_end == "auto" and _island_share(traced, islands) > 0.5:
         try:
             return _export(model, call, None)
         except TraceError:
@@ -285,11 +292,13 @@ def _blame(error: Exception, tracer: Tracer, modules: dict[str, nn.Module]) -> t
     return (path if path in modules else ""), first_line(error)
 
 
-def _island_share(traced: Traced) -> float:
+def _island_share(traced: Traced, wanted: Sequence[str]) -> float:
+    """Share of the parameters in islands that nobody asked for."""
     total = sum(p.numel() for p in traced.graph_module.parameters()) or 1
     inside = sum(
         p.numel()
         for island in traced.islands
+        if island.path not in wanted
         for p in traced.graph_module.get_submodule(island.path).parameters()
     )
     return inside / total

@@ -307,3 +307,12 @@ def test_the_recipe_keeps_a_submodule_whole_or_lets_the_example_decide(tmp_path:
     assert "decided = ['1.refine']" in whole.notes[0].reason
     with pytest.raises(TraceError, match=r"did you mean 1\.refine"):
         build_program(model, (ROWS,), {}, resolve_recipe("w8a8", decided=["1.refin"]))
+
+
+def test_a_submodule_that_the_recipe_keeps_whole_may_be_most_of_the_model() -> None:
+    wide = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 6))
+    model = nn.Sequential(nn.Linear(6, 6), wide, nn.Linear(6, 4)).eval()
+    program = build_program(model, (ROWS,), {}, resolve_recipe("w8a8", islands=["1"]))
+    assert {fact.name for fact in layer_facts(program.student)} == {"0", "2"}
+    with pytest.raises(TraceError, match=r"keeps no submodule whole.*islands name 1"):
+        trace(model, (ROWS,), front_end="export", islands=["1"])
