@@ -89,6 +89,7 @@ class _Planning:
 
     def plan(self) -> QuantizerPlan:
         self._collect_demands()
+        self._widen_what_float_layers_read()
         regions = self._regions()
         return QuantizerPlan(
             self.ops,
@@ -247,6 +248,25 @@ class _Planning:
     def _demand(self, value: fx.Node, consumer: fx.Node, bits: int) -> None:
         wanted = self.demands.setdefault(value, {})
         wanted[consumer] = max(bits, wanted.get(consumer, 0))
+
+    def _widen_what_float_layers_read(self) -> None:
+        """A tensor that a layer or submodule in float reads beside narrower layers has the bits of a sum, not theirs."""
+        for node in self.nodes:
+            op = self.ops[node]
+            is_layer = op is not None and op.kind is Kind.COMPUTE and node not in self.layers
+            if not is_layer and (op is not None or node.op != "call_module"):
+                continue
+            for value in map(self._before_moves, node.all_input_nodes):
+                if max(self.demands.get(value, {}).values(), default=8) < self._wide_bits:
+                    self._demand(value, node, self._wide_bits)
+
+    def _before_moves(self, value: fx.Node) -> fx.Node:
+        """The tensor on which others put demands, in front of what only moves values."""
+        while value not in self.demands and self._carries_grid(value):
+            (value, *others) = _grid_inputs(value, self.ops[value])  # type: ignore[arg-type]
+            if others:
+                break
+        return value
 
     # -- which tensors share a grid --------------------------------------------------------
 

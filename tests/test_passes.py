@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from sqakd_fx.compiler import PassResult, run_passes
 from sqakd_fx.errors import PassError, RecipeError
 from sqakd_fx.frontend import trace
 from sqakd_fx.program import build_program
+from sqakd_fx.quantizer import Quantizer
 from sqakd_fx.recipe import resolve_recipe
 
 
@@ -265,6 +267,19 @@ def test_a_batch_norm_stays_in_float_with_the_layer_in_front_of_it(
     assert "as layers_0_conv1 in front" in notes["layers_0_bn1"]
     (norm,) = compiled.graph_module.graph.find_nodes(op="call_module", target="layers.0.bn1")
     assert norm.args[0].name == "layers_0_conv1"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"override": [{"match": "layers.1.short.0", "float": True}]}, {"islands": ["layers.1.short"]}],
+)
+def test_what_a_float_layer_reads_is_not_as_narrow_as_what_others_read(
+    residual_net: nn.Module, images: Tensor, kept: dict[str, Any]
+) -> None:
+    program = build_program(residual_net, (images,), {}, resolve_recipe("w2a2", **kept))
+    found = {n: m.bits for n, m in program.student.named_modules() if isinstance(m, Quantizer)}
+    assert found["layers.0.relu_2.output_quantizer"] == 8
+    assert found["layers.0.relu_2.quantizer_2bit"] == 2
 
 
 def test_overrides_choose_bits_and_float_by_glob(residual_net: nn.Module, images: Tensor) -> None:
