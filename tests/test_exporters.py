@@ -47,6 +47,10 @@ def test_a_profile_is_the_trained_function(
         assert checked.fusion.float_heavy == ()
 
 
+EIGHT_BITS = r"conv\.|fc\.|.*short\.|.*thresholds\."
+"""Weights of the first and the last layer, of projections, and multipliers of channels."""
+
+
 def test_packed_weights_take_their_bits(
     residual_net: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:
@@ -54,8 +58,9 @@ def test_packed_weights_take_their_bits(
     for bits in BITS:
         _, job = job_of(residual_net, images, bits)
         exported = write_profile("packed", job, tmp_path / f"{bits}.onnx")
-        apart = [w for w in exported.weights if re.match(r"conv\.|fc\.|.*short\.", w.name)]
-        assert [w.bits for w in apart] == [8, 8, 8, 8]  # two projections among them
+        apart = [w for w in exported.weights if re.match(EIGHT_BITS, w.name)]
+        thresholds = 2 if bits == "w1a1" else 0
+        assert [w.bits for w in apart] == [8] * (4 + thresholds)
         found[bits] = {w.bits for w in exported.weights if w not in apart}
     assert found == {"w8a8": {8}, "w4a4": {4}, "w3a3": {4}, "w2a2": {2}, "w1a1": {2}}
 
