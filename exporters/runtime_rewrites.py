@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+from sqakd_fx.exporters.packed import add_initializer
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 _CLIPS = ("Relu", "Clip")
@@ -42,9 +44,8 @@ def _keep_pads_apart(model: ir.Model) -> None:
             continue
         rank = pads.size // 2
         if rank not in axes:
-            tensor = ir.tensor(list(range(rank)), dtype=ir.DataType.INT64)
-            axes[rank] = ir.Value(name=f"constant.axes_{rank}", const_value=tensor)
-            model.graph.register_initializer(axes[rank])
+            every = np.arange(rank, dtype=np.int64)
+            axes[rank] = add_initializer(model, f"constant.axes_{rank}", every)
         node.resize_inputs(4)
         node.replace_input_with(3, axes[rank])
 

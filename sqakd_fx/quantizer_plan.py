@@ -256,17 +256,13 @@ class _Planning:
             is_layer = op is not None and op.kind is Kind.COMPUTE and node not in self.layers
             if not is_layer and (op is not None or node.op != "call_module"):
                 continue
-            for value in map(self._before_moves, node.all_input_nodes):
-                if max(self.demands.get(value, {}).values(), default=8) < self._wide_bits:
+            waiting = dict.fromkeys(node.all_input_nodes)
+            while waiting:
+                value, _ = waiting.popitem()
+                if value not in self.demands and self._carries_grid(value):
+                    waiting |= dict.fromkeys(_grid_inputs(value, self.ops[value]))  # type: ignore[arg-type]
+                elif max(self.demands.get(value, {}).values(), default=8) < self._wide_bits:
                     self._demand(value, node, self._wide_bits)
-
-    def _before_moves(self, value: fx.Node) -> fx.Node:
-        """The tensor on which others put demands, in front of what only moves values."""
-        while value not in self.demands and self._carries_grid(value):
-            (value, *others) = _grid_inputs(value, self.ops[value])  # type: ignore[arg-type]
-            if others:
-                break
-        return value
 
     # -- which tensors share a grid --------------------------------------------------------
 

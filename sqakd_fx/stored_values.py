@@ -5,7 +5,7 @@ A scale that is off by one part in 10,000 changes few codes of any batch; here i
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
     names = file_names(lowered)
     around = _operators_around(proto, set(names.values()))
     wrong: list[str] = []
-    trained: dict[str, list[Stored]] = {}
+    trained: dict[str, dict[str, Stored]] = {}
     for node in lowered.graph.nodes:
         values = _arguments(lowered, node)
         if node.name in names:
@@ -71,13 +71,10 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
         elif node.target in (_OPS.conv.default, _OPS.linear.default):
             for codes, scale in (("weight", "weight_scale"), ("bias", "accumulator_scale")):
                 if codes in values:
-                    name = str(_argument(node, codes).target)
-                    one = Stored(values[codes], values[scale])
-                    known = trained.setdefault(name, [])
-                    if not any(k.codes is one.codes and k.scale is one.scale for k in known):
-                        known.append(one)
-    for name, read in trained.items():
-        wrong += constants.differing(name, read)
+                    name, step = (str(_argument(node, a).target) for a in (codes, scale))
+                    trained.setdefault(name, {})[step] = Stored(values[codes], values[scale])
+    for name, by_scale in trained.items():
+        wrong += constants.differing(name, by_scale.values())
     return list(dict.fromkeys(wrong))
 
 
@@ -168,7 +165,7 @@ class _Constants:
             return None
         return np.multiply(first, second) if node.op_type == "Mul" else np.add(first, second)
 
-    def differing(self, name: str, trained: Sequence[Stored]) -> list[str]:
+    def differing(self, name: str, trained: Collection[Stored]) -> list[str]:
         """What is wrong with the codes called `name` and with the scales that layers read them with."""
         readers = self.readers.get(name, [])
         if name not in self.stored or not readers:

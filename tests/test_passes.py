@@ -282,6 +282,22 @@ def test_what_a_float_layer_reads_is_not_as_narrow_as_what_others_read(
     assert found["layers.0.relu_2.quantizer_2bit"] == 2
 
 
+def test_a_float_layer_behind_a_concatenation_reads_all_of_it_at_8_bits(images: Tensor) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.c, self.d, self.joint = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = torch.relu(self.a(x)), torch.relu(self.b(x))
+            return self.c(a) + self.d(b) + self.joint(torch.cat([a, b], 1))
+
+    settings = ('override=[{match="joint", float=true}]', "first_last=same")
+    found = quantizers(inserted(Joined(), images, *settings, bits="w2a2"))
+    assert found["relu.output_quantizer"] == found["relu_1.output_quantizer"] == 8
+
+
 def test_overrides_choose_bits_and_float_by_glob(residual_net: nn.Module, images: Tensor) -> None:
     recipe = resolve_recipe(
         {

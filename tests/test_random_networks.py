@@ -152,9 +152,11 @@ def _same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def kept_in_float(model: nn.Module, images: Tensor, every: int) -> list[dict[str, Any]]:
     """Overrides that leave every so many layers in float; none for 0."""
+    if not every:
+        return []
     student = build_program(model, (images,), {}, resolve_recipe("w4a4")).student
     layers = [node.name for node in student.graph.nodes if "layer" in node.meta]
-    return [{"match": name, "float": True} for name in layers[1::every]] if every else []
+    return [{"match": name, "float": True} for name in layers[1::every]]
 
 
 def assert_all_stages_agree(
