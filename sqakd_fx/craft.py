@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.features import TrainingPair
+from sqakd_fx.features import FadingFeatures, FeatureLoss, TrainingPair
 from sqakd_fx.modulation import RefreshedDelta, ScheduledMu
 from sqakd_fx.oscillation import OscillationFreezing
 from sqakd_fx.progressive import ProgressiveBits
@@ -92,6 +92,8 @@ def low_bit_craft(
     crafts: list[Craft] = []
     if recipe.mu and recipe.mu_schedule != "constant":
         crafts.append(ScheduledMu(student, recipe))
+    if recipe.feature_fade and isinstance(pair.loss, FeatureLoss):
+        crafts.append(FadingFeatures(pair.loss, recipe))
     if recipe.progressive:
         crafts.append(ProgressiveBits(student, recipe, batches))
     if recipe.delta_refresh:

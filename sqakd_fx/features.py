@@ -2,6 +2,9 @@
 
     L = KL + w · Σ MSE( Q(s), t' ) / var(t')        t' = Q(t) or t
 
+w stays, or falls evenly to 0 over the first share of the steps: what a student of few bits can follow of its
+teacher's features is a way in, and later not what it would choose.
+
 s is what the student quantizes at a place, t the teacher's tensor there, and Q the student's own quantizer with
 its current range. With Q(t) no difference remains that the student could not close (SQuaT, AISTATS 2026); t as it
 is does not follow a range that has become too narrow. The place comes from the graph: an activation quantizer
@@ -10,7 +13,7 @@ whose tensor the teacher's graph has under the same name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +68,11 @@ def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -
         else nn.Identity()
         for quantized, _ in places
     ]
+    weight = torch.tensor(recipe.feature_weight, device=next(student.buffers()).device)
     return TrainingPair(
         _exposing(student, [quantized for quantized, _ in places]),
         _exposing(teacher, [theirs for _, theirs in places]),
-        FeatureLoss(outputs, seen_as, recipe.feature_weight),
+        FeatureLoss(outputs, seen_as, weight),
         inner=True,
     )
 
@@ -121,10 +125,12 @@ class FeatureLoss(nn.Module):
         self,
         outputs: Callable[[Any, Any], Tensor],
         seen_as: Sequence[nn.Module],
-        weight: float,
+        weight: Tensor,
     ) -> None:
         super().__init__()
-        self.outputs, self.weight = outputs, weight
+        self.outputs = outputs
+        self.weight: Tensor
+        self.register_buffer("weight", weight)  # a tensor, so that a recorded step sees it change
         self.seen_as = tuple(seen_as)  # a tuple: quantizers belong to the student
 
     def forward(self, student: Any, teacher: Any) -> Tensor:
@@ -134,3 +140,27 @@ class FeatureLoss(nn.Module):
                 wanted = seen_as(other)
             loss = loss + self.weight * share_of_relative_error(own, wanted)
         return loss
+
+
+class FadingFeatures:
+    """Lowers the weight of features to 0 over the recipe's `feature_fade` of the steps; a `Craft`."""
+
+    def __init__(self, loss: FeatureLoss, recipe: Recipe) -> None:
+        self.loss, self.recipe = loss, recipe
+
+    def before_step(self, step: int, total: int) -> bool:
+        left = max(1 - step / (self.recipe.feature_fade * total), 0.0)
+        self.loss.weight.fill_(self.recipe.feature_weight * left)
+        return False
+
+    def penalty(self) -> Tensor | None:
+        return None
+
+    def after_step(self, step: int, total: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None: ...

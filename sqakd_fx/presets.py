@@ -26,8 +26,12 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
         values |= {"epochs": 8, "learning_rate": 2e-3 if lowest == 1 else 3e-3}
         values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
         values |= {"feature_weight": 1.0, "features": "sums", "feature_target": "float"}
+    if lowest <= 2:
+        values |= {"temperature": 2.0}
     if lowest == 2:
-        values |= {"temperature": 2.0, "optimizer": "adamw", "weight_decay": 0.05}
+        values |= {"optimizer": "adamw", "weight_decay": 0.05}
+    if lowest == 1:
+        values |= {"feature_fade": 0.6}  # one bit cannot follow the teacher's features to the end
     if weight == 2:
         values |= {"zero_in_grid": False}
     if weight == 1:

@@ -153,6 +153,12 @@ class Recipe(BaseModel):
         "quantized",
         description="the teacher's features on the student's grid (SQuaT), or as they are",
     )
+    feature_fade: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps over which feature_weight falls to 0; 0 where it stays",
+    )
     mixing: Literal["none", "cutmix", "mixup"] = Field(
         "none", description="images mixed with one another, as more unlabelled inputs"
     )

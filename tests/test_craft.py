@@ -63,6 +63,7 @@ def test_a_quantizer_is_never_narrower_than_its_own_bits_on_the_way() -> None:
         ("weight_average=0.9",),
         ("delta_refresh=3",),
         ("mu=0.2", "mu_schedule=cosine"),
+        ("feature_weight=1.0", "feature_fade=0.6"),
     ],
 )
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(

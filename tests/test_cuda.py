@@ -98,6 +98,7 @@ def assert_same_course(
         (),
         ("accumulate=3",),
         ("feature_weight=1.0", 'features="sums"'),
+        ("feature_fade=0.5", "feature_weight=1.0", 'features="sums"'),
         ("progressive=[8]", "progressive_share=0.5"),
         ("mu=0.1", 'mu_schedule="linear"'),
         ("weight_average=0.9",),

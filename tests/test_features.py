@@ -8,7 +8,9 @@ from conftest import distilled
 from torch import Tensor, nn
 
 from sqakd_fx.calibrate import calibrate
+from sqakd_fx.craft import low_bit_craft
 from sqakd_fx.features import feature_places, training_pair
+from sqakd_fx.losses import distillation_loss
 from sqakd_fx.program import Program, build_program, distillation_teacher
 from sqakd_fx.recipe import Recipe, resolve_recipe
 
@@ -53,8 +55,8 @@ def test_the_loss_is_kl_and_the_distance_of_features_as_the_student_or_the_teach
     own = {name: value.double() for name, value in seen.items()}
     pair = training_pair(student, teacher, recipe)
     output, theirs = pair.student(images), pair.teacher(images)
-    p, q = (wanted / 4).softmax(1), (scores / 4).softmax(1)
-    expected = 16 * (p * (p.log() - q.log())).sum(1).mean()
+    p, q = (wanted / recipe.temperature).softmax(1), (scores / recipe.temperature).softmax(1)
+    expected = recipe.temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
     for (quantized, _), feature in zip(places, theirs[1], strict=True):
         quantizer = student.get_submodule(str(quantized.target))
         grid = quantizer.grid()  # type: ignore[operator]
@@ -78,6 +80,23 @@ def test_training_with_features_moves_the_students_own_parameters(
     assert done.steps == 2
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert program.student(images).shape == (16, 10)
+
+
+def test_the_weight_of_features_falls_evenly_to_nothing_and_stays_there(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    recipe = featured("features='sums'", "feature_fade=0.5")
+    program = calibrated(residual_net, images, recipe)
+    pair = training_pair(program.student, distillation_teacher(program), recipe)
+    (fading,) = low_bit_craft(program.student, recipe, lambda: [(images,)], pair, 1)
+    output, theirs = pair.student(images), pair.teacher(images)
+    alone = float(distillation_loss(recipe)(output[0], theirs[0]))
+    losses = []
+    for step in (0, 2, 4, 8, 15):
+        fading.before_step(step, 16)
+        losses.append(float(pair.loss(output, theirs)) - alone)
+    assert losses[0] > 0
+    assert [loss / losses[0] for loss in losses] == pytest.approx([1, 0.75, 0.5, 0, 0], abs=1e-5)
 
 
 def test_a_network_without_an_inner_quantized_tensor_trains_on_its_output_and_says_so() -> None:
