@@ -251,6 +251,8 @@ class Side:
     zero_in_grid: bool = True
     residual: bool = True
     delta: float = 0.0
+    share_of_rate: float = 1.0
+    """Of a relative learning rate of ranges."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +276,7 @@ _PACT_ACTIVATION = Side(
     learned=("alpha",),
     constants=("lower_over_alpha",),
     residual=False,
+    share_of_rate=0.1,  # what is clipped alone gives its gradient, which does not turn where the clip is right
 )
 _LSQ_WEIGHT = Side(_step_weight, _to_step_weight, lsq_range, learned=("step",))
 

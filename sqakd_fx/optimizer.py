@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Raises:
         TrainingError: the student has no parameters.
     """
-    of_quantizers = {
-        id(p) for q in quantizers_of(student).values() for p in q.parameters(recurse=False)
+    shares = {
+        id(p): q.side.share_of_rate
+        for q in quantizers_of(student).values()
+        for p in q.parameters(recurse=False)
     }
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -28,7 +31,7 @@ def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     for parameter in student.parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in of_quantizers:
+        if id(parameter) in shares:
             ranges.append(parameter)
         elif parameter.ndim > 1:
             decayed.append(parameter)
@@ -37,7 +40,7 @@ def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [
         {"params": decayed, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
         {"params": plain, "lr": recipe.learning_rate, "weight_decay": 0.0},
-        *_range_groups(ranges, recipe),
+        *_range_groups(ranges, shares, recipe),
     ]
     groups = [group | {"initial_lr": group["lr"]} for group in groups if group["params"]]
     if not groups:
@@ -48,22 +51,25 @@ def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return kind(groups, fused=True)
 
 
-def _range_groups(ranges: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
+def _range_groups(
+    ranges: list[nn.Parameter], shares: Mapping[int, float], recipe: Recipe
+) -> list[dict[str, Any]]:
     """Groups of the ranges; a relative rate is one group for each power of two of their mean size.
 
     Adam moves every parameter by about its rate a step, so one rate for steps of 0.01 and of 1 is too
-    fast for the first or too slow for the second.
+    fast for the first or too slow for the second. `shares` of that rate are by the id of a range.
     """
     rate = recipe.quantizer_learning_rate
     if recipe.quantizer_rate == "absolute":
         return [{"params": ranges, "lr": rate, "weight_decay": 0.0}]
-    by_size: dict[int, list[nn.Parameter]] = {}
+    by_share: dict[float, list[nn.Parameter]] = {}
     for parameter in ranges:
         size = float(parameter.detach().abs().mean())
-        by_size.setdefault(round(math.log2(max(size, 1e-12))), []).append(parameter)
+        power = round(math.log2(max(size, 1e-12)))
+        by_share.setdefault(shares[id(parameter)] * 2.0**power, []).append(parameter)
     return [
-        {"params": found, "lr": rate * 2.0**power, "weight_decay": 0.0}
-        for power, found in sorted(by_size.items())
+        {"params": found, "lr": rate * share, "weight_decay": 0.0}
+        for share, found in sorted(by_share.items())
     ]
 
 

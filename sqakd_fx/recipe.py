@@ -222,9 +222,10 @@ class Recipe(BaseModel):
     override: tuple[Override, ...] = ()
 
 
-_EWGS_RATE = 1e-5
-"""Of its ranges where nothing else is said, as in its paper's runs: at a faster rate the range on the way in and
-the gain on the way out drift apart, and ResNet-20 at W4A4 loses 1.7 points within 195 steps."""
+_SLOW_FAMILIES = ("ewgs", "qil")
+_SLOW_RATE = 1e-5
+"""Of their ranges where nothing else is said, as in the runs of EWGS's paper: at a faster rate the range on the way
+in and the gain on the way out drift apart, and ResNet-20 at W4A4 loses 1.7 points within 195 steps (EWGS)."""
 
 
 def resolve_recipe(
@@ -258,8 +259,8 @@ def resolve_recipe(
     changes = dict(map(parse_setting, settings))
     changes |= {key: value for key, value in fields.items() if value is not None}
     values = _changed(values, changes)
-    if "ewgs" in (values.get("weight_family"), values.get("activation_family")):
-        values = {"quantizer_learning_rate": _EWGS_RATE} | values
+    if {values.get("weight_family"), values.get("activation_family")}.intersection(_SLOW_FAMILIES):
+        values = {"quantizer_learning_rate": _SLOW_RATE} | values
     return validate(values)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from sqakd_fx.recipe import resolve_recipe
 
 
-def test_ewgs_trains_its_ranges_at_the_rate_of_its_paper_unless_told_otherwise() -> None:
+def test_ewgs_and_qil_train_their_ranges_slowly_unless_told_otherwise() -> None:
     def rate(preset: str, *settings: str) -> float:
         return resolve_recipe(preset, settings=settings).quantizer_learning_rate
 
     assert rate("w4a4", "weight_family=ewgs") == rate("w4a4", "activation_family=ewgs") == 1e-5
+    assert rate("w4a4", "weight_family=qil") == 1e-5
     assert rate("w4a4", "weight_family=ewgs", "quantizer_learning_rate=0.5") == 0.5
     assert rate("w4a4") == 1e-3
     assert rate("w1a1") == rate("w2a2", "weight_family=ewgs") == 1e-2

@@ -1,0 +1,46 @@
+"""Learning rates: of which parameter, relative to what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ResidualNet
+
+from sqakd_fx.calibrate import calibrate, quantizers_of
+from sqakd_fx.optimizer import make_optimizer
+from sqakd_fx.program import build_program
+from sqakd_fx.recipe import resolve_recipe
+
+
+def rates_of_ranges(*settings: str) -> list[tuple[str, float, float]]:
+    """(parameter, its rate, its mean size) of all ranges of a small network at w2a2."""
+    recipe = resolve_recipe("w2a2", settings=settings)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    student = build_program(ResidualNet().eval(), (images,), {}, recipe).student
+    calibrate(student, [(images,)])
+    groups = make_optimizer(student, recipe).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    return [
+        (name, rates[id(p)], float(p.detach().abs().mean()))
+        for quantizer in quantizers_of(student).values()
+        for name, p in quantizer.named_parameters(recurse=False)
+        if p.requires_grad
+    ]
+
+
+def test_a_relative_rate_follows_the_size_of_a_range_to_the_nearest_power_of_two() -> None:
+    found = rates_of_ranges("quantizer_learning_rate=0.01")
+    assert len(found) > 4
+    for name, rate, size in found:
+        assert 0.7 <= rate / (0.01 * size) <= 1.42, name
+
+
+def test_the_clip_of_pact_moves_at_a_tenth_of_a_relative_rate_and_at_the_whole_of_another() -> None:
+    settings = ("weight_family=lsq", "activation_family=pact", "quantizer_learning_rate=0.01")
+    found = rates_of_ranges(*settings)
+    assert {name for name, *_ in found} == {"step", "alpha"}
+    for name, rate, size in found:
+        share = 0.1 if name == "alpha" else 1.0
+        assert 0.7 <= rate / (0.01 * share * size) <= 1.42, name
+    for _, rate, _ in rates_of_ranges(*settings, "quantizer_rate=absolute"):
+        assert rate == pytest.approx(0.01)
