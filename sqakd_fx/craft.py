@@ -1,19 +1,20 @@
 """What training does to a student beside the gradient step: the craft of low bit widths.
 
-A craft acts before and after every step and once at the end, may add a term to the loss, and keeps its
-state in tensors, so that a resumed run is the uninterrupted one. Which ones a run uses is up to its recipe.
+A craft acts before and after every step and once at the end, and keeps its state in tensors, so that a
+resumed run is the uninterrupted one. Which ones a run uses is up to its recipe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.features import FadingFeatures, FeatureLoss, TrainingPair
-from sqakd_fx.modulation import RefreshedDelta, ScheduledMu
+from sqakd_fx.features import FeatureLoss, TrainingPair, fading_features
+from sqakd_fx.modulation import refreshed_delta, scheduled_mu
 from sqakd_fx.oscillation import OscillationFreezing
 from sqakd_fx.progressive import ProgressiveBits
 from sqakd_fx.recipe import Recipe
@@ -22,14 +23,12 @@ from sqakd_fx.recipe import Recipe
 class Craft(Protocol):
     """One thing done to the student during training; steps count from 0 to `total` - 1."""
 
+    @property
+    def name(self) -> str:
+        """What a checkpoint calls it."""
+
     def before_step(self, step: int, total: int) -> bool:
         """Before the forward of a step; True where losses so far say nothing of what comes."""
-
-    def penalty(self) -> Tensor | None:
-        """A scalar added to the loss, asked for after the student's forward; None for none.
-
-        A batch that is computed in parts asks once a part and weighs the answers by their samples.
-        """
 
     def after_step(self, step: int, total: int) -> None:
         """After the optimiser's step."""
@@ -44,8 +43,31 @@ class Craft(Protocol):
         """Take the state that `tensors` gave, on the CPU or the student's device."""
 
 
+@dataclass(frozen=True)
+class EveryStep:
+    """A craft without state: `act` sets something by (step, total) before a step."""
+
+    name: str
+    act: Callable[[int, int], None]
+
+    def before_step(self, step: int, total: int) -> bool:
+        self.act(step, total)
+        return False
+
+    def after_step(self, step: int, total: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
 class WeightAverage:
     """Exponential moving average of the student's parameters, which become the average at the end."""
+
+    name = "weight_average"
 
     def __init__(self, student: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -54,9 +76,6 @@ class WeightAverage:
 
     def before_step(self, step: int, total: int) -> bool:
         return False
-
-    def penalty(self) -> Tensor | None:
-        return None
 
     @torch.no_grad()
     def after_step(self, step: int, total: int) -> None:
@@ -91,14 +110,15 @@ def low_bit_craft(
     """
     crafts: list[Craft] = []
     if recipe.mu and recipe.mu_schedule != "constant":
-        crafts.append(ScheduledMu(student, recipe))
+        crafts.append(EveryStep("mu_schedule", scheduled_mu(student, recipe)))
     if recipe.feature_fade and isinstance(pair.loss, FeatureLoss):
-        crafts.append(FadingFeatures(pair.loss, recipe))
+        crafts.append(EveryStep("feature_fade", fading_features(pair.loss, recipe)))
     if recipe.progressive:
         crafts.append(ProgressiveBits(student, recipe, batches))
     if recipe.delta_refresh:
         every = recipe.delta_refresh * steps_per_epoch
-        crafts.append(RefreshedDelta(student, pair, recipe, batches, every))
+        refresh = refreshed_delta(student, pair, recipe, batches, every)
+        crafts.append(EveryStep("delta_refresh", refresh))
     if recipe.freeze_oscillations:
         crafts.append(OscillationFreezing(student, recipe))
     if recipe.weight_average:

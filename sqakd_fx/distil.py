@@ -105,6 +105,8 @@ def distil(
         run.note("early_stop has no effect: there are no held-out samples to measure agreement on")
     if recipe.delta_refresh and recipe.delta_refresh * run.steps_per_epoch >= run.total:
         run.note("delta_refresh has no effect: training ends before its first refresh")
+    if recipe.feature_fade and not recipe.feature_weight:
+        run.note("feature_fade has no effect: feature_weight is 0")
     if run.pair.note is not None:
         run.note(run.pair.note)
     if recipe.cache_teacher and teacher_outputs is not None:
@@ -153,7 +155,7 @@ class _Run:
         self.state = TrainingState(student, make_optimizer(student, recipe), self.craft)
         if recipe.checkpoint_activations:
             self._checkpoint_activations()
-        self.gradient = GradientStep(self.pair, self.craft, recipe, device, self.note)
+        self.gradient = GradientStep(self.pair, recipe, device, self.note)
         self.recovery = Recovery(self.state, recipe, checkpoints, device, self.note)
 
     def note(self, text: str) -> None:

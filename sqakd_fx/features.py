@@ -11,7 +11,7 @@ steps: with 1 bit the teacher's features are a way in, and later out of reach.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,25 +140,11 @@ class FeatureLoss(nn.Module):
         return loss
 
 
-class FadingFeatures:
-    """Lowers the weight of features to 0 over the recipe's `feature_fade` of the steps; a `Craft`."""
+def fading_features(loss: FeatureLoss, recipe: Recipe) -> Callable[[int, int], None]:
+    """What lets the weight of features fall evenly to 0 over the recipe's `feature_fade` of the steps."""
 
-    def __init__(self, loss: FeatureLoss, recipe: Recipe) -> None:
-        self.loss, self.recipe = loss, recipe
+    def set_weight(step: int, total: int) -> None:
+        left = max(1 - step / (recipe.feature_fade * total), 0.0)
+        loss.weight.fill_(recipe.feature_weight * left)
 
-    def before_step(self, step: int, total: int) -> bool:
-        left = max(1 - step / (self.recipe.feature_fade * total), 0.0)
-        self.loss.weight.fill_(self.recipe.feature_weight * left)
-        return False
-
-    def penalty(self) -> Tensor | None:
-        return None
-
-    def after_step(self, step: int, total: int) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None: ...
+    return set_weight

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,72 +39,42 @@ def mu_factor(recipe: Recipe, step: int, total: int) -> float:
     return done if recipe.mu_schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
 
 
-class ScheduledMu:
-    """Sets μ of all quantizers by the step; a `Craft`."""
-
-    def __init__(self, student: nn.Module, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.values = [q.mu for q in quantizers_of(student).values()]
+def scheduled_mu(student: nn.Module, recipe: Recipe) -> Callable[[int, int], None]:
+    """What sets μ of all quantizers to that of a step."""
+    values = [q.mu for q in quantizers_of(student).values()]
 
     @torch.no_grad()
-    def before_step(self, step: int, total: int) -> bool:
-        torch._foreach_zero_(self.values)
-        torch._foreach_add_(self.values, self.recipe.mu * mu_factor(self.recipe, step, total))
-        return False
+    def set_mu(step: int, total: int) -> None:
+        torch._foreach_zero_(values)
+        torch._foreach_add_(values, recipe.mu * mu_factor(recipe, step, total))
 
-    def penalty(self) -> Tensor | None:
-        return None
-
-    def after_step(self, step: int, total: int) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None: ...
+    return set_mu
 
 
-class RefreshedDelta:
-    """Sets δ of every quantizer from the Hessian's trace, each `every` steps; a `Craft`.
+def refreshed_delta(
+    student: nn.Module,
+    pair: TrainingPair,
+    recipe: Recipe,
+    batches: Callable[[], Iterable[tuple[Any, ...]]],
+    every: int,
+) -> Callable[[int, int], None]:
+    """What sets δ of every quantizer from the Hessian's trace, each `every` steps.
 
     `pair` is what is trained, on one device; `batches` gives tuples of model inputs there, the same ones
     every time. Between refreshes δ stays in the student's buffers, and with them in its checkpoints.
     """
-
-    def __init__(
-        self,
-        student: nn.Module,
-        pair: TrainingPair,
-        recipe: Recipe,
-        batches: Callable[[], Iterable[tuple[Any, ...]]],
-        every: int,
-    ) -> None:
-        self.student, self.pair, self.recipe = student, pair, recipe
-        self.batches, self.every = batches, every
-        for quantizer in quantizers_of(student).values():
-            quantizer.modulated = True
+    for quantizer in quantizers_of(student).values():
+        quantizer.modulated = True
 
     @torch.no_grad()
-    def before_step(self, step: int, total: int) -> bool:
-        if step and step % self.every == 0:
-            seed = self.recipe.seed * 1_000_003 + step
-            batches = itertools.islice(self.batches(), _BATCHES)
-            for name, value in hessian_deltas(self.student, self.pair, batches, seed).items():
-                self.student.get_submodule(name).delta.copy_(value)  # type: ignore[operator, union-attr]
-        return False
+    def refresh(step: int, total: int) -> None:
+        if step and step % every == 0:
+            seed = recipe.seed * 1_000_003 + step
+            few = itertools.islice(batches(), _BATCHES)
+            for name, value in hessian_deltas(student, pair, few, seed).items():
+                student.get_submodule(name).delta.copy_(value)  # type: ignore[operator, union-attr]
 
-    def penalty(self) -> Tensor | None:
-        return None
-
-    def after_step(self, step: int, total: int) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None: ...
+    return refresh
 
 
 def hessian_deltas(

@@ -50,6 +50,8 @@ class OscillationFreezing:
         RecipeError: a weight's family transforms weights before it rounds them (DoReFa, PACT, QIL, EWGS).
     """
 
+    name = "freeze_oscillations"
+
     def __init__(self, student: fx.GraphModule, recipe: Recipe) -> None:
         self.recipe = recipe
         self.watched: dict[str, _Watched] = {}
@@ -101,9 +103,6 @@ class OscillationFreezing:
             )
 
     def finish(self) -> None: ...
-
-    def penalty(self) -> Tensor | None:
-        return None
 
     def tensors(self) -> dict[str, Tensor]:
         return {

@@ -29,6 +29,8 @@ class ProgressiveBits:
     `batches` gives tuples of model inputs on the student's device, the same ones every time.
     """
 
+    name = "progressive"
+
     def __init__(
         self,
         student: fx.GraphModule,
@@ -56,9 +58,6 @@ class ProgressiveBits:
     def after_step(self, step: int, total: int) -> None: ...
 
     def finish(self) -> None: ...
-
-    def penalty(self) -> Tensor | None:
-        return None
 
     def tensors(self) -> dict[str, Tensor]:
         return {"stage": torch.tensor(-1 if self.stage is None else self.stage)}

@@ -59,13 +59,13 @@ class TrainingState:
                 "opening_loss": self.opening_loss,
                 "best_agreement": None if self.best_step == 0 else self.best_agreement,
                 "best_step": self.best_step,
-                "craft": [type(craft).__name__ for craft in self.craft],
+                "craft": [craft.name for craft in self.craft],
             },
         )
 
     def unpack(self, checkpoint: Checkpoint) -> None:
         """Become what `checkpoint` holds; raises TrainingError where it is of another run."""
-        if checkpoint.state.get("craft") != [type(craft).__name__ for craft in self.craft]:
+        if checkpoint.state.get("craft") != [craft.name for craft in self.craft]:
             raise TrainingError(_OTHER_RUN)
         try:
             self.student.load_state_dict(_part(checkpoint, "student."))

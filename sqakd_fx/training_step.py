@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sqakd_fx.batch_errors import call, is_out_of_memory
-from sqakd_fx.craft import Craft
 from sqakd_fx.distributed import (
     is_distributed,
     share_of,
@@ -37,14 +36,12 @@ class GradientStep:
     def __init__(
         self,
         pair: TrainingPair,
-        craft: Sequence[Craft],
         recipe: Recipe,
         device: torch.device,
         on_note: Callable[[str], None],
     ) -> None:
         self.student, self.teacher, self.loss = pair.student, pair.teacher, pair.loss
         self.cache: TeacherCache | None = None
-        self.craft = craft
         self.device, self.on_note = device, on_note
         self.half = recipe.precision == "bf16"
         self.labels = recipe.labels
@@ -97,10 +94,6 @@ class GradientStep:
         loss = self.loss(output, target)
         if self.labels:
             loss = (1 - self.labels) * loss + self.labels * cross_entropy(output, labels)
-        for craft in self.craft:
-            penalty = craft.penalty()
-            if penalty is not None:
-                loss = loss + penalty
         loss = weight * loss
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

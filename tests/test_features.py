@@ -99,6 +99,14 @@ def test_the_weight_of_features_falls_evenly_to_nothing_and_stays_there(
     assert [loss / losses[0] for loss in losses] == pytest.approx([1, 0.75, 0.5, 0, 0], abs=1e-5)
 
 
+def test_features_that_would_fade_and_have_no_weight_are_told_of(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    recipe = resolve_recipe("w4a4", steps=1, settings=["feature_fade=0.5"])
+    done = distilled(calibrated(residual_net, images, recipe), images, recipe)
+    assert any("feature_fade has no effect" in note for note in done.notes)
+
+
 def test_a_network_without_an_inner_quantized_tensor_trains_on_its_output_and_says_so() -> None:
     rows = torch.randn(8, 4)
     recipe = resolve_recipe("w1a1", steps=2)
