@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ class _Copied(NamedTuple):
 def ahead(batches: Iterable[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
     """The batches on `device`, a GPU; each is copied while the step of the one before is computed.
 
-    Copies go from page-locked memory on a stream of their own, so that the host does not wait for them.
+    Copies go from page-locked memory on a stream of their own, so that the host does not wait for them. A batch
+    that the GPU has no room for beside the one before stays where it is.
     """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copied = (_copied(batch, device, stream) for batch in batches)
@@ -29,15 +31,16 @@ def ahead(batches: Iterable[tuple[Any, ...]], device: torch.device) -> Iterator[
         reader = torch.cuda.current_stream(device)
         reader.wait_event(now.arrival)
         for x in now.batch:
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and x.is_cuda:
                 x.record_stream(reader)
         yield now.batch
 
 
 def _copied(batch: tuple[Any, ...], device: torch.device, stream: torch.cuda.Stream) -> _Copied:
     with torch.cuda.stream(stream):
-        placed = tuple(_placed(x, device) if isinstance(x, Tensor) else x for x in batch)
-        return _Copied(placed, stream.record_event())
+        with contextlib.suppress(torch.OutOfMemoryError):
+            batch = tuple(_placed(x, device) if isinstance(x, Tensor) else x for x in batch)
+        return _Copied(batch, stream.record_event())
 
 
 def _placed(x: Tensor, device: torch.device) -> Tensor:
