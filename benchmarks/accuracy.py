@@ -7,7 +7,7 @@ CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repos
 and a safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network.
 Every row starts from the same teacher and sees the same augmented images (random crop, horizontal flip) as
 often; a step is of 128 images, or of the recipe's batch_size. A row is METHOD-BITS-LOSS: "default" is the preset of the bit width
-(LSQ, and EWGS at 1 bit), other methods are families inside it; "sqakd" distils without labels, "labels" minimises cross-entropy with
+(LSQ; EWGS for activations at 2 bits, and for both at 1 bit), other methods are families inside it; "sqakd" distils without labels, "labels" minimises cross-entropy with
 them. `--at-once` rows run beside one another, each in a process of its own: a GPU is not filled by one.
 Finished rows are kept in FOLDER and not run again. What is measured is the exported model under ONNX
 Runtime, on all 10,000 test images: top-1, how many images it calls what the float network calls them, and the KL between
@@ -61,7 +61,7 @@ DEFAULTS = [
 ]
 EVERY_WIDTH = [
     f"{method}-{loss}"
-    for method in ("lsq-w1a1", "ewgs-w8a8", "ewgs-w4a4", "ewgs-w2a2")
+    for method in ("lsq-w1a1", "lsq-w2a2", "ewgs-w8a8", "ewgs-w4a4", "ewgs-w2a2")
     for loss in ("sqakd", "labels")
 ]
 """LSQ and EWGS where the presets are not already these."""

@@ -57,7 +57,8 @@ def _range_groups(
     """Groups of the ranges; a relative rate is one group for each power of two of their mean size.
 
     Adam moves every parameter by about its rate a step, so one rate for steps of 0.01 and of 1 is too
-    fast for the first or too slow for the second. `shares` of that rate are by the id of a range.
+    fast for the first or too slow for the second. An end of a range that is 0, as behind ReLU, stays there.
+    `shares` of that rate are by the id of a range.
     """
     rate = recipe.quantizer_learning_rate
     if recipe.quantizer_rate == "absolute":

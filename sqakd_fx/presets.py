@@ -23,15 +23,16 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     elif lowest >= 4:
         values |= {"epochs": 4, "learning_rate": 3e-4}
     else:
-        values |= {"epochs": 8, "learning_rate": 2e-3 if lowest == 1 else 3e-3}
+        values |= {"epochs": 8, "learning_rate": 2e-3 if lowest <= 2 else 3e-3}
         values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
         values |= {"feature_weight": 1.0, "features": "sums", "feature_target": "float"}
     if lowest <= 2:
-        values |= {"temperature": 2.0}
+        # few bits cannot follow the teacher's features to the end, and its outputs they can
+        values |= {"temperature": 2.0, "feature_fade": 0.6 if lowest == 1 else 1.0}
     if lowest == 2:
-        values |= {"optimizer": "adamw", "weight_decay": 0.05}
-    if lowest == 1:
-        values |= {"feature_fade": 0.6}  # one bit cannot follow the teacher's features to the end
+        values |= {"optimizer": "adamw", "weight_decay": 0.2, "delta": 0.1}
+        if activation == 2:
+            values |= {"activation_family": "ewgs"}
     if weight == 2:
         values |= {"zero_in_grid": False}
     if weight == 1:

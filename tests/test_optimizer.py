@@ -29,10 +29,18 @@ def rates_of_ranges(*settings: str) -> list[tuple[str, float, float]]:
 
 
 def test_a_relative_rate_follows_the_size_of_a_range_to_the_nearest_power_of_two() -> None:
-    found = rates_of_ranges("quantizer_learning_rate=0.01")
-    assert len(found) > 4
+    found = rates_of_ranges("activation_family=ewgs", "quantizer_learning_rate=0.01")
+    assert {name for name, *_ in found} == {"step", "lower", "upper"}
     for name, rate, size in found:
-        assert 0.7 <= rate / (0.01 * size) <= 1.42, name
+        assert size == 0 or 0.7 <= rate / (0.01 * size) <= 1.42, name
+
+
+def test_an_end_of_a_range_at_zero_stays_there_at_a_relative_rate() -> None:
+    ends = [one for one in rates_of_ranges("activation_family=ewgs") if one[2] == 0]
+    assert ends  # behind ReLU
+    for name, rate, _ in ends:
+        assert name == "lower"
+        assert rate < 1e-13
 
 
 def test_the_clip_of_pact_moves_at_a_tenth_of_a_relative_rate_and_at_the_whole_of_another() -> None:

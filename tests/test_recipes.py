@@ -22,7 +22,7 @@ def test_the_decay_of_a_preset_goes_with_its_optimizer(tmp_path: Path) -> None:
     def decay(preset: str, *settings: str) -> float:
         return resolve_recipe(preset, settings=settings).weight_decay
 
-    assert decay("w2a2") == decay("w2a2", "optimizer=adamw") == 0.05
+    assert decay("w2a2") == decay("w2a2", "optimizer=adamw") == 0.2
     assert decay("w2a2", "optimizer=adam") == decay("w2a2", "optimizer=sgd") == 0.0
     assert decay("w2a2", "optimizer=sgd", "weight_decay=1e-4") == 1e-4
     assert decay("paper/lsq-w2a2", "optimizer=adam") == 5e-4
