@@ -82,7 +82,7 @@ def test_no_gradient_or_no_positive_curvature_gives_zero(curvature: float, slope
 def student_of(*settings: str) -> Program:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    recipe = resolve_recipe("w2a2", settings=["steps=8", *settings])
+    recipe = resolve_recipe("w3a3", settings=["steps=8", *settings])
     program = build_program(model, (ROWS,), {}, recipe)
     calibrate(program.student, [(ROWS,)])
     distilled(program, ROWS, recipe)
