@@ -6,7 +6,7 @@ s is what the student quantizes at a place, t the teacher's tensor there, and Q 
 its current range. With Q(t) no difference remains that the student could not close (SQuaT, AISTATS 2026); t as it
 is does not follow a range that has become too narrow. The place comes from the graph: an activation quantizer
 whose tensor the teacher's graph has under the same name. w stays, or falls evenly to 0 over the first share of the
-steps: with 1 bit the teacher's features are a way in, and later out of reach.
+steps: with few bits the teacher's features are a way in, and later out of reach.
 """
 
 from __future__ import annotations

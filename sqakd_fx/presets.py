@@ -27,7 +27,7 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
         values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
         values |= {"feature_weight": 1.0, "features": "sums", "feature_target": "float"}
     if lowest <= 2:
-        # few bits cannot follow the teacher's features to the end, and its outputs they can
+        # few bits cannot follow the teacher's features to the end
         values |= {"temperature": 2.0, "feature_fade": 0.6 if lowest == 1 else 1.0}
     if lowest == 2:
         values |= {"optimizer": "adamw", "weight_decay": 0.2, "delta": 0.1}

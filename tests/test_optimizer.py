@@ -31,8 +31,8 @@ def rates_of_ranges(*settings: str) -> list[tuple[str, float, float]]:
 def test_a_relative_rate_follows_the_size_of_a_range_to_the_nearest_power_of_two() -> None:
     found = rates_of_ranges("activation_family=ewgs", "quantizer_learning_rate=0.01")
     assert {name for name, *_ in found} == {"step", "lower", "upper"}
-    for name, rate, size in found:
-        assert size == 0 or 0.7 <= rate / (0.01 * size) <= 1.42, name
+    for name, rate, size in [one for one in found if one[2] != 0]:
+        assert 0.7 <= rate / (0.01 * size) <= 1.42, name
 
 
 def test_an_end_of_a_range_at_zero_stays_there_at_a_relative_rate() -> None:
