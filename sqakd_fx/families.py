@@ -278,6 +278,7 @@ _PACT_ACTIVATION = Side(
     residual=False,
     share_of_rate=0.1,  # what is clipped alone gives its gradient, which does not turn where the clip is right
 )
+_QIL_SHARE = 0.01  # the gain of weights on the way out does not follow their interval on the way in
 _LSQ_WEIGHT = Side(_step_weight, _to_step_weight, lsq_range, learned=("step",))
 
 
@@ -349,12 +350,14 @@ FAMILIES: dict[str, Family] = {
                 learned=("center", "distance", "gamma"),
                 constants=("gain",),
                 transform=_qil,
+                share_of_rate=_QIL_SHARE,
             ),
             Side(
                 _center_distance,
                 _to_center_distance,
                 percentile,
                 learned=("center", "distance"),
+                share_of_rate=_QIL_SHARE,
             ),
             "Jung 2019, eq. 3-6",
         ),
