@@ -43,15 +43,21 @@ def test_an_end_of_a_range_at_zero_stays_there_at_a_relative_rate() -> None:
         assert rate < 1e-13
 
 
-@pytest.mark.parametrize(("family", "share"), [("pact", 0.1), ("qil", 0.01)])
+@pytest.mark.parametrize(
+    ("weights", "activations", "shares"),
+    [
+        ("lsq", "pact", {"step": 1.0, "alpha": 0.1}),
+        ("qil", "qil", {"center": 0.01, "distance": 0.01, "gamma": 0.01}),
+    ],
+)
 def test_a_family_may_move_at_a_share_of_a_relative_rate_and_moves_at_the_whole_of_another(
-    family: str, share: float
+    weights: str, activations: str, shares: dict[str, float]
 ) -> None:
-    settings = ("weight_family=lsq", f"activation_family={family}", "quantizer_learning_rate=0.01")
+    families = (f"weight_family={weights}", f"activation_family={activations}")
+    settings = (*families, "quantizer_learning_rate=0.01")
     found = rates_of_ranges(*settings)
-    assert {name for name, *_ in found} > {"step"}
+    assert {name for name, *_ in found} == set(shares)
     for name, rate, size in found:
-        expected = 0.01 * (1.0 if name == "step" else share) * size
-        assert 0.7 <= rate / expected <= 1.42, name
+        assert 0.7 <= rate / (0.01 * shares[name] * size) <= 1.42, name
     for _, rate, _ in rates_of_ranges(*settings, "quantizer_rate=absolute"):
         assert rate == pytest.approx(0.01)
