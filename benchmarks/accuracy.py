@@ -7,14 +7,14 @@ CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repos
 and a safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network.
 Every row starts from the same teacher and sees the same augmented images (random crop, horizontal flip) as
 often; a step is of 128 images, or of the recipe's batch_size. A row is METHOD-BITS-LOSS: "default" is the preset of the bit width
-(LSQ; EWGS for activations at 2 bits, and for both at 1 bit), other methods are families inside it; "sqakd" distils without labels, "labels" minimises cross-entropy with
+(LSQ; EWGS for activations at 2 bits, and for both at 1 bit), other methods are families inside it; "sqakd" distils without labels, "labels" minimizes cross-entropy with
 them. `--at-once` rows run beside one another, each in a process of its own: a GPU is not filled by one.
 Finished rows are kept in FOLDER and not run again. What is measured is the exported model under ONNX
 Runtime, on all 10,000 test images: top-1, how many images it calls what the float network calls them, and the KL between
 the two. The last two tell settings apart that top-1 does not: where 1 % of the answers are others, right and wrong
 ones among them, top-1 moves by 0.1 points by chance. `--steps 0` is calibration alone. brevitas, torchao and nncf
 are other tools, each trained and measured in its own simulation, in a virtual environment that is made when it is
-first needed; they too minimise the KL to the teacher at temperature 4, with Adam and our schedule, at the learning
+first needed; they too minimize the KL to the teacher at temperature 4, with Adam and our schedule, at the learning
 rate in PEERS.
 """
 
@@ -39,20 +39,20 @@ import torch
 from image_sets import BATCH, IMAGE_SETS, ImageSet
 from peers.client import Worker, WorkerFailed
 from peers.environment import default_folder
-from sqakd_fx.exporters.profiles import write_profile
 from torch import Tensor
 
-from sqakd_fx.batch_norm import reestimate_batch_norm
-from sqakd_fx.calibrate import calibrate
-from sqakd_fx.distil import distil
 from sqakd_fx.errors import SqakdError
-from sqakd_fx.exporting import export_job
-from sqakd_fx.losses import kl_divergence
+from sqakd_fx.exporters.profiles import write_profile
 from sqakd_fx.pipeline import choose_device
 from sqakd_fx.program import build_program, distillation_teacher, lower
+from sqakd_fx.quant.batch_norm import reestimate_batch_norm
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.runtime import session
+from sqakd_fx.results.export import export_job
+from sqakd_fx.runtime.session import session
 from sqakd_fx.storage import read_json, write_atomically, write_json
+from sqakd_fx.training.loop import distil
+from sqakd_fx.training.losses import kl_divergence
 
 DEFAULTS = [
     f"default-{bits}-{loss}"
@@ -127,7 +127,7 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     calibrate(
         student,
         [(next(first)[0],) for _ in range(recipe.calibration_batches)],
-        method=recipe.initialisation,
+        method=recipe.initialization,
     )
     done = distil(
         student,
@@ -212,7 +212,7 @@ def measured(path: Path, job: Job) -> dict[str, float]:
     given = running.get_inputs()[0].name
     scores = torch.cat(
         [
-            torch.from_numpy(running.run(None, {given: job.data.normalised(part).numpy()})[0])
+            torch.from_numpy(running.run(None, {given: job.data.normalized(part).numpy()})[0])
             for part in pixels.split(500)
         ]
     )
@@ -235,7 +235,7 @@ def teacher_scores(job: Job) -> Tensor:
     if not kept.exists():
         net = job.data.teacher()
         with torch.no_grad():
-            scores = [net(job.data.normalised(part)) for part in job.read("test")[0].split(500)]
+            scores = [net(job.data.normalized(part)) for part in job.read("test")[0].split(500)]
         write_atomically(kept, lambda path: np.save(path, torch.cat(scores).numpy()))
     return torch.from_numpy(np.load(kept))
 

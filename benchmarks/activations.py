@@ -149,14 +149,14 @@ def sessions(activation: Activation, threads: int) -> dict[str, ort.InferenceSes
     """The forms that there are, by name."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        whole, optimised = Path(folder) / "float.onnx", Path(folder) / "optimised.onnx"
+        whole, optimized = Path(folder) / "float.onnx", Path(folder) / "optimized.onnx"
         ir.save(float_model(activation), whole)
         options = _options(threads)
         found["float"] = ort.InferenceSession(str(whole), options, disabled_optimizers=[FUSION])
         options = _options(threads)
-        options.optimized_model_filepath = str(optimised)
+        options.optimized_model_filepath = str(optimized)
         kernel = ort.InferenceSession(str(whole), options, ["CPUExecutionProvider"])
-        operators = [node.op_type for node in ir.load(optimised).graph]
+        operators = [node.op_type for node in ir.load(optimized).graph]
         if "DequantizeLinear" not in operators:
             found["kernel"] = kernel
         if activation.of_one_code:

@@ -32,12 +32,12 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from sqakd_fx.calibrate import calibrate
-from sqakd_fx.compiler import largest_difference, tensors_of
-from sqakd_fx.exporting import export_onnx
+from sqakd_fx.ir.pass_manager import largest_difference, tensors_of
 from sqakd_fx.program import build_program, lower, multiply_accumulates
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.validate import validate
+from sqakd_fx.results.export import export_onnx
+from sqakd_fx.validation.validate import validate
 
 SECONDS = 900
 RECURRENT = ("gru", "lstm", "rnn")
@@ -84,14 +84,14 @@ def measure(name: str) -> dict[str, Any]:
         path = Path(folder) / "model.onnx"
         export_onnx(lowered, program, recipe, path)
         checked = validate(program.student, lowered, path, [example])
-    full = next(r for r in checked.runtimes if r.optimisation == "full")
-    off = next(r for r in checked.runtimes if r.optimisation == "off")
+    full = next(r for r in checked.runtimes if r.optimization == "full")
+    off = next(r for r in checked.runtimes if r.optimization == "off")
     return {
         "name": name,
         "front_end": program.traced.front_end,
         "macs": total,
         "quantized": multiply_accumulates(program.student) / max(total, 1),
-        "islands": [f"{i.path}: {i.reason}" for i in program.traced.islands]
+        "float_modules": [f"{i.path}: {i.reason}" for i in program.traced.float_modules]
         + [f"{n.node}: {n.reason}" for n in program.notes if n.reason.startswith(RECURRENT)]
         + [
             f"{Path(line).name} branches on data: the example's branch is kept"
@@ -139,17 +139,17 @@ def run_row(name: str, folder: Path) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table."""
     lines = [
-        "| network | front end | MACs quantized | islands | traced − eager | tensors | "
-        "ORT full: most steps off | share off | ORT unoptimised | products in float |",
+        "| network | front end | MACs quantized | float_modules | traced − eager | tensors | "
+        "ORT full: most steps off | share off | ORT unoptimized | products in float |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if "error" in row:
             lines.append(f"| {row['name']} | {row['error']} | | | | | | | | |")
             continue
-        islands = "; ".join(row["islands"]) or "–"
+        float_modules = "; ".join(row["float_modules"]) or "–"
         lines.append(
-            f"| {row['name']} | {row['front_end']} | {row['quantized']:.1%} | {islands} | "
+            f"| {row['name']} | {row['front_end']} | {row['quantized']:.1%} | {float_modules} | "
             f"{row['traced_difference']:.0e} | {row['tensors']} | {row['largest_full']} | "
             f"{row['worst_share']:.2%} | {row['largest_off']} | {len(row['float_heavy'])} |"
         )
@@ -167,12 +167,12 @@ the example), because what is measured is whether the compiler gives up and whet
 
 - **MACs quantized**: share of multiply-accumulates in quantized layers, of those that torch counts in the
   float model.
-- **islands**: what stays whole in float, and why.
+- **float_modules**: what stays whole in float, and why.
 - **traced - eager**: largest relative difference of the outputs.
-- **ORT full**: ONNX Runtime at full optimisation against the integer program, over all quantized tensors:
+- **ORT full**: ONNX Runtime at full optimization against the integer program, over all quantized tensors:
   the most steps that any code is off, and the largest share of codes of one tensor that are off at all.
-- **ORT unoptimised**: the most steps off there.
-- **products in float**: convolutions, linear layers and products that the optimised graph runs in float.
+- **ORT unoptimized**: the most steps off there.
+- **products in float**: convolutions, linear layers and products that the optimized graph runs in float.
 
 """
 

@@ -61,7 +61,7 @@ def python_of(release: str, folder: Path) -> Path:
 
 def answers(python: Path) -> dict[str, Any]:
     """{"version": ..., "providers": {provider: {form: answer}}} of an environment."""
-    command = [python, "-m", "sqakd_fx.exporters.capabilities"]
+    command = [python, "-m", "sqakd_fx.runtime.capabilities"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=python.parent)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 

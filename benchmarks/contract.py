@@ -3,9 +3,9 @@
     python benchmarks/contract.py [GLOB ...] [--random N] [--bits BITS] [--profile PROFILE] [--table FILE]
 
 Held at every quantized tensor, one operation at a time, against the integer program in PyTorch: the trained graph
-and ONNX Runtime at full optimisation (within 1 step in 99.9 % of the codes of each tensor, within 2 everywhere), optimisation
+and ONNX Runtime at full optimization (within 1 step in 99.9 % of the codes of each tensor, within 2 everywhere), optimization
 off (within 1 everywhere), and what of the program's convolutions, products and sums has no integer kernel in
-the runtime's own optimised graph. Exit status 1 where one of them does not hold. Weights are random, with
+the runtime's own optimized graph. Exit status 1 where one of them does not hold. Weights are random, with
 BatchNorm statistics of the example.
 """
 
@@ -26,14 +26,14 @@ import torch
 from any_model import versions
 from torch import nn
 
-from sqakd_fx.calibrate import calibrate
-from sqakd_fx.exporting import export_job
-from sqakd_fx.fusion import without_kernel
-from sqakd_fx.parity import TensorParity
 from sqakd_fx.program import build_program, lower
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.source import load_source
-from sqakd_fx.validate import departs_from_training, validate
+from sqakd_fx.results.export import export_job
+from sqakd_fx.runtime.fusion import without_kernel
+from sqakd_fx.source.source import load_source
+from sqakd_fx.validation.parity import TensorParity
+from sqakd_fx.validation.validate import departs_from_training, validate
 
 BITS = ("w8a8", "w4a4", "w2a2", "w1a1")
 PROFILES = ("container", "packed")
@@ -45,7 +45,7 @@ class Row:
     """One network at some bits in one profile.
 
     `unequal` and `beyond_one` are the largest shares of one tensor's codes that are off at all and by more
-    than a step at full optimisation; `worst` says of which tensor and operator. `trained` is of the trained
+    than a step at full optimization; `worst` says of which tensor and operator. `trained` is of the trained
     graph against the program, `departs` where it is another function.
     """
 
@@ -136,8 +136,8 @@ def rows(name: str, make: Callable[[], Network], bits: str, profiles: Sequence[s
         with tempfile.TemporaryDirectory() as folder:
             path = write_profile(profile, job, Path(folder) / "model.onnx").path
             checked = validate(program.student, lowered, path, [example])
-        full = [t for r in checked.runtimes if r.optimisation == "full" for t in r.tensors]
-        off = [t for r in checked.runtimes if r.optimisation == "off" for t in r.tensors]
+        full = [t for r in checked.runtimes if r.optimization == "full" for t in r.tensors]
+        off = [t for r in checked.runtimes if r.optimization == "off" for t in r.tensors]
         found.append(
             Row(
                 name,
@@ -196,7 +196,7 @@ def line(row: Row) -> str:
 
 HEAD = (
     "| network | bits | profile | tensors | codes | full: off at all | by > 1 step | most steps | where "
-    "| optimisation off: most steps | in float | trained graph agrees | trained graph: off at all, most steps | holds |\n"
+    "| optimization off: most steps | in float | trained graph agrees | trained graph: off at all, most steps | holds |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 

@@ -41,13 +41,13 @@ from peers.environment import default_folder
 from resnet20 import resnet20
 from torch import Tensor, nn
 
-from sqakd_fx.calibrate import calibrate
 from sqakd_fx.errors import ParityError
-from sqakd_fx.exporting import export_job
-from sqakd_fx.fusion import fusion_report
 from sqakd_fx.program import build_program, lower
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.runtime import session
+from sqakd_fx.results.export import export_job
+from sqakd_fx.runtime.fusion import fusion_report
+from sqakd_fx.runtime.session import session
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "resnet20": lambda: (resnet20(), torch.randn(8, 3, 32, 32)),
@@ -160,7 +160,7 @@ def latencies(
 
 
 def float_operators(path: Path) -> str:
-    """What the runtime's optimised graph computes in float: layers, products, sums."""
+    """What the runtime's optimized graph computes in float: layers, products, sums."""
     with tempfile.TemporaryDirectory() as folder:
         heavy = fusion_report(path, Path(folder)).float_heavy
     counts = Counter(name.rpartition("(")[2].rstrip(")") for name in heavy)

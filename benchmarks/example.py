@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqakd_fx.pipeline import run
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.source import load_source
+from sqakd_fx.source.source import load_source
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion" / "model.py"
 BITS = ("w8a8", "w4a4", "w2a2")
@@ -48,7 +48,7 @@ def main() -> None:
             runtime["agreement"]
             for r in reports
             for runtime in r["validation"]["runtimes"]
-            if runtime["optimisation"] == "full"
+            if runtime["optimization"] == "full"
         ]
         seconds = statistics.mean(sum(r["seconds"].values()) for r in reports)
         print(

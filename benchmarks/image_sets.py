@@ -59,7 +59,7 @@ class ImageSet:
         """Steps of one epoch; the last, incomplete batch is left out."""
         return self.train_images // batch
 
-    def normalised(self, pixels: Tensor) -> Tensor:
+    def normalized(self, pixels: Tensor) -> Tensor:
         mean, std = _constants(self.mean, self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
 
@@ -89,7 +89,7 @@ class ImageSet:
             columns = torch.where(flip, size - 1 - across, across) + dx
             rows_of = (across + dy)[:, :, None]
             cropped = padded.permute(0, 2, 3, 1)[index, rows_of, columns[:, None, :]]
-            yield self.normalised(cropped.permute(0, 3, 1, 2)), labels[rows]
+            yield self.normalized(cropped.permute(0, 3, 1, 2)), labels[rows]
 
 
 def _cifar10(part: str, folder: Path) -> tuple[Tensor, Tensor]:

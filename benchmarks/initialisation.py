@@ -1,10 +1,10 @@
 """What finding the ranges of ResNet-18's weights costs, and what it costs in error.
 
-    python benchmarks/initialisation.py [--bits 4] [--repeats 3]
+    python benchmarks/initialization.py [--bits 4] [--repeats 3]
 
 Prints seconds (the best of the repeats, on as many threads as torch has) and the mean square error of each
 method as a multiple of the least one: an exhaustive search over 96 ranges a channel on all values. Weights
-are drawn as torchvision initialises them; no download, no torchvision.
+are drawn as torchvision initializes them; no download, no torchvision.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 import torch
 from torch import Tensor
 
-from sqakd_fx.initialise import starting_range
-from sqakd_fx.levels import Levels
-from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.quant.init_ranges import starting_range
+from sqakd_fx.quant.levels import Levels
+from sqakd_fx.quant.quantizer import Quantizer
 
 _RATIOS = torch.linspace(1.0, 0.05, 96)
 

@@ -13,13 +13,13 @@ import argparse
 import time
 
 import torch
-from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from torch import Tensor, nn
 
-from sqakd_fx.calibrate import calibrate
-from sqakd_fx.compiler import run_passes
-from sqakd_fx.inspection import rows
+from sqakd_fx.cli.inspect import rows
+from sqakd_fx.ir.pass_manager import run_passes
+from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.program import build_program, lower
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
 
 WIDTH = 4

@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
-import sqakd_fx.integer_ops
-import sqakd_fx.top_k  # noqa: F401  (both register torch.ops.sqakd_fx)
+import sqakd_fx.ir.integer_ops
+import sqakd_fx.ir.top_k  # noqa: F401  (both register torch.ops.sqakd_fx)
 
 _OPS = torch.ops.sqakd_fx
 

@@ -1,4 +1,4 @@
-"""From the integer program to an ONNX model: export, name, annotate, serialise.
+"""From the integer program to an ONNX model: export, name, annotate, serialize.
 
 The float remainder of the graph goes through torch's own ONNX exporter; the integer ops go through
 the translations of a profile (`container.py`, ...). Names of quantized tensors and weights are the
@@ -16,15 +16,15 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
+from torch import fx
+
+from sqakd_fx.diagnostics.quiet import silent_export
+from sqakd_fx.diagnostics.source_lines import code_line
+from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.exporters.runtime_rewrites import prevent_rewrites
 from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.simplify import simplify
-from torch import fx
-
-from sqakd_fx.code_lines import code_line
-from sqakd_fx.errors import ExportError
-from sqakd_fx.silence import silent_export
 from sqakd_fx.storage import write_atomically
 
 _EXTERNAL_DATA_BYTES = 1 << 31

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from sqakd_fx.exporters.capabilities import Support, support
-from sqakd_fx.exporters.forms import INT2_CAST, INT4_CAST, OPSET_OF_INT2, stored_codes
+
+from sqakd_fx.runtime.capabilities import Support, support
+from sqakd_fx.runtime.forms import INT2_CAST, INT4_CAST, OPSET_OF_INT2, stored_codes
 
 _CAST_FORMS = {2: INT2_CAST, 4: INT4_CAST}
 _IR_VERSION_OF_INT2 = 13

@@ -10,6 +10,9 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import Tensor, fx
+
+from sqakd_fx.errors import ExportError, ParityError
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import (
     check_model,
@@ -21,10 +24,7 @@ from sqakd_fx.exporters.pt2 import save_program
 from sqakd_fx.exporters.qonnx import to_qonnx
 from sqakd_fx.exporters.slim import slim
 from sqakd_fx.exporters.typed import type_weights
-from torch import Tensor, fx
-
-from sqakd_fx.errors import ExportError, ParityError
-from sqakd_fx.runtime import session
+from sqakd_fx.runtime.session import session
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _float(job: Export, path: Path) -> Content:
 
 def _pt2(job: Export, path: Path) -> Content:
     save_program(job.lowered, [_two(x) for x in job.example], path)
-    return (), ("loading it needs `import sqakd_fx.integer_ops` first",)
+    return (), ("loading it needs `import sqakd_fx.ir.integer_ops` first",)
 
 
 PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {

@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
-from sqakd_fx.exporters.packed import add_initializer, pack_codes
 
 from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.packed import add_initializer, pack_codes
 
 DOMAIN = "qonnx.custom_op.general"
 

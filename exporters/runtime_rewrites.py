@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+
 from sqakd_fx.exporters.packed import add_initializer
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+
 from sqakd_fx.exporters.onnx_program import tensor_annotations
 from sqakd_fx.exporters.packed import replace_initializer, stored_behind
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from sqakd_fx.exporters.capabilities import Support, support
-from sqakd_fx.exporters.forms import INT2_DIRECT, stored_codes
+
 from sqakd_fx.exporters.packed import (
     StoredWeight,
     pack_codes,
@@ -20,6 +19,8 @@ from sqakd_fx.exporters.packed import (
     replace_initializer,
     weights_of,
 )
+from sqakd_fx.runtime.capabilities import Support, support
+from sqakd_fx.runtime.forms import INT2_DIRECT, stored_codes
 
 
 def type_weights(

@@ -19,8 +19,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from sqakd_fx.compiler import Note, PassResult
-from sqakd_fx.graphs import (
+from sqakd_fx.ir.op_table import TABLE, Kind, Op, bind, op_name, shape_of
+from sqakd_fx.ir.pass_manager import Note, PassResult
+from sqakd_fx.ir.rewriting import (
     attribute_name,
     constant_of,
     drop_unused,
@@ -28,7 +29,6 @@ from sqakd_fx.graphs import (
     insert_attribute,
     replace_node,
 )
-from sqakd_fx.ops import TABLE, Kind, Op, bind, op_name, shape_of
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.batch_norm import affine_of, is_batch_norm, sole_compute_input
-from sqakd_fx.compiler import Note, PassResult
 from sqakd_fx.errors import PassError
-from sqakd_fx.graphs import constant_of, drop_unused, insert_attribute, reads_of
-from sqakd_fx.ops import TABLE
+from sqakd_fx.ir.op_table import TABLE
+from sqakd_fx.ir.pass_manager import Note, PassResult
+from sqakd_fx.ir.rewriting import constant_of, drop_unused, insert_attribute, reads_of
+from sqakd_fx.quant.batch_norm import affine_of, is_batch_norm, sole_compute_input
 
 
 @dataclass(frozen=True)

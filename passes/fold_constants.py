@@ -1,12 +1,12 @@
 """Compute what depends on parameters alone, and on sizes that no batch changes.
 
-    Before:  w = standardise(self.weight); y = conv(x, w)
-    After:   y = conv(x, weight_standardise)            a parameter of its own, trained as it is
+    Before:  w = standardize(self.weight); y = conv(x, w)
+    After:   y = conv(x, weight_standardize)            a parameter of its own, trained as it is
 
     Before:  y = x.reshape(x.size(0), x.size(1) * x.size(2))
     After:   y = x.reshape(x.size(0), 3136)
 
-The batch size is asked of an input: a tensor whose size alone was wanted is not computed. So a weight that is sliced, transposed, standardised or joined is a parameter like any other.
+The batch size is asked of an input: a tensor whose size alone was wanted is not computed. So a weight that is sliced, transposed, standardized or joined is a parameter like any other.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from sqakd_fx.compiler import PassResult
-from sqakd_fx.constants import compute, insert_constant, is_computable
-from sqakd_fx.graphs import drop_unused, get_attribute, node_path
-from sqakd_fx.ops import op_name, shape_of
+from sqakd_fx.ir.constants import compute, insert_constant, is_computable
+from sqakd_fx.ir.op_table import op_name, shape_of
+from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _batch_size(graph: fx.Graph) -> fx.Node:
 
 
 def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> bool:
-    """What depends on parameters alone is computed now: a standardised or sliced weight, a mask."""
+    """What depends on parameters alone is computed now: a standardized or sliced weight, a mask."""
     constants: dict[fx.Node, Any] = {}
     changed = False
     for node in list(graph_module.graph.nodes):

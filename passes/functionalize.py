@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from sqakd_fx.aliases import change_seen_elsewhere, is_in_place
-from sqakd_fx.compiler import PassResult
 from sqakd_fx.errors import PassError
+from sqakd_fx.ir.aliasing import change_seen_elsewhere, is_in_place
+from sqakd_fx.ir.pass_manager import PassResult
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 A quantizer stands behind the operation that makes a tensor and behind its fused BatchNorm and clip.
 Operations that only move values carry their input's grid; tensors that meet in a concatenation
 share one quantizer. A tensor that is wanted at several bit widths is quantized at the widest once,
-and again, narrower, for those that want less: with `thresholds="channel"` behind a shift and a scale of
+and again, narrower, for those that want less: with `activation_affine="channel"` behind a shift and a scale of
 each channel, which begin as none. Quantizers are inserted disabled.
 """
 
@@ -18,16 +18,16 @@ from typing import cast
 
 from torch import fx, nn
 
-from sqakd_fx.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
-from sqakd_fx.compiler import PassResult
 from sqakd_fx.errors import PassError
-from sqakd_fx.graphs import drop_unused, module_path, node_path, set_attribute
-from sqakd_fx.ops import Kind, Op, op_of, shape_of
-from sqakd_fx.placement import LayerSettings
-from sqakd_fx.quantizer import Quantizer
-from sqakd_fx.quantizer_plan import Region, plan_quantizers
+from sqakd_fx.ir.op_table import Kind, Op, op_of, shape_of
+from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.rewriting import drop_unused, module_path, node_path, set_attribute
+from sqakd_fx.plan.layer_settings import LayerSettings
+from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
+from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
+from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.runtime_sum import RuntimeSum
 from sqakd_fx.recipe import Recipe
-from sqakd_fx.runtime_sum import RuntimeSum
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Insertion:
             quantizer = quantizer_of[region]
             alike: dict[tuple[int, bool], list[fx.Node]] = {}
             for consumer, bits in wanted.items():
-                shifts = bits < region.bits and self._has_thresholds(consumer)
+                shifts = bits < region.bits and self._has_affine(consumer)
                 alike.setdefault((bits, shifts), []).append(consumer)
                 consumer.meta.setdefault("input_quantizers", {})
             for (bits, shifts), consumers in alike.items():
@@ -125,11 +125,11 @@ class _Insertion:
                 for consumer in consumers:
                     consumer.meta["input_quantizers"][value.name] = chosen
 
-    def _has_thresholds(self, consumer: fx.Node) -> bool:
-        """Whether a layer's narrow activations get thresholds of each channel: axis 1, as a convolution has them."""
+    def _has_affine(self, consumer: fx.Node) -> bool:
+        """Whether a layer's narrow activations get an affine of each channel: axis 1, as a convolution has them."""
         op = self.plan.ops[consumer]
         convolves = op is not None and op.name.startswith("conv")
-        return self.recipe.thresholds == "channel" and convolves
+        return self.recipe.activation_affine == "channel" and convolves
 
     def _insert_affine(
         self, value: fx.Node, on_grid: fx.Node, quantizer: Quantizer, users: Iterable[fx.Node]
@@ -137,7 +137,7 @@ class _Insertion:
         """A shift and a scale of each channel of `on_grid`, which holds `value` on the grid of `quantizer`."""
         channels = (shape_of(value) or ())[1]
         affine = AffineBatchNorm(ChannelAffine(channels), quantizer)
-        name = set_attribute(self.graph_module, f"{node_path(value)}_thresholds", affine)
+        name = set_attribute(self.graph_module, f"{node_path(value)}_affine", affine)
         self.modules[name] = affine
         node = self._insert_behind(on_grid, name, users)
         node.meta |= {"module_path": name, "affine": True}

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.fx.passes.shape_prop import ShapeProp
 
-from sqakd_fx.compiler import PassResult
+from sqakd_fx.ir.pass_manager import PassResult
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sqakd_fx.calibrate import calibrate
-    from sqakd_fx.distil import distil
     from sqakd_fx.errors import SqakdError
-    from sqakd_fx.frontend import trace
+    from sqakd_fx.frontend.trace import trace
     from sqakd_fx.pipeline import Result, quantize
     from sqakd_fx.program import build_program, lower
+    from sqakd_fx.quant.calibration import calibrate
     from sqakd_fx.recipe import Recipe, resolve_recipe
-    from sqakd_fx.validate import validate
+    from sqakd_fx.training.loop import distil
+    from sqakd_fx.validation.validate import validate
 
 _HOMES = {
     "Recipe": "recipe",
     "Result": "pipeline",
     "SqakdError": "errors",
     "build_program": "program",
-    "calibrate": "calibrate",
-    "distil": "distil",
+    "calibrate": "quant.calibration",
+    "distil": "training.loop",
     "lower": "program",
     "quantize": "pipeline",
     "resolve_recipe": "recipe",
-    "trace": "frontend",
-    "validate": "validate",
+    "trace": "frontend.trace",
+    "validate": "validation.validate",
 }
 
 __all__ = [

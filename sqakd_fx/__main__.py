@@ -12,6 +12,6 @@ if __name__ == "__main__":
             "sqakd_fx was started from its source folder without its passes: run `pip install -e .` "
             "there, or start it from another folder"
         )
-    from sqakd_fx.cli import main
+    from sqakd_fx.cli.main import main
 
     main()

@@ -17,22 +17,20 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from sqakd_fx import report as reporting
-from sqakd_fx.batch_norm import reestimate_batch_norm
-from sqakd_fx.calibrate import calibrate
-from sqakd_fx.checkpoint import clear_checkpoints
-from sqakd_fx.distil import distil
-from sqakd_fx.distributed import is_first, process_group
+from sqakd_fx.engine.determinism import repeatable_arithmetic, seed_everything
+from sqakd_fx.engine.distributed import is_first, process_group
 from sqakd_fx.errors import RecipeError
-from sqakd_fx.evaluation import validation_batches
-from sqakd_fx.exporting import check_export, export_onnx
-from sqakd_fx.losses import check_output_settings
 from sqakd_fx.program import build_program, distillation_teacher, layer_facts, lower
-from sqakd_fx.progress import StepReport
-from sqakd_fx.randomness import repeatable_arithmetic, seed_everything
+from sqakd_fx.quant.batch_norm import reestimate_batch_norm
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import Recipe, resolve_recipe
-from sqakd_fx.scalars import clear_scalars, require_tensorboard, scalar_log
-from sqakd_fx.source import Source
+from sqakd_fx.results import markdown as reporting
+from sqakd_fx.results.collect import make_report
+from sqakd_fx.results.evaluate import validation_batches
+from sqakd_fx.results.export import check_export, export_onnx
+from sqakd_fx.results.student import save_student
+from sqakd_fx.source.inputs import calibration_batches, training_inputs
+from sqakd_fx.source.source import Source
 from sqakd_fx.storage import (
     claim_output_folder,
     remove_temporaries,
@@ -40,11 +38,13 @@ from sqakd_fx.storage import (
     write_json,
     write_text,
 )
-from sqakd_fx.student_files import save_student
-from sqakd_fx.summary import make_report
-from sqakd_fx.teacher_cache import clear_teacher_cache
-from sqakd_fx.training_data import calibration_batches, training_inputs
-from sqakd_fx.validate import Validation, validate
+from sqakd_fx.training.checkpoint import clear_checkpoints
+from sqakd_fx.training.loop import distil
+from sqakd_fx.training.losses import check_output_settings
+from sqakd_fx.training.progress import StepReport
+from sqakd_fx.training.teacher_cache import clear_teacher_cache
+from sqakd_fx.training.tensorboard import clear_scalars, require_tensorboard, scalar_log
+from sqakd_fx.validation.validate import Validation, validate
 
 
 class Observer(Protocol):
@@ -197,12 +197,12 @@ def _run(
         clear_teacher_cache(out / "teacher-outputs")
 
     with _timed(timings, "calibrate"):
-        say.stage("calibrate", f"{recipe.calibration_batches} batches, {recipe.initialisation}")
+        say.stage("calibrate", f"{recipe.calibration_batches} batches, {recipe.initialization}")
         program.student.to(device)
         calibrate(
             program.student,
             calibration_batches(inputs, recipe, device),
-            method=recipe.initialisation,
+            method=recipe.initialization,
             on_batch=lambda done: say.progress(done, recipe.calibration_batches),
         )
     if inputs.batches.labels_ignored and not recipe.labels:

@@ -38,7 +38,7 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     if weight == 1:
         values |= {"weight_family": "ewgs"}
     if activation == 1:
-        values |= {"activation_family": "ewgs", "thresholds": "channel"}
+        values |= {"activation_family": "ewgs", "activation_affine": "channel"}
     return values
 
 
@@ -53,7 +53,7 @@ PAPER_RUNS: dict[str, dict[str, Any]] = {
     | {"batch_size": 64, "epochs": 720},
     "tiny-imagenet": _SGD | {"weight_decay": 5e-4, "batch_size": 64, "epochs": 100},
 }
-"""Optimiser, batch and length of the paper's runs, by data set."""
+"""Optimizer, batch and length of the paper's runs, by data set."""
 
 PAPER_FAMILIES = {
     "ewgs": "cifar10",
@@ -73,7 +73,7 @@ def _paper_preset(family: str, run: str | None, weight: int, activation: int) ->
         "granularity": "tensor",
         "first_last": "float",
         "projections": "same",
-        "initialisation": "paper",
+        "initialization": "paper",
         "schedule": "cosine",
         "warmup": 0.0,
         "quantizer_rate": "absolute",

@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from sqakd_fx.calibrate import quantizers_of
-from sqakd_fx.compiler import Compiled, LogEntry, Note, run_passes
-from sqakd_fx.frontend import Island, Traced, trace
-from sqakd_fx.graphs import constant_of
-from sqakd_fx.model_copy import float_copy, refuse_ties_to_the_original
-from sqakd_fx.ops import node_macs
+from sqakd_fx.frontend.copy_model import float_copy, refuse_ties_to_the_original
+from sqakd_fx.frontend.trace import FloatModule, Traced, trace
+from sqakd_fx.ir.op_table import node_macs
+from sqakd_fx.ir.pass_manager import Compiled, LogEntry, Note, run_passes
+from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.passes.canonicalize import Canonicalize
-from sqakd_fx.passes.decompose import Decompose
+from sqakd_fx.passes.decompose.rules import Decompose
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.fold_constants import FoldConstants
 from sqakd_fx.passes.functionalize import Functionalize
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
-from sqakd_fx.passes.lower_to_integer import LowerToInteger
+from sqakd_fx.passes.lower_to_integer.lower import LowerToInteger
 from sqakd_fx.passes.propagate_shapes import PropagateShapes
-from sqakd_fx.passes.settle_ties import SettleTies
-from sqakd_fx.placement import LayerSettings
-from sqakd_fx.quantizer import Quantizer
+from sqakd_fx.passes.stable_top_k import StableTopK
+from sqakd_fx.plan.layer_settings import LayerSettings
+from sqakd_fx.quant.calibration import quantizers_of
+from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
 
 
@@ -48,22 +48,22 @@ class Program:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What stays in float or was left alone, and why."""
-        islands = tuple(
+        float_modules = tuple(
             Note(i.path, f"stays in float as a whole: {i.reason}{_way_out(i)}")
-            for i in self.traced.islands
+            for i in self.traced.float_modules
         )
         decisions = tuple(
             Note(line, "branches on data: the branch that the example takes is kept")
             for line in self.traced.decisions
         )
-        return islands + decisions + tuple(note for entry in self.log for note in entry.notes)
+        return float_modules + decisions + tuple(note for entry in self.log for note in entry.notes)
 
 
-def _way_out(island: Island) -> str:
-    if island.location is None:
+def _way_out(float_module: FloatModule) -> str:
+    if float_module.location is None:
         return ""
     return (
-        f" ({island.location}); decided = [{island.path!r}] in the recipe would take the example's "
+        f" ({float_module.location}); specialize = [{float_module.path!r}] in the recipe would take the example's "
         "branch"
     )
 
@@ -90,8 +90,8 @@ def build_program(
         example_args,
         example_kwargs,
         front_end=recipe.frontend,
-        islands=recipe.islands,
-        decided=recipe.decided,
+        float_modules=recipe.float_modules,
+        specialize=recipe.specialize,
     )
     tensors = traced.call.tensors()
     example, names = tuple(tensors.values()), tuple(tensors)
@@ -113,7 +113,7 @@ def build_program(
         probe=probe,
         dump=dump,
     )
-    settled = run_passes(first.graph_module, [SettleTies()], dump=dump)
+    settled = run_passes(first.graph_module, [StableTopK()], dump=dump)
     teacher = copy.deepcopy(settled.graph_module)
     passes: list[Any] = [FoldBatchNorm()] if recipe.batch_norm == "fold" else []
     passes.append(InsertQuantizers(recipe))

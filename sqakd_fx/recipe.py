@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,8 +29,8 @@ _FAMILIES = ("minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "s
 
 
 def _known_family(name: str) -> str:
-    """Also what a user registered, for which `sqakd_fx.families` (and torch) has been imported."""
-    families = sys.modules.get("sqakd_fx.families")
+    """Also what a user registered, for which `sqakd_fx.quant.families` (and torch) has been imported."""
+    families = sys.modules.get("sqakd_fx.quant.families")
     known = _FAMILIES if families is None else tuple(families.FAMILIES)
     if name not in known:
         raise PydanticCustomError("family", "choose one of {known}", {"known": ", ".join(known)})
@@ -78,14 +79,14 @@ class Recipe(BaseModel):
     residual_bits: int = Field(
         8, ge=1, le=8, description="least bits of tensors that are added, multiplied or averaged"
     )
-    thresholds: Literal["tensor", "channel"] = Field(
-        "tensor",
-        description="where convolutions read a tensor at fewer bits than others do: rounded alike "
-        "everywhere, or behind a learned shift and scale of each channel",
+    activation_affine: Literal["none", "channel"] = Field(
+        "none",
+        description="a learned shift and scale of each channel in front of a quantizer, where "
+        "convolutions read a tensor at fewer bits than other layers do",
     )
     zero_in_grid: bool = Field(True, description="weights: a grid with a zero, from 2 bits up")
     power_of_two: bool = False
-    initialisation: Literal["paper", "minmax", "percentile", "mse"] = "mse"
+    initialization: Literal["paper", "minmax", "percentile", "mse"] = "mse"
     delta: float | None = Field(
         None, ge=0, description="μ = δ|gradient| (EWGS), for any family; the family's own if absent"
     )
@@ -100,8 +101,8 @@ class Recipe(BaseModel):
 
     # graph
     frontend: Literal["auto", "symbolic", "export"] = "auto"
-    islands: tuple[str, ...] = Field((), description="submodules that stay whole in float")
-    decided: tuple[str, ...] = Field(
+    float_modules: tuple[str, ...] = Field((), description="submodules that stay whole in float")
+    specialize: tuple[str, ...] = Field(
         (), description="submodules whose branches on data the example decides"
     )
     batch_norm: Literal["absorb", "fold"] = Field(
@@ -264,6 +265,29 @@ def resolve_recipe(
     return validate(values)
 
 
+_RENAMED_KEYS = {
+    "decided": "specialize",
+    "initialisation": "initialization",
+    "islands": "float_modules",
+    "thresholds": "activation_affine",
+}
+_RENAMED_VALUES = {("thresholds", "tensor"): "none"}
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the keys of earlier versions under their names, and a FutureWarning for each."""
+    current = dict(values)
+    for old in _RENAMED_KEYS.keys() & current.keys():
+        new, value = _RENAMED_KEYS[old], current.pop(old)
+        if new in current:
+            raise RecipeError(
+                f"the recipe has both {old!r} and {new!r}, its new name: keep {new!r}"
+            )
+        current[new] = _RENAMED_VALUES.get((old, value), value) if isinstance(value, str) else value
+        warnings.warn(f"the recipe's key {old!r} is read as {new!r}", FutureWarning, stacklevel=4)
+    return current
+
+
 def _from_mapping(values: dict[str, Any]) -> dict[str, Any]:
     base = values.pop("preset", None)
     return _changed(preset_values(base) if base else {}, values)
@@ -271,6 +295,7 @@ def _from_mapping(values: dict[str, Any]) -> dict[str, Any]:
 
 def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`changes` over `values`; a decay of weights does not stand for one that is a part of the gradient."""
+    changes = with_current_names(changes)
     before, after = (v.get("optimizer", "adam") for v in (values, values | changes))
     if (before == "adamw") != (after == "adamw"):
         values = {key: value for key, value in values.items() if key != "weight_decay"}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sqakd_fx.distil import Distilled, distil
 from sqakd_fx.program import Program, distillation_teacher
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.training.loop import Distilled, distil
 
 torch.set_num_threads(1)
 # Of commands that tests start as well: where threads share a core they wait for one another by spinning.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sqakd_fx.exporters.profiles import Export
 from torch import Tensor, nn
 
-from sqakd_fx.calibrate import calibrate
-from sqakd_fx.exporting import export_job
+from sqakd_fx.exporters.profiles import Export
 from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.results.export import export_job
 
 
 def job_of(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sqakd_fx.errors import SourceError
-from sqakd_fx.source import load_source
+from sqakd_fx.source.source import load_source
 
 NET = """
 import torch

@@ -1,7 +1,7 @@
 """The papers' quantizers in float64 numpy, written from their formulas and from nothing else here.
 
-Everything is elementwise or a sum over `axes`. With x_c the clipped and x_q the discretised value, both
-normalised to [0, 1], and g the gradient of the output, the one backward (SQAKD, section 3; EWGS, eq. 6) is
+Everything is elementwise or a sum over `axes`. With x_c the clipped and x_q the discretized value, both
+normalized to [0, 1], and g the gradient of the output, the one backward (SQAKD, section 3; EWGS, eq. 6) is
 
     g_c = g_q + δ |g_q| (x_c - x_q) + μ (x_c - x_q)        inside the interval, 0 outside.
 """

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sqakd_fx.errors import RecipeError
-from sqakd_fx.families import FAMILIES
+from sqakd_fx.quant.families import FAMILIES
 from sqakd_fx.recipe import resolve_recipe
 
 README = Path(__file__).parent.parent / "README.md"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from sqakd_fx.errors import RecipeError
 from sqakd_fx.recipe import resolve_recipe
 
 
@@ -29,3 +32,30 @@ def test_the_decay_of_a_preset_goes_with_its_optimizer(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text('preset = "w2a2"\noptimizer = "sgd"\n')
     assert resolve_recipe(file).weight_decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ('islands=["layers.0"]', "float_modules", ("layers.0",)),
+        ('decided=["head"]', "specialize", ("head",)),
+        ("thresholds=channel", "activation_affine", "channel"),
+        ("thresholds=tensor", "activation_affine", "none"),
+        ("initialisation=percentile", "initialization", "percentile"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_read_under_its_name_with_a_note(
+    old: str, new: str, value: object, tmp_path: Path
+) -> None:
+    key = old.partition("=")[0]
+    with pytest.warns(FutureWarning, match=f"{key!r} is read as {new!r}"):
+        assert getattr(resolve_recipe("w4a4", settings=[old]), new) == value
+    file = tmp_path / "recipe.toml"
+    file.write_text(old if "[" in old else '{} = "{}"'.format(*old.split("=")))
+    with pytest.warns(FutureWarning):
+        assert getattr(resolve_recipe(file), new) == value
+
+
+def test_an_old_name_beside_the_new_one_is_refused() -> None:
+    with pytest.raises(RecipeError, match="has both 'islands' and 'float_modules'"):
+        resolve_recipe("w4a4", settings=['islands=["a"]', 'float_modules=["b"]'])

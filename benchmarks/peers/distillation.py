@@ -13,7 +13,7 @@ WARM_UP = 0.05
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL at temperature 4, as our own runs minimise; logits (N, C) to a scalar."""
+    """KL at temperature 4, as our own runs minimize; logits (N, C) to a scalar."""
     return TEMPERATURE**2 * F.kl_div(
         F.log_softmax(student.float() / TEMPERATURE, 1),
         F.log_softmax(teacher.float() / TEMPERATURE, 1),

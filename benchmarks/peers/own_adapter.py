@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sqakd_fx.calibrate import calibrate
-from sqakd_fx.distil import distil
+from sqakd_fx.engine.determinism import repeatable_arithmetic
 from sqakd_fx.program import build_program, distillation_teacher
-from sqakd_fx.randomness import repeatable_arithmetic
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.training.loop import distil
 
 ENDLESS = 1_000_000
 
@@ -29,7 +29,7 @@ def train(
     )
     program = build_program(model.cpu(), (images[:2].cpu(),), {}, recipe)
     student = program.student.to(images.device)
-    calibrate(student, [(images,)], method=recipe.initialisation)
+    calibrate(student, [(images,)], method=recipe.initialization)
     with repeatable_arithmetic(images.device, recipe.tf32, recipe.deterministic):
         distil(
             student,

@@ -176,7 +176,7 @@ def trained(pipe: Pipe, adapter: Any, setup: Setup) -> None:
     right = 0
     with torch.no_grad():
         for images, wanted in zip(pixels.split(500), labels.split(500), strict=True):
-            right += int((frozen(data.normalised(images)).argmax(1) == wanted).sum())
+            right += int((frozen(data.normalized(images)).argmax(1) == wanted).sum())
     name = torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu"
     pipe.write(accuracy=100 * right / len(pixels), loss=float(loss), device=name)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model import HERE, augment, normalise
+from model import HERE, augment, normalize
 from network import FashionNet
 from safetensors.torch import save_file
 from torch import Tensor
@@ -68,8 +68,8 @@ def main() -> None:
     )
     test_images, test_labels = read("t10k-images-idx3-ubyte.gz"), read("t10k-labels-idx1-ubyte.gz")
     network = FashionNet()
-    train(network, normalise(train_images), torch.from_numpy(train_labels).long())
-    full = accuracy(network, normalise(test_images), torch.from_numpy(test_labels).long())
+    train(network, normalize(train_images), torch.from_numpy(train_labels).long())
+    full = accuracy(network, normalize(test_images), torch.from_numpy(test_labels).long())
 
     rng = np.random.default_rng(0)
     chosen = np.concatenate(
@@ -83,7 +83,7 @@ def main() -> None:
     np.savez_compressed(HERE / "test.npz", images=test_images[some], labels=test_labels[some])
     save_file(network.state_dict(), HERE / "weights.safetensors")
     sliced = accuracy(
-        network, normalise(test_images[some]), torch.from_numpy(test_labels[some]).long()
+        network, normalize(test_images[some]), torch.from_numpy(test_labels[some]).long()
     )
     print(f"float accuracy: {full:.2f} % of all test images, {sliced:.2f} % of the slice")
     size = sum(p.stat().st_size for p in HERE.iterdir() if p.is_file())

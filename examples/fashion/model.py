@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 MEAN, STD = 0.2860, 0.3530
 
 
-def normalise(images: np.ndarray) -> Tensor:
+def normalize(images: np.ndarray) -> Tensor:
     """N×28×28 bytes to N×1×28×28 floats."""
     return (torch.from_numpy(images).float().div_(255) - MEAN).div_(STD).unsqueeze(1)
 
@@ -65,7 +65,7 @@ def example_inputs() -> tuple[Tensor, ...]:
 
 def train_data() -> DataLoader[Tensor]:
     """Images without labels."""
-    images = normalise(np.load(HERE / "train_images.npz")["images"])
+    images = normalize(np.load(HERE / "train_images.npz")["images"])
     return DataLoader(
         Images(images), batch_size=128, shuffle=True, drop_last=True, collate_fn=lambda batch: batch
     )
@@ -74,5 +74,5 @@ def train_data() -> DataLoader[Tensor]:
 def eval_data() -> Iterator[tuple[Tensor, Tensor]]:
     """Labelled test images, used only to report accuracy."""
     with np.load(HERE / "test.npz") as archive:
-        images, labels = normalise(archive["images"]), torch.from_numpy(archive["labels"]).long()
+        images, labels = normalize(archive["images"]), torch.from_numpy(archive["labels"]).long()
     yield from zip(images.split(250), labels.split(250), strict=True)

@@ -34,7 +34,7 @@ def crop_and_flip(image: Tensor, padding: int = 4) -> Tensor:
 
 
 class Images(Dataset[Tensor]):
-    """Every .jpg, .jpeg and .png below a folder: (3, size, size), normalised and augmented."""
+    """Every .jpg, .jpeg and .png below a folder: (3, size, size), normalized and augmented."""
 
     def __init__(self, folder: Path, size: int) -> None:
         kinds = {".jpg", ".jpeg", ".png"}

@@ -1,0 +1,1 @@
+"""The pass that writes compound operations as plain ones."""

@@ -1,0 +1,254 @@
+"""Spell out operations that hide matrix products or moves of values.
+
+scaled_dot_product_attention(q, k, v)   matmul(softmax(matmul(q, kᵀ) · scale), v)
+einsum("bhid,bhjd->bhij", q, k)         see passes/decompose/einsum.py
+x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
+lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from sqakd_fx.ir.op_table import op_name, shape_of
+from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.rewriting import (
+    call_like,
+    insert_attribute,
+    module_path,
+    replace_node,
+)
+from sqakd_fx.passes.decompose.einsum import spell_out_einsum
+
+
+@dataclass(frozen=True)
+class Decompose:
+    name: str = "decompose"
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        pass
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        modules = dict(graph_module.named_modules())
+        changed = False
+        for node in list(graph_module.graph.nodes):
+            if node.op in ("call_function", "call_method"):
+                spell_out = _DECOMPOSITIONS.get(op_name(node, modules) or "")
+                changed = (spell_out is not None and spell_out(graph_module, node)) or changed
+        graph_module.graph.eliminate_dead_code()
+        return PassResult(graph_module, changed)
+
+    def ensures(self, result: PassResult) -> None:
+        pass
+
+
+def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """softmax(q kᵀ scale + mask) v, with matrix products that can be quantized."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    query, key, value = (given[name] for name in names[:3])
+    q_shape, k_shape = shape_of(query), shape_of(key)
+    if q_shape is None or k_shape is None:
+        return False
+    scale = given.get("scale")
+    scale = 1 / math.sqrt(q_shape[-1]) if scale is None else scale
+    with graph_module.graph.inserting_before(node):
+
+        def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+            return call_like(graph_module, node, target, *args, **kwargs)
+
+        if given.get("enable_gqa") and q_shape[-3] != k_shape[-3]:
+            repeats = q_shape[-3] // k_shape[-3]
+            key = call(torch.repeat_interleave, key, repeats, dim=-3)
+            value = call(torch.repeat_interleave, value, repeats, dim=-3)
+        scores = call(torch.matmul, query, call(torch.transpose, key, -2, -1))
+        scores = call(torch.mul, scores, scale)
+        mask = given.get("attn_mask")
+        if given.get("is_causal"):
+            blocked = torch.ones(q_shape[-2], k_shape[-2], dtype=torch.bool).triu(1)
+            constant = insert_attribute(graph_module, node, f"{node.name}_causal_mask", blocked)
+            scores = call(torch.masked_fill, scores, constant, float("-inf"))
+        if isinstance(mask, fx.Node):
+            meta = mask.meta.get("tensor_meta")
+            if getattr(meta, "dtype", None) is torch.bool:
+                blocked_by = call(torch.logical_not, mask)
+                scores = call(torch.masked_fill, scores, blocked_by, float("-inf"))
+            else:
+                scores = call(torch.add, scores, mask)
+        weights = call(F.softmax, scores, dim=-1)
+    return replace_node(graph_module, node, torch.matmul, (weights, value))
+
+
+def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Every part of a split becomes a slice of its own."""
+    source = node.args[0]
+    shape = shape_of(source)  # type: ignore[arg-type]
+    whole = [user for user in node.users if user.target in (torch.cat, torch.stack)]
+    picks = [user for user in node.users if user not in whole]
+    if shape is None or not all(
+        user.target is operator.getitem and isinstance(user.args[1], int) for user in picks
+    ):
+        return False
+    meta = torch.empty(shape, device="meta")
+    rest = node.args[1:]
+    if any(isinstance(a, fx.Node) for a in (*rest, *node.kwargs.values())):
+        return False
+    if node.op == "call_method":
+        parts = getattr(meta, str(node.target))(*rest, **node.kwargs)
+    else:
+        parts = node.target(meta, *rest, **node.kwargs)  # type: ignore[operator]
+    is_unbind = op_name(node, {}) == "unbind"
+    axis = _split_axis(node, is_unbind) % len(shape)
+    if axis == 0 or axis in cast(Any, source).meta.get("batch_axes", ()):
+        return False
+    starts = list(
+        itertools.accumulate((0 if is_unbind else p.shape[axis] for p in parts), initial=0)
+    )
+    for user in whole:
+        with graph_module.graph.inserting_before(user):
+            taken = [
+                graph_module.graph.call_function(operator.getitem, (node, index))
+                for index in range(len(parts))
+            ]
+        for one in taken:
+            one.meta = {"module_path": module_path(node)}
+        user.args = tuple(taken if argument is node else argument for argument in user.args)
+        user.kwargs = {k: taken if v is node else v for k, v in user.kwargs.items()}
+        picks += taken
+    for user in picks:
+        index = cast(int, user.args[1]) % len(parts)
+        with graph_module.graph.inserting_before(user):
+            if is_unbind:
+                new = graph_module.graph.call_function(torch.select, (source, axis, index))
+            else:
+                length = parts[index].shape[axis]
+                new = graph_module.graph.call_function(
+                    torch.narrow, (source, axis, starts[index], length)
+                )
+        new.meta = dict(user.meta)
+        user.replace_all_uses_with(new)
+        graph_module.graph.erase_node(user)
+    graph_module.graph.erase_node(node)
+    return True
+
+
+def _split_axis(node: fx.Node, is_unbind: bool) -> int:
+    position = 1 if is_unbind else 2
+    given = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+    return cast(int, given)
+
+
+def _baddbmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """beta · input + alpha · a b."""
+    names = ("input", "batch1", "batch2", "beta", "alpha")
+    given = {"beta": 1, "alpha": 1} | dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    with graph_module.graph.inserting_before(node):
+        total = call_like(graph_module, node, torch.matmul, given["batch1"], given["batch2"])
+        if given["alpha"] != 1:
+            total = call_like(graph_module, node, torch.mul, total, given["alpha"])
+        addend = given["input"]
+        if given["beta"] == 0:
+            return replace_node(graph_module, node, torch.mul, (total, 1))
+        if given["beta"] != 1:
+            addend = call_like(graph_module, node, torch.mul, addend, given["beta"])
+    return replace_node(graph_module, node, torch.add, (total, addend))
+
+
+def _embedding_bag(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """The mean, sum or maximum of one row of embeddings a sample."""
+    names = ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    further = ("offsets", "max_norm", "per_sample_weights", "padding_idx")
+    join = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}[given.get("mode", "mean")]
+    if len(shape_of(given["input"]) or ()) != 2 or any(given.get(n) is not None for n in further):
+        return False
+    with graph_module.graph.inserting_before(node):
+        rows = call_like(graph_module, node, F.embedding, given["input"], given["weight"])
+    return replace_node(graph_module, node, join, (rows, 1))
+
+
+def _lstm_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """c' = σ(f) c + σ(i) tanh(g);  h' = σ(o) tanh(c')"""
+    x, (h, c), *weights = cast(Any, node.args)
+    picks = list(node.users)
+    if not all(user.target is operator.getitem for user in picks):
+        return False
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        joined = call(torch.add, *_projections(call, x, h, weights))
+        i, f, g, o = _gates(call, joined, 4, weights)
+        kept = call(torch.mul, call(torch.sigmoid, f), c)
+        new = call(torch.mul, call(torch.sigmoid, i), call(torch.tanh, g))
+        cell = call(torch.add, kept, new)
+        hidden = call(torch.mul, call(torch.sigmoid, o), call(torch.tanh, cell))
+    for user in picks:
+        user.replace_all_uses_with((hidden, cell)[cast(int, user.args[1])])
+        graph_module.graph.erase_node(user)
+    graph_module.graph.erase_node(node)
+    return True
+
+
+def _gru_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """h' = n + z (h - n)  with  n = tanh(x_n + r h_n)"""
+    x, h, *weights = cast(Any, node.args)
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        of_x, of_h = _projections(call, x, h, weights)
+        r_x, z_x, n_x = _gates(call, of_x, 3, weights)
+        r_h, z_h, n_h = _gates(call, of_h, 3, weights)
+        r = call(torch.sigmoid, call(torch.add, r_x, r_h))
+        z = call(torch.sigmoid, call(torch.add, z_x, z_h))
+        n = call(torch.tanh, call(torch.add, n_x, call(torch.mul, r, n_h)))
+        step = call(torch.mul, z, call(torch.sub, h, n))
+    return replace_node(graph_module, node, torch.add, (n, step))
+
+
+def _rnn_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """h' = act(W x + U h)"""
+    x, h, *weights = cast(Any, node.args)
+    activation = torch.tanh if op_name(node, {}) == "rnn_tanh_cell" else F.relu
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        total = call(torch.add, *_projections(call, x, h, weights))
+    return replace_node(graph_module, node, activation, (total,))
+
+
+def _caller(graph_module: fx.GraphModule, node: fx.Node) -> Callable[..., fx.Node]:
+    return functools.partial(call_like, graph_module, node)
+
+
+def _projections(
+    call: Callable[..., fx.Node], x: fx.Node, h: fx.Node, weights: list[fx.Node]
+) -> tuple[fx.Node, fx.Node]:
+    w_x, w_h, b_x, b_h = (*weights, None, None)[:4]
+    return call(F.linear, x, w_x, b_x), call(F.linear, h, w_h, b_h)
+
+
+def _gates(
+    call: Callable[..., fx.Node], joined: fx.Node, count: int, weights: list[fx.Node]
+) -> list[fx.Node]:
+    """The slices of a joined projection that belong to each gate."""
+    size = (shape_of(weights[1]) or (0, 0))[1]
+    return [call(torch.narrow, joined, -1, i * size, size) for i in range(count)]
+
+
+_DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
+    "scaled_dot_product_attention": _attention,
+    "einsum": spell_out_einsum,
+    "baddbmm": _baddbmm,
+    "embedding_bag": _embedding_bag,
+    "lstm_cell": _lstm_cell,
+    "gru_cell": _gru_cell,
+    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), _rnn_cell),
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind"), _split),
+}

@@ -1,0 +1,1 @@
+"""The pass from a trained graph to the integer program."""

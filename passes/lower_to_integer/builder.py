@@ -1,0 +1,151 @@
+"""The graph of the integer program while it is built: stored tensors, each once, and integer operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
+from sqakd_fx.ir.op_table import shape_of
+from sqakd_fx.ir.rewriting import module_path, set_attribute
+from sqakd_fx.passes.lower_to_integer.layers import Arithmetic, Codes, Layer
+
+_OPS = torch.ops.sqakd_fx
+
+
+class LoweredGraph:
+    """A graph module that grows; `module.graph` is where nodes are added."""
+
+    def __init__(self) -> None:
+        self.module = fx.GraphModule(nn.Module(), fx.Graph())
+        self._reads: dict[str, fx.Node] = {}
+        self._buffers: dict[str, list[tuple[str, Tensor]]] = {}
+        self._accumulators: dict[Any, fx.Node] = {}
+
+    def buffer(self, wanted: str, value: Tensor) -> fx.Node:
+        """A stored tensor called `wanted`, or like it where another one has that name."""
+        value = value.detach().cpu()
+        stored = self._buffers.setdefault(wanted, [])
+        for name, known in stored:
+            if known.dtype == value.dtype and torch.equal(known, value):
+                return self.read(name)
+        name = set_attribute(self.module, wanted, value.clone())
+        stored.append((name, value))
+        return self.read(name)
+
+    def read(self, name: str) -> fx.Node:
+        """The one node that reads a stored tensor."""
+        if name not in self._reads:
+            self._reads[name] = self.module.graph.get_attr(name)
+        return self._reads[name]
+
+    def grid_arguments(self, inputs: Sequence[Codes]) -> tuple[fx.Node, ...]:
+        """Codes, scale and zero point of each tensor, as the integer operations take them."""
+        return tuple(
+            part
+            for codes in inputs
+            for part in (codes.node, self.read(codes.scale), self.read(codes.zero_point))
+        )
+
+    def bring_module(self, path: str, module: nn.Module) -> None:
+        """Take over a module of the trained graph that stays in float."""
+        try:
+            self.module.get_submodule(path)
+        except AttributeError:
+            set_attribute(self.module, path, module)
+
+    def quantized(
+        self, value: Layer | Arithmetic, scale: str, zero_point: str, qmin: int, qmax: int
+    ) -> fx.Node:
+        """The codes of a layer or a sum on the grid that waits behind it, not yet `shaped`."""
+        grid = (self.read(scale), self.read(zero_point), qmin, qmax)
+        if isinstance(value, Layer):
+            return self._call(
+                _OPS.requantize.default,
+                self._accumulator(value),
+                self._accumulator_scale(value),
+                _accumulator_axis(value),
+                *grid,
+            )
+        inputs = self.grid_arguments(value.inputs)
+        return self._call(value.target, *inputs, *grid, *value.arguments)
+
+    def dequantized(self, layer: Layer) -> fx.Node:
+        """The float values of a layer, not yet `shaped`."""
+        return self._call(
+            _OPS.dequantize_accumulator.default,
+            self._accumulator(layer),
+            self._accumulator_scale(layer),
+            _accumulator_axis(layer),
+        )
+
+    def shaped(self, value: Layer | Arithmetic, node: fx.Node) -> fx.Node:
+        """Codes or floats made of a value, in the shape of the trained graph's own output."""
+        if isinstance(value, Arithmetic):
+            return node if value.keep_axes else self._call(torch.flatten, node, 1)
+        outs = shape_of(value.source) or ()
+        if value.op.name == "linear" and len(outs) > 2:
+            sizes = list(outs)
+            sizes[(value.source.meta.get("batch_axes") or (0,))[0]] = -1
+            return self._call(torch.reshape, node, sizes)
+        if value.unfolding is None:
+            return node
+        ins = shape_of(cast(fx.Node, value.source.args[0])) or ()
+        return value.unfolding.apply(self.module.graph, node, outs, ins)
+
+    def _call(self, target: Any, *arguments: Any) -> fx.Node:
+        return self.module.graph.call_function(target, arguments)
+
+    def _accumulator_scale(self, layer: Layer) -> fx.Node:
+        return self.buffer(f"{_path(layer.source)}.accumulator_scale", layer.scale)
+
+    def _accumulator(self, layer: Layer) -> fx.Node:
+        """The int32 sums, made once for all who read them."""
+        key = (layer.source, layer.bias is None, id(layer.weight))
+        if key not in self._accumulators:
+            made = (
+                self._call(_OPS.matmul.default, *self.grid_arguments(layer.inputs))
+                if layer.weight is None
+                else self._weighted(layer, layer.weight)
+            )
+            made.meta["source"] = _path(layer.source)
+            self._accumulators[key] = made
+        return self._accumulators[key]
+
+    def _weighted(self, layer: Layer, codes: Tensor) -> fx.Node:
+        assert layer.weight_grid is not None
+        path = _path(layer.source)
+        weight = self.buffer(f"{path}.weight", codes)
+        settings = layer.source.meta.get("layer")
+        weight.meta["quantized_tensor"] = {
+            "name": f"{path}.weight",
+            "bits": layer.weight_grid.bits,
+            "qmin": int(codes.min()),
+            "qmax": int(codes.max()),
+            "family": settings.weight_family if settings else "affine",
+            "granularity": "tensor" if layer.weight_grid.axis is None else "channel",
+        }
+        (x,) = layer.inputs
+        if layer.op.name == "linear" and len(shape_of(layer.source) or ()) > 2:
+            x = replace(x, node=self._call(torch.reshape, x.node, [-1, codes.shape[1]]))
+        return self._call(
+            _OPS.linear.default if layer.op.name == "linear" else _OPS.conv.default,
+            *self.grid_arguments((x,)),
+            weight,
+            self.buffer(f"{path}.weight_scale", layer.weight_grid.scale),
+            self._accumulator_scale(layer),
+            None if layer.bias is None else self.buffer(f"{path}.bias", layer.bias),
+            *(list(a) if isinstance(a, tuple) else a for a in layer.arguments),
+        )
+
+
+def _path(node: fx.Node) -> str:
+    return module_path(node) or node.name
+
+
+def _accumulator_axis(layer: Layer) -> int:
+    return -1 if layer.op.name in ("linear", "matmul") else 1

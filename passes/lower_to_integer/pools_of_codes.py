@@ -1,0 +1,81 @@
+"""Max pools of uint8 codes by operations that torch has for bytes: it has no max_pool1d and no adaptive pool of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from sqakd_fx.ir.op_table import shape_of
+from sqakd_fx.ir.rewriting import module_path
+from sqakd_fx.passes.lower_to_integer.average_pools import adaptive_pool_settings, pool_arguments
+
+WITHOUT_BYTES = ("max_pool1d", "adaptive_max_pool1d", "adaptive_max_pool2d")
+"""Rows of the op table that torch does not compute on bytes."""
+_ROW: dict[str, Any] = {
+    "kernel_size": None,
+    "stride": None,
+    "padding": 0,
+    "dilation": 1,
+    "ceil_mode": False,
+}
+"""In the order of torch.nn.functional.max_pool1d."""
+
+
+def pool_of_codes(
+    graph: fx.Graph, node: fx.Node, name: str, modules: Mapping[str, nn.Module], codes: fx.Node
+) -> fx.Node:
+    """`node`, the pool `name`, on `codes`."""
+    if name == "max_pool1d":
+        pooled = _pooled_row(graph, codes, **pool_arguments(node, modules, _ROW))
+    else:
+        pooled = _adaptive(graph, node, int(name[-2]), codes)
+    pooled.meta = {"module_path": module_path(node)}
+    return pooled
+
+
+def _adaptive(graph: fx.Graph, node: fx.Node, axes: int, codes: fx.Node) -> fx.Node:
+    ins, outs = shape_of(cast(fx.Node, node.args[0])), shape_of(node)
+    assert ins is not None
+    assert outs is not None
+    wanted = list(outs[-axes:])
+    if all(size == 1 for size in wanted):
+        reduced: dict[str, Any] = {"dim": tuple(range(-axes, 0)), "keepdim": True}
+        return graph.call_function(torch.amax, (codes,), reduced)
+    settings = adaptive_pool_settings(ins[-axes:], wanted)
+    if settings is None:
+        floats = graph.call_method("float", (codes,))
+        kind = F.adaptive_max_pool1d if axes == 1 else F.adaptive_max_pool2d
+        return graph.call_method("to", (graph.call_function(kind, (floats, wanted)), torch.uint8))
+    kernel = settings[0]
+    if axes == 1:
+        return _pooled_row(graph, codes, **{**_ROW, "kernel_size": kernel})
+    return graph.call_function(F.max_pool2d, (codes, kernel))
+
+
+def _pooled_row(
+    graph: fx.Graph,
+    codes: fx.Node,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+) -> fx.Node:
+    """max_pool1d of rows as the max_pool2d of images of height 1."""
+
+    def pair(above: int, value: Any) -> tuple[int, int]:
+        return above, value if isinstance(value, int) else value[0]
+
+    image = graph.call_function(torch.unsqueeze, (codes, -2))
+    settings: dict[str, Any] = {
+        "stride": pair(1, kernel_size if stride in (None, [], ()) else stride),
+        "padding": pair(0, padding),
+        "dilation": pair(1, dilation),
+        "ceil_mode": ceil_mode,
+    }
+    pooled = graph.call_function(F.max_pool2d, (image, pair(1, kernel_size)), settings)
+    return graph.call_function(torch.squeeze, (pooled, -2))

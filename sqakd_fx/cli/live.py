@@ -1,0 +1,124 @@
+"""What a run shows: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sqakd_fx.training.progress import StepReport
+
+_PLAIN_SECONDS = 5.0
+
+
+class Live:
+    """An observer of a run that draws progress on stderr and keeps a line for each stage."""
+
+    def __init__(self) -> None:
+        first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, only one talks
+        self.console = Console(stderr=True, highlight=False, quiet=not first)
+        self.progress_bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.current: tuple[str, str] | None = None
+        self.started = time.monotonic()
+        self.spoke = 0.0
+        self.agreement = ""
+
+    def __enter__(self) -> Live:
+        if self.console.is_terminal:
+            self.progress_bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.progress_bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close(done=kind is None)
+        if self.progress_bar is not None:
+            self.progress_bar.stop()
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """A new stage begins; the one before is done."""
+        self._close(done=True)
+        self.current = (name, detail)
+        self.started = self.spoke = time.monotonic()
+        if self.progress_bar is not None:
+            self.task = self.progress_bar.add_task(name, total=None, detail=detail)
+
+    def _close(self, *, done: bool) -> None:
+        if self.progress_bar is not None and self.task is not None:
+            self.progress_bar.remove_task(self.task)
+            self.task = None
+        if self.current is not None and done:
+            name, detail = self.current
+            elapsed = time.monotonic() - self.started
+            self.console.print(f"{name:<10} {elapsed:6.1f} s  {detail}", soft_wrap=True)
+        self.current = None
+
+    def progress(self, done: int, total: int) -> None:
+        """Batches of a stage."""
+        if self.progress_bar is not None and self.task is not None:
+            self.progress_bar.update(self.task, completed=done, total=total)
+
+    def training(self, report: StepReport) -> None:
+        """Steps of the distillation."""
+        if report.agreement is not None:
+            self.agreement = f"  agreement {report.agreement:.1%}"
+        memory = "" if report.peak_bytes is None else f"  peak {report.peak_bytes / 2**30:.2f} GiB"
+        detail = (
+            f"loss {report.loss:.4f}{self.agreement}  {report.steps_per_second:.1f} steps/s{memory}"
+        )
+        if self.progress_bar is not None and self.task is not None:
+            self.progress_bar.update(
+                self.task, completed=report.step, total=report.steps, detail=detail
+            )
+        elif time.monotonic() - self.spoke > _PLAIN_SECONDS or report.step == report.steps:
+            self.spoke = time.monotonic()
+            left = f"  {report.seconds_left:.0f} s left" if report.step < report.steps else ""
+            line = f"  step {report.step} of {report.steps}: {detail}{left}"
+            self.console.print(line, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+        self.console.print(f"  note: {text}", markup=False, soft_wrap=True)
+
+    def summary(self, report: Mapping[str, Any], out: Path) -> None:
+        """The closing table, on stdout."""
+        table = Table(title=f"{report['name']}: {report['recipe']}", title_justify="left")
+        table.add_column("")
+        table.add_column("float", justify="right")
+        table.add_column("quantized", justify="right")
+        for row in report["summary"]:
+            table.add_row(*row)
+        console = Console(file=sys.stdout, highlight=False)
+        console.print(table)
+        for line in report["validation_lines"]:
+            console.print(f"- {line}", markup=False, soft_wrap=True)
+        console.print(f"\nresult: {out}/model.onnx, report.md", markup=False, soft_wrap=True)

@@ -1,0 +1,362 @@
+"""The command line. torch is imported inside commands only: `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sqakd_fx.errors import RecipeError, SqakdError, UnknownFamilyError
+
+if TYPE_CHECKING:
+    from sqakd_fx.recipe import Recipe
+    from sqakd_fx.source.source import Source
+
+app = typer.Typer(
+    name="sqakd-fx",
+    help="Quantize trained PyTorch models without labels, and export integer ONNX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SourceArgument = Annotated[str, typer.Argument(help="model.py, or package.module:callable")]
+Weights = Annotated[Path | None, typer.Option(help="safetensors, or a pickle of tensors only")]
+Data = Annotated[Path | None, typer.Option(help="folder of images, .npy or .npz")]
+Shape = Annotated[str | None, typer.Option("--input-shape", help="for example 1,3,224,224")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="preset or file.toml")]
+BitsOption = Annotated[str | None, typer.Option("--bits", help="for example w4a4")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One sentence on stderr and exit status 2 for what is the input's fault; 130 for Ctrl-C."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except SqakdError as error:
+            if kwargs.get("debug"):
+                raise
+            print(f"sqakd-fx: {error}", file=sys.stderr)
+            raise typer.Exit(130 if type(error).__name__ == "Interrupted" else 2) from None
+        except KeyboardInterrupt:
+            print("sqakd-fx: stopped; nothing half-written was left", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def _source(spec: str, weights: Path | None, data: Path | None, shape: str | None) -> Source:
+    from sqakd_fx.source.source import load_source
+
+    return load_source(spec, weights=weights, data=data, input_shape=_sizes(shape))
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise RecipeError(f"--input-shape takes sizes like 1,3,224,224, not {text!r}") from None
+    if min(sizes) < 1:
+        raise RecipeError(f"--input-shape {text} has a size below 1: give positive sizes")
+    return sizes
+
+
+def _recipe(
+    recipe: str | None, bits: str | None, settings: list[str] | None, **fields: Any
+) -> Callable[[], Recipe]:
+    """Gives the recipe of the options, once the model is loaded.
+
+    A mistake is told before that, except a family that is not known: model.py may register it.
+    """
+    from sqakd_fx.recipe import resolve_recipe
+
+    resolved = partial(resolve_recipe, recipe, bits=bits, settings=settings or (), **fields)
+    with suppress(UnknownFamilyError), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", FutureWarning)
+        resolved()
+    for warning in told:
+        typer.echo(f"note: {warning.message}", err=True)
+    warnings.filterwarnings("ignore", message="the recipe's key", category=FutureWarning)
+    return resolved
+
+
+@app.command()
+@_friendly
+def quantize(
+    source: SourceArgument,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
+    steps: Annotated[int | None, typer.Option(help="training steps, in place of epochs")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
+    out: Annotated[Path | None, typer.Option(help="default: sqakd-out/NAME")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last checkpoint")
+    ] = False,
+    data: Data = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    dump: Annotated[Path | None, typer.Option(help="write the graph after every pass here")] = None,
+    debug: Debug = False,
+) -> None:
+    """Train a low-bit student of a float model without labels, and export it as integer ONNX."""
+    recipe_of_options = _recipe(
+        recipe, bits, set_, epochs=epochs, steps=steps, device=device, seed=seed
+    )
+    from sqakd_fx.cli.live import Live
+
+    with Live() as live:
+        live.stage("load", source)
+        from sqakd_fx.pipeline import run
+
+        loaded = _source(source, weights, data, input_shape)
+        folder = out or Path("sqakd-out") / loaded.name
+        result = run(loaded, recipe_of_options(), folder, resume=resume, dump=dump, observer=live)
+    if result is None:
+        return
+    live.summary(result.report, folder)
+    if result.validation.failures:
+        print(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+@_friendly
+def inspect(
+    target: Annotated[str, typer.Argument(help="SOURCE, a result folder, or FILE.onnx")],
+    stage: Annotated[str, typer.Option(help="traced, folded, quantized or lowered")] = "quantized",
+    format_: Annotated[
+        str, typer.Option("--format", help="table, tree, code, dot, svg or json")
+    ] = "table",
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(help="two stages to compare", metavar="STAGE STAGE")
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(help="a node or module: why it has, or has not, a quantizer")
+    ] = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    debug: Debug = False,
+) -> None:
+    """Show the graph at a stage: where quantizers stand, what stays in float, and why."""
+    from sqakd_fx.cli import inspect as inspection
+
+    if target.endswith(".onnx"):
+        inspection.show_onnx(Path(target), format_)
+        return
+    inspection.check_choice("--stage", stage, inspection.STAGES)
+    inspection.check_choice("--format", format_, inspection.FORMATS)
+    if Path(target, "recipe.toml").exists():
+        from sqakd_fx.storage import read_json
+
+        recipe = recipe or str(Path(target) / "recipe.toml")
+        target = str(read_json(Path(target) / "program.json")["source"])
+    recipe_of_options = _recipe(recipe, bits, set_)
+    loaded = _source(target, weights, None, input_shape)
+    resolved = recipe_of_options()
+    if diff is not None:
+        for one in diff:
+            inspection.check_choice("--diff", one, inspection.STAGES)
+        inspection.show_difference(loaded, resolved, *diff)
+        return
+    if explain is not None:
+        inspection.show_explanation(loaded, resolved, explain, format_)
+        return
+    inspection.show_stage(loaded, resolved, stage, format_)
+
+
+@app.command()
+@_friendly
+def sensitivity(
+    source: SourceArgument,
+    budget: Annotated[
+        str | None, typer.Option(help="bits=3.2 (mean weight bits) or size=1.5MB")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the recipe that meets the budget")] = Path(
+        "mixed.toml"
+    ),
+    candidates: Annotated[str, typer.Option(help="weight bits to choose from")] = "2,3,4,6,8",
+    samples: Annotated[int, typer.Option(min=1, help="unlabelled inputs to measure on")] = 128,
+    json_: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    data: Data = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    debug: Debug = False,
+) -> None:
+    """Rank layers by what quantizing each alone costs; write a recipe with bits for each under a budget."""
+    from sqakd_fx.mixed_precision.budget import parse_budget
+
+    limit = None if budget is None else parse_budget(budget)
+    widths = _widths(candidates) if limit is not None else ()
+    recipe_of_options = _recipe(recipe, bits, set_)
+    from sqakd_fx.cli.live import Live
+    from sqakd_fx.cli.sensitivity import choose_and_write, measure_source, show
+
+    with Live() as live:
+        live.stage("load", source)
+        loaded = _source(source, weights, data, input_shape)
+        resolved = recipe_of_options()
+        layers = measure_source(loaded, resolved, widths, samples, live)
+    chosen = {} if limit is None else choose_and_write(resolved, layers, limit, out)
+    show(layers, chosen, as_json=json_)
+    if chosen and not json_:
+        print(f"wrote {out}: sqakd-fx quantize {source} --recipe {out}")
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        widths = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise RecipeError(f"--candidates takes bits like 2,4,8, not {text!r}") from None
+    if not widths or widths[0] < 1 or widths[-1] > 8:
+        raise RecipeError(f"--candidates {text}: bits run from 1 to 8")
+    return widths
+
+
+@app.command()
+@_friendly
+def export(
+    result: Annotated[Path, typer.Argument(help="result folder of quantize")],
+    profile: Annotated[
+        str,
+        typer.Option(help="container, packed, typed, qonnx, float or pt2; the recipe's if absent"),
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="file; in the result folder if absent")] = None,
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: Shape = None,
+    debug: Debug = False,
+) -> None:
+    """Export the trained student of a result folder again, in any profile."""
+    from sqakd_fx.cli.inspect import check_choice
+    from sqakd_fx.exporters.profiles import PROFILES, write_profile
+    from sqakd_fx.program import lower
+    from sqakd_fx.results.export import export_job
+    from sqakd_fx.results.student import load_student
+    from sqakd_fx.storage import read_json
+
+    if profile:
+        check_choice("--profile", profile, tuple(PROFILES))
+    spec = str(read_json(result / "program.json")["source"])
+    program, resolved = load_student(result, _source(spec, weights, data, input_shape))
+    default = result / PROFILES[profile][0] if profile else result / "model.onnx"
+    job = export_job(lower(program.student).graph_module, program, resolved)
+    exported = write_profile(profile or resolved.profile, job, out or default)
+    for note in exported.notes:
+        print(f"note: {note}")
+    print(f"wrote {exported.path}")
+
+
+@app.command()
+@_friendly
+def validate(
+    target: Annotated[Path, typer.Argument(help="result folder, or FILE.onnx")],
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: Shape = None,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="list every quantized tensor")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
+    debug: Debug = False,
+) -> None:
+    """Hold the exported model against the trained graph again; exit status 1 where it differs."""
+    import json
+
+    from sqakd_fx.cli.inspect import result_of
+    from sqakd_fx.program import lower
+    from sqakd_fx.results.evaluate import validation_batches
+    from sqakd_fx.results.markdown import tensor_table, validation_lines
+    from sqakd_fx.results.student import load_student
+    from sqakd_fx.source.inputs import training_inputs
+    from sqakd_fx.storage import read_json
+    from sqakd_fx.validation.validate import validate as check
+
+    folder, path = result_of(target)
+    spec = str(read_json(folder / "program.json")["source"])
+    source = _source(spec, weights, data, input_shape)
+    program, resolved = load_student(folder, source)
+    inputs = None if source.train_data is None else training_inputs(source, program, resolved)
+    batches = validation_batches(source, program, inputs)
+    checked = check(program.student, lower(program.student).graph_module, path, batches)
+    if json_:
+        print(json.dumps(checked.as_dict(), indent=2))
+    else:
+        if per_tensor:
+            print(tensor_table(checked))
+        print("\n".join(validation_lines(checked)))
+    if checked.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_friendly
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="print this preset as TOML")] = None,
+    debug: Debug = False,
+) -> None:
+    """List the presets, or print one as TOML."""
+    from sqakd_fx.presets import preset_names
+    from sqakd_fx.recipe import resolve_recipe, to_toml
+
+    if name is None:
+        print("\n".join(preset_names()))
+        print("\nany wNaM with N, M from 1 to 8 works; `sqakd-fx recipes NAME` prints one as TOML")
+    else:
+        print(to_toml(resolve_recipe(name)), end="")
+
+
+@app.command()
+@_friendly
+def doctor(debug: Debug = False) -> None:
+    """Versions, devices, ONNX Runtime providers, compiler, and what each missing thing costs."""
+    from sqakd_fx.cli.inspect import show_doctor
+
+    show_doctor()
+
+
+@app.command()
+@_friendly
+def capabilities(
+    json_: Annotated[bool, typer.Option("--json", help="print the answers as JSON")] = False,
+    debug: Debug = False,
+) -> None:
+    """What the installed ONNX Runtime runs on integer kernels, in float, or refuses."""
+    from sqakd_fx.runtime import capabilities as asked
+
+    if json_:
+        asked.main()
+    else:
+        from sqakd_fx.cli.inspect import show_capabilities
+
+        show_capabilities()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,84 @@
+"""`sensitivity`: measure a source, choose bits, show and write what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sqakd_fx.cli.live import Live
+from sqakd_fx.mixed_precision.budget import Budget, choose_bits, totals, with_bits
+from sqakd_fx.mixed_precision.sensitivity import (
+    LayerSensitivity,
+    measure_sensitivity,
+    passes_needed,
+)
+from sqakd_fx.program import build_program
+from sqakd_fx.recipe import Recipe, to_toml
+from sqakd_fx.source.inputs import training_inputs
+from sqakd_fx.source.source import Source
+from sqakd_fx.storage import write_text
+
+
+def measure_source(
+    source: Source, recipe: Recipe, widths: Sequence[int], samples: int, live: Live
+) -> list[LayerSensitivity]:
+    """Sensitivity of every layer on the first `samples` of the unlabelled data."""
+    live.stage("trace", "torch.fx graph, quantizers")
+    program = build_program(source.model, source.example_inputs, source.example_kwargs, recipe)
+    inputs = training_inputs(source, program, recipe)
+    passes = passes_needed(program, widths)
+    live.stage("measure", f"{samples} samples, forward only: the cost of {passes:.0f} full passes")
+    return measure_sensitivity(
+        program,
+        recipe,
+        _first(inputs.epoch(0), samples),
+        candidates=widths,
+        on_layer=live.progress,
+    )
+
+
+def _first(batches: Iterator[tuple[Any, ...]], samples: int) -> Iterator[tuple[Any, ...]]:
+    for inputs in batches:
+        size = len(inputs[0])
+        yield tuple(x[:samples] if getattr(x, "ndim", 0) and len(x) == size else x for x in inputs)
+        samples -= size
+        if samples <= 0:
+            return
+
+
+def choose_and_write(
+    recipe: Recipe, layers: Sequence[LayerSensitivity], budget: Budget, path: Path
+) -> dict[str, int]:
+    """Bits by layer under the budget, written as a recipe; raises RecipeError, StorageError."""
+    chosen = choose_bits(layers, budget)
+    write_text(path, to_toml(with_bits(recipe, layers, chosen)))
+    return chosen
+
+
+def show(layers: Sequence[LayerSensitivity], chosen: Mapping[str, int], *, as_json: bool) -> None:
+    """The ranking on stdout, as a table or as JSON."""
+    if as_json:
+        rows = [asdict(layer) | {"chosen_bits": chosen.get(layer.name)} for layer in layers]
+        print(json.dumps(rows, indent=2))
+        return
+    widths = sorted({bits for layer in layers for bits in layer.divergence})
+    table = Table("layer", "weights", "MACs", *(f"KL at {b} bits" for b in widths))
+    if chosen:
+        table.add_column("chosen")
+    for layer in layers:
+        row = [layer.name, f"{layer.parameters:,}", f"{layer.macs:,}"]
+        row += [f"{layer.divergence[b]:.2e}" if b in layer.divergence else "" for b in widths]
+        if chosen:
+            row.append(str(chosen.get(layer.name, "")))
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    if chosen:
+        mean, size = totals(layers, dict(chosen))
+        console.print(f"mean weight bits: {mean:.3f}; weights in a packed file: {size:,} bytes")

@@ -1,0 +1,1 @@
+"""How errors are worded, and which line of the user's code they name."""

@@ -1,0 +1,54 @@
+"""What torch raises on a batch: memory is out, or the model does not take it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from sqakd_fx.errors import SourceError, short
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is what was missing, on whichever device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error)
+        for text in ("can't allocate memory", "not enough memory", "out of memory")
+    )
+
+
+@contextlib.contextmanager
+def batch_named(batch: str, inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Inside, what torch raises because the model does not take `inputs` becomes one sentence.
+
+    Raises:
+        SourceError: in place of such an error; names the batch, and its types and shapes.
+    """
+    try:
+        yield
+    except (IndexError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error) or isinstance(error, TorchDynamoException):
+            raise
+        raise SourceError(
+            f"{batch}, {_form(inputs)}, does not run through the model "
+            f"({short(error)}): see that every batch is like example_inputs()"
+        ) from error
+
+
+def call(module: nn.Module, *inputs: Any) -> Any:
+    """`module(*inputs)`; the call of a GraphModule prints a traceback before it raises."""
+    return nn.Module.__call__(module, *inputs)
+
+
+def _form(inputs: tuple[Any, ...]) -> str:
+    """As `float32 (8, 3, 32, 32) and int64 (8,)`."""
+    return " and ".join(
+        f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+        if isinstance(x, Tensor)
+        else type(x).__name__
+        for x in inputs
+    )

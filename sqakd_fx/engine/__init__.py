@@ -1,0 +1,1 @@
+"""How a training step runs on the machine: compilation, CUDA graphs, processes, memory, signals."""

@@ -1,0 +1,1 @@
+"""From a PyTorch model to a traced torch.fx graph that computes the same."""

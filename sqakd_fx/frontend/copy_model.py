@@ -1,0 +1,103 @@
+"""A copy of the user's model to work on: float32, in evaluation mode, with weights that are parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_map_only
+
+from sqakd_fx.errors import TraceError, first_line
+from sqakd_fx.frontend.verify import turned
+from sqakd_fx.ir.pass_manager import largest_difference, tensors_of
+
+_LARGEST_DIFFERENCE = 1e-2
+"""Of a model in half precision and its copy in float32."""
+
+
+def float_copy(model: nn.Module) -> nn.Module:
+    """The copy. Weights that hooks compute (torch.nn.utils.weight_norm, spectral_norm) are computed now.
+
+    Raises:
+        TraceError: the model has lazy layers without weights, or cannot be copied.
+    """
+    lazy = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
+    lazy += [name for name, tensor in model.named_buffers() if is_lazy(tensor)]
+    if lazy:
+        raise TraceError(
+            f"{lazy[0]} has no values yet, as its layer is lazy: call the model once on an example "
+            "in model()"
+        )
+    computed: dict[int, Tensor] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        copied = copy.deepcopy(model, computed).eval()
+    except Exception as error:
+        raise TraceError(
+            f"the model cannot be copied ({first_line(error)}): keep out of it what "
+            "copy.deepcopy does not take, such as open files, locks and tensors with a gradient history"
+        ) from error
+    for module in copied.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+    return copied.float()
+
+
+def refuse_ties_to_the_original(
+    model: nn.Module, copied: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise TraceError where a hook or a function of the model holds on to the model that was copied.
+
+    Looked for on other values than the example's, and only where the model has such functions.
+    """
+    modules = list(model.modules())
+    functions = [
+        value
+        for module in modules
+        for value in (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+            *vars(module).values(),
+        )
+        if isinstance(value, FunctionType)
+    ]
+    if not functions:
+        return
+    given = tree_map_only(Tensor, turned, (args, dict(kwargs)))
+    training = [module.training for module in modules]
+    try:
+        with torch.no_grad():
+            args, kwargs = tree_map_only(Tensor, torch.clone, given)
+            wanted = tensors_of(model.eval()(*args, **kwargs))
+            args, kwargs = tree_map_only(Tensor, _as_float32, given)
+            got = tensors_of(copied(*args, **kwargs))
+    except Exception:
+        return  # on these values the model does not run: tracing tells what stands in the way
+    finally:
+        for module, was in zip(modules, training, strict=True):
+            module.training = was
+    difference = largest_difference([x.float() for x in wanted], [x.float() for x in got])
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise TraceError(
+            "a copy of the model computes something else than the model, because a hook or a function that "
+            "was put on it holds on to the model itself: let the hook use the module that it is called with"
+        )
+
+
+def _as_float32(x: Tensor) -> Tensor:
+    return x.float() if x.is_floating_point() else x

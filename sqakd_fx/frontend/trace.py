@@ -1,0 +1,326 @@
+"""From a user's model to a torch.fx graph, with shapes and the place each node came from.
+
+`torch.fx.symbolic_trace` is tried first, because it keeps the user's module names. A submodule that
+it cannot trace stays whole, as a float module. Where the model's own forward cannot be traced, or
+where float_modules would hold most of the parameters, `torch.export` gives an aten-level graph instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from sqakd_fx.diagnostics.quiet import silent_export
+from sqakd_fx.diagnostics.source_lines import code_line, model_line
+from sqakd_fx.errors import TraceError, first_line
+from sqakd_fx.frontend.attention import spell_out_attention
+from sqakd_fx.frontend.example_call import Call, call_of
+from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
+from sqakd_fx.frontend.symbolic import (
+    DependsOnData,
+    Tracer,
+    traceable_code,
+    unwrapped,
+    wrapped_functions,
+)
+from sqakd_fx.frontend.torch_export import export_graph
+from sqakd_fx.frontend.verify import compare_on_two_batches
+from sqakd_fx.ir.aliasing import change_seen_elsewhere
+from sqakd_fx.ir.constants import settle_changed_constants
+
+FrontEnd = Literal["auto", "symbolic", "export"]
+
+
+@dataclass(frozen=True)
+class FloatModule:
+    """A submodule that stays in float because it cannot be traced."""
+
+    path: str
+    reason: str
+    location: str | None
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A float graph: one fx graph module in evaluation mode, its float_modules, and who traced it.
+
+    `call` is the example. `decisions` are lines of the user's code that branch on data, where the example's branch was taken.
+    """
+
+    graph_module: fx.GraphModule
+    call: Call
+    float_modules: tuple[FloatModule, ...]
+    front_end: Literal["symbolic", "export"]
+    decisions: tuple[str, ...] = ()
+
+
+def trace(
+    model: nn.Module,
+    example_args: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    front_end: FrontEnd = "auto",
+    float_modules: Sequence[str] = (),
+    specialize: Sequence[str] = (),
+) -> Traced:
+    """Trace `model` (put in evaluation mode) and record every node's shape on the example.
+
+    `float_modules` are paths of submodules to keep whole in float; `specialize` are paths of submodules whose
+    branches on data the example decides.
+
+    The graph takes the tensors of a call by position, see `calls.py` for their names and order. Node
+    metadata: `tensor_meta` and `module_path`.
+
+    Raises:
+        TraceError: neither front end can trace the model; names the line that stands in the way.
+    """
+    model = model.eval()
+    call = call_of(model, example_args, example_kwargs or {})
+    modules = dict(model.named_modules())
+    for path in (*float_modules, *specialize):
+        if path not in modules:
+            near = difflib.get_close_matches(path, modules, n=3, cutoff=0.4)
+            raise TraceError(
+                f"the recipe names a submodule {path!r} that the model has not: "
+                + (f"did you mean {', '.join(near)}?" if near else "`sqakd-fx inspect` lists them")
+            )
+    for name, tensor in call.tensors().items():
+        if tensor.is_complex():
+            raise TraceError(
+                f"the input {name!r} is complex, which ONNX Runtime does not take: pass "
+                "torch.view_as_real(...) and make it complex in the model's forward"
+            )
+    _register_dataclasses(model, call)
+    if front_end == "export" and float_modules:
+        raise TraceError(
+            "frontend=export keeps no submodule whole, and the recipe's float_modules name "
+            f"{', '.join(float_modules)}: leave out one of the two, or keep layers in float with "
+            f'override = [{{match = "{float_modules[0]}*", float = true}}]'
+        )
+    if front_end == "export":
+        return _export(model, call, None)
+    try:
+        traced = _symbolic(model, call, float_modules, specialize)
+    except TraceError as error:
+        if front_end == "symbolic" or float_modules:
+            without = " without float_modules" if float_modules else ""
+            sentence = f"{error}, or try --set frontend=export{without}"
+            raise TraceError(sentence, location=error.location) from error
+        return _export(model, call, error)
+    if front_end == "auto" and _float_module_share(traced, float_modules) > 0.5:
+        try:
+            return _export(model, call, None)
+        except TraceError:
+            return traced
+    return traced
+
+
+def _register_dataclasses(model: nn.Module, call: Call) -> None:
+    """Tell torch what is inside the dataclasses that the model returns."""
+    args, kwargs = call.with_tensors(call.tensors())
+    try:
+        with torch.no_grad(), in_float32():
+            pending = [model(*args, **kwargs)]
+    except Exception as error:
+        location = model_line(error)
+        raise TraceError(
+            f"the model does not run in float32 on the example inputs ({first_line(error)}"
+            + (f", {location}" if location else "")
+            + "): check example_inputs() or --input-shape",
+            location=location,
+        ) from error
+    while pending:
+        leaf = pending.pop()
+        if isinstance(leaf, Tensor):
+            continue
+        kind = type(leaf)
+        if dataclasses.is_dataclass(leaf) and kind not in torch.utils._pytree.SUPPORTED_NODES:
+            torch.export.register_dataclass(kind)
+        leaves = torch.utils._pytree.tree_leaves(leaf)
+        pending.extend(one for one in leaves if one is not leaf)
+
+
+def _symbolic(
+    model: nn.Module, call: Call, float_modules: Sequence[str], specialize: Sequence[str]
+) -> Traced:
+    """Trace through functions that the user's code wraps (torch.fx.wrap) where that gives no float module."""
+    spell_out_attention(model)
+    wrapped = wrapped_functions()
+    if wrapped:
+        try:
+            with unwrapped(wrapped):
+                traced = _with_float_modules(model, call, float_modules, specialize)
+        except TraceError:
+            pass
+        else:
+            if len(traced.float_modules) == len(float_modules) and not traced.decisions:
+                return traced
+    return _with_float_modules(model, call, float_modules, specialize)
+
+
+def _with_float_modules(
+    model: nn.Module, call: Call, wanted: Sequence[str], by_example: Sequence[str]
+) -> Traced:
+    """Trace with as few and as small float_modules as will do.
+
+    A float module that torch.export refuses could never be exported: it is traced after all, with the
+    branches that the example takes.
+    """
+    float_modules = {path: FloatModule(path, "the recipe keeps it whole", None) for path in wanted}
+    specialize = set(by_example)
+    modules = dict(model.named_modules())
+    inputs = tuple(call.tensors().values())
+    while True:
+        tracer = Tracer(call, frozenset(float_modules), frozenset(specialize))
+        try:
+            with traceable_code(tracer, model), in_float32():
+                graph = tracer.trace(model)
+            cast_to_float32(graph)
+        except Exception as error:
+            path, reason = _blame(error, tracer, modules)
+            if not path or path in float_modules or path in specialize:
+                location = model_line(error)
+                raise TraceError(
+                    f"the model's forward cannot be traced at {location or 'an unknown line'}: "
+                    f"{reason}; {_ways_out(error, path)}",
+                    location=location,
+                ) from error
+            float_modules[path] = FloatModule(path, reason, model_line(error))
+            continue
+        graph_module = fx.GraphModule(tracer.root, graph, type(model).__name__)
+        _drop_assertions(graph_module)
+        _propagate_shapes(graph_module, inputs)
+        closed = [
+            path for path in float_modules if not _can_be_exported(graph_module, path, inputs)
+        ]
+        if closed:
+            specialize.update(closed)
+            float_modules = {
+                path: float_module
+                for path, float_module in float_modules.items()
+                if path not in closed
+            }
+            continue
+        _refuse_closed_scripts(graph_module, inputs)
+        settle_changed_constants(graph_module)
+        _refuse_changes_seen_elsewhere(graph_module)
+        decisions = tuple(dict.fromkeys(tracer.decisions))
+        compare_on_two_batches(model, graph_module, call, other_values=not decisions)
+        return Traced(graph_module, call, tuple(float_modules.values()), "symbolic", decisions)
+
+
+def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:
+    """True where torch.export accepts the float module on what it receives from the example."""
+    received: list[tuple[Any, ...]] = []
+
+    class Watch(fx.Interpreter):
+        def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if target == path:
+                received.append((args, kwargs))
+            return super().call_module(target, args, kwargs)
+
+    with torch.no_grad():
+        Watch(graph_module).run(*inputs)
+    try:
+        with silent_export():
+            for args, kwargs in received:
+                torch.export.export(graph_module.get_submodule(path), args, kwargs)
+    except Exception:
+        return False
+    return True
+
+
+def _ways_out(error: Exception, path: str) -> str:
+    if not isinstance(error, DependsOnData):
+        return "move what cannot be traced into a submodule of its own"
+    return (
+        "move what depends on data into a submodule of its own, or take the branch of the example "
+        f"with specialize = [{path!r}] in the recipe"
+    )
+
+
+def _propagate_shapes(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    try:
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            ShapeProp(graph_module).propagate(*(x.clone() for x in inputs))
+    except Exception as error:
+        raise TraceError(
+            f"the traced graph does not run on the example inputs ({first_line(error)}): "
+            "the model's Python code depends on more than its inputs"
+        ) from error
+
+
+def _refuse_closed_scripts(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    modules = dict(graph_module.named_modules())
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        path = str(node.target)
+        scripted = isinstance(modules[path], torch.jit.ScriptModule)
+        if scripted and not _can_be_exported(graph_module, path, inputs):
+            raise TraceError(
+                f"the submodule {path!r} is TorchScript that torch.export cannot follow: use the "
+                "Python module that it was made from",
+                node=node.name,
+                location=code_line(node),
+            )
+
+
+def _refuse_changes_seen_elsewhere(graph_module: fx.GraphModule) -> None:
+    """The passes follow a changed tensor, not the other views of its memory: torch.export does."""
+    node = change_seen_elsewhere(graph_module.graph, dict(graph_module.named_modules()))
+    if node is not None:
+        location = code_line(node)
+        raise TraceError(
+            f"{location or node.name} changes a view in place, and the change is read through "
+            "another view: write it without changing in place",
+            node=node.name,
+            location=location,
+        )
+
+
+def _drop_assertions(graph_module: fx.GraphModule) -> None:
+    for node in reversed(list(graph_module.graph.nodes)):
+        if node.op == "call_function" and node.target is torch._assert and not node.users:
+            graph_module.graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _blame(error: Exception, tracer: Tracer, modules: dict[str, nn.Module]) -> tuple[str, str]:
+    path = tracer.path[-1] if tracer.path else ""
+    return (path if path in modules else ""), first_line(error)
+
+
+def _float_module_share(traced: Traced, wanted: Sequence[str]) -> float:
+    """Share of the parameters in float_modules that nobody asked for."""
+    total = sum(p.numel() for p in traced.graph_module.parameters()) or 1
+    inside = sum(
+        p.numel()
+        for float_module in traced.float_modules
+        if float_module.path not in wanted
+        for p in traced.graph_module.get_submodule(float_module.path).parameters()
+    )
+    return inside / total
+
+
+def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
+    try:
+        graph_module, call = export_graph(model, call)
+    except Exception as error:
+        reason = first_line(error)
+        if cause is not None:
+            sentence = f"{cause} (torch.export cannot trace it either: {reason})"
+            raise TraceError(sentence, location=cause.location) from error
+        raise TraceError(
+            f"torch.export cannot trace the model ({reason}): wrap the part that depends on data in "
+            "a submodule and use --set frontend=symbolic",
+            location=model_line(error),
+        ) from error
+    return Traced(graph_module, call, (), "export")

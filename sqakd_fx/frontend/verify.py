@@ -1,0 +1,101 @@
+"""Hold a traced graph against its model, at two batch sizes, and learn what the batch decides.
+
+What both sizes leave equal is a constant; a number that doubles with the batch is the batch size; an
+axis that grows with it is a batch axis. Node metadata: `constant`, `is_batch_size`, `batch_axes`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sqakd_fx.errors import TraceError, first_line
+from sqakd_fx.frontend.example_call import Call
+from sqakd_fx.frontend.float32 import in_float32
+from sqakd_fx.ir.pass_manager import largest_difference, tensors_of
+from sqakd_fx.ir.size_queries import asks_for_size
+
+_LARGEST_DIFFERENCE = 1e-3
+
+
+def compare_on_two_batches(
+    model: nn.Module, graph_module: fx.GraphModule, call: Call, *, other_values: bool
+) -> None:
+    """Raise TraceError where the graph is another function than the model, or of one batch size only.
+
+    With `other_values` the larger batch has samples that are not in the example.
+    """
+    once = call.tensors()
+    batch = next((len(x) for x in once.values() if x.ndim), 0)
+    twice = {
+        name: torch.cat([x, turned(x) if other_values else x]) if x.ndim and len(x) == batch else x
+        for name, x in once.items()
+    }
+    seen: list[_Sizes] = []
+    with torch.no_grad():
+        for tensors in (once, twice):
+            args, kwargs = call.with_tensors({name: x.clone() for name, x in tensors.items()})
+            try:
+                with in_float32():
+                    wanted = tensors_of(model(*args, **kwargs))
+            except Exception:
+                continue  # a model for one batch size
+            sizes = _Sizes(graph_module)
+            try:
+                got = sizes.run(*(x.clone() for x in tensors.values()))
+            except Exception as error:
+                raise TraceError(
+                    f"the traced graph does not run on another batch size ({first_line(error)}): "
+                    "try --set frontend=export"
+                ) from error
+            difference = largest_difference(wanted, tensors_of(got))
+            if not difference <= _LARGEST_DIFFERENCE:
+                how = "in its shapes" if difference == math.inf else f"by {difference:.1g}"
+                raise TraceError(
+                    f"the traced graph differs from the model {how}: its Python code depends on more than "
+                    "its inputs, on chance, or on the batch size: take that out of forward"
+                )
+            seen.append(sizes)
+    if len(seen) == 2:
+        _record(seen[0], seen[1], batch)
+
+
+def turned(x: Tensor) -> Tensor:
+    """Other values of the same kind: floats in reverse order along every axis, as none is used to."""
+    return x.flip(tuple(range(x.ndim))) if x.is_floating_point() else x
+
+
+def _record(once: _Sizes, twice: _Sizes, batch: int) -> None:
+    for node, value in once.numbers.items():
+        if twice.numbers.get(node) == value:
+            node.meta["constant"] = value
+        elif (value, twice.numbers.get(node)) == (batch, 2 * batch):
+            node.meta["is_batch_size"] = True
+    for node, shape in once.shapes.items():
+        other = twice.shapes.get(node, ())
+        if len(shape) == len(other):
+            node.meta["batch_axes"] = tuple(i for i, n in enumerate(shape) if n != other[i])
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a graph and keeps shapes, and the numbers that nodes compute from sizes alone."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.numbers: dict[fx.Node, Any] = {}
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.of_sizes: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)
+        sources = n.all_input_nodes
+        if asks_for_size(n) or (sources and all(s in self.of_sizes for s in sources)):
+            self.of_sizes.add(n)
+            if isinstance(value, int | float | torch.dtype):
+                self.numbers[n] = value
+        return value

@@ -1,0 +1,32 @@
+"""Nodes that ask for a size or a type of a tensor, not for its values."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+_SIZE_METHODS = {"size", "dim", "numel", "ndimension", "stride", "is_floating_point", "get_device"}
+_SIZE_ATTRIBUTES = {
+    "shape",
+    "ndim",
+    "dtype",
+    "device",
+    "layout",
+    "is_cuda",
+    "requires_grad",
+    "is_sparse",
+    "is_nested",
+    "is_quantized",
+    "itemsize",
+}
+
+
+def asks_for_size(node: fx.Node) -> bool:
+    """True for `x.size(0)`, `x.shape`, `len(x)` and aten.sym_size."""
+    if node.op == "call_method":
+        return node.target in _SIZE_METHODS
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name == "aten::sym_size"
+    return node.target is len or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)

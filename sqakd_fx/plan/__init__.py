@@ -1,0 +1,1 @@
+"""Where quantizers stand, and with how many bits."""

@@ -1,0 +1,1 @@
+"""The unified quantizer: families, grids, ranges, calibration, BatchNorm beside a quantizer."""

@@ -1,0 +1,1 @@
+"""The result folder: the trained student, the exported file, the report."""

@@ -1,0 +1,113 @@
+"""What a run found, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqakd_fx.ir.pass_manager import LogEntry, Note
+from sqakd_fx.program import LayerFacts
+from sqakd_fx.runtime.session import EXACT_PRODUCTS, overflows
+from sqakd_fx.validation.parity import TensorParity, first_divergence
+from sqakd_fx.validation.validate import Validation
+
+
+def parity_line(tensors: Sequence[TensorParity]) -> str:
+    """One sentence on how far quantized tensors are from the integer program's."""
+    worst = max(tensors, key=lambda t: (t.largest, t.share_above(0)), default=None)
+    if worst is None:
+        return "no quantized tensor to compare"
+    if worst.largest == 0:
+        return f"all {len(tensors)} quantized tensors equal, code by code"
+    off = sum(t.elements * t.share_above(0) for t in tensors)
+    total = sum(t.elements for t in tensors)
+    return (
+        f"{off / total:.4%} of the codes differ, at most {worst.largest} step"
+        f"{'s' if worst.largest > 1 else ''} ({worst.name}, made by {worst.producer})"
+    )
+
+
+def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Sequence[Note]) -> str:
+    """report.md: sizes, bits, accuracy, speed, and what stayed in float with the reason."""
+    lines = [f"# {report['name']}: {report['recipe']}", ""]
+    lines += ["| | float | quantized |", "|---|---|---|"]
+    lines += [f"| {label} | {a} | {b} |" for label, a, b in report["summary"]]
+    lines += ["", "## Layers", ""]
+    lines += [
+        "| layer | operation | weights | input | family | KiB | bits from |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for layer in layers:
+        weight = "–" if layer.weight_bits is None else f"{layer.weight_bits} bits"
+        lines.append(
+            f"| {layer.name} | {layer.operation} | {weight} | {layer.activation_bits} bits | "
+            f"{layer.weight_family or '–'} | {layer.weight_bytes / 1024:.1f} | {layer.source} |"
+        )
+    lines += ["", "## What stays in float, or was left alone", ""]
+    lines += [f"- `{note.node}`: {note.reason}" for note in notes] or ["- nothing"]
+    lines += ["", "## Validation", ""]
+    lines += [f"- {line}" for line in report["validation_lines"]]
+    if report.get("training_notes"):
+        lines += ["", "## Training", ""] + [f"- {line}" for line in report["training_notes"]]
+    return "\n".join(lines) + "\n"
+
+
+OVERFLOW = (
+    "this processor has no 8-bit dot products (VNNI): sums of large 8-bit codes overflow in ONNX Runtime unless the "
+    f"session sets {EXACT_PRODUCTS} to 1, as validation does"
+)
+
+
+def validation_lines(validation: Validation) -> list[str]:
+    """The verdict in sentences."""
+    lines = [
+        f"trained graph and integer program: {parity_line(validation.trained)}; same prediction on "
+        f"{validation.student_agreement:.2%} of {validation.samples} samples (largest output difference "
+        f"{validation.student_difference:.2g})"
+    ]
+    for runtime in validation.runtimes:
+        provider = runtime.provider.removesuffix("ExecutionProvider")
+        lines.append(
+            f"ONNX Runtime {provider}, optimization {runtime.optimization}: {parity_line(runtime.tensors)}; "
+            f"same prediction as the trained graph on {runtime.agreement:.2%}"
+        )
+    if overflows():
+        lines.append(OVERFLOW)
+    fusion = validation.fusion
+    integer = ", ".join(f"{count} {name}" for name, count in sorted(fusion.integer.items()))
+    lines.append(f"integer kernels in the runtime's optimized graph: {integer or 'none'}")
+    heavy = "; ".join(f"{name}: {reason}" for name, reason in fusion.reasons.items())
+    lines.append(f"convolutions, products and sums in float there: {heavy or 'none'}")
+    lines += [f"FAILED: {failure}" for failure in validation.failures]
+    return lines
+
+
+def tensor_table(validation: Validation) -> str:
+    """One line a quantized tensor, for the trained graph and each runtime: how many codes are how many steps off."""
+    lines = _tensor_lines("trained graph", validation.trained)
+    for runtime in validation.runtimes:
+        provider = runtime.provider.removesuffix("ExecutionProvider")
+        title = f"ONNX Runtime {provider}, optimization {runtime.optimization}"
+        lines += _tensor_lines(title, runtime.tensors)
+    return "\n".join(lines)
+
+
+def _tensor_lines(title: str, tensors: Sequence[TensorParity]) -> list[str]:
+    lines = [title]
+    first = first_divergence(tensors)
+    if first is not None:
+        lines.append(f"  first divergence: {first.name}, made by {first.producer}")
+    for tensor in tensors:
+        steps = ", ".join(
+            f"{count} off by {step}" for step, count in tensor.histogram.items() if step
+        )
+        lines.append(
+            f"  {tensor.name} ({tensor.producer}): {tensor.elements} codes, {steps or 'all equal'}"
+        )
+    return lines
+
+
+def log_as_json(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
+    """The compile log."""
+    return [asdict(entry) for entry in log]

@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions, the kernels that it fuses, the forms that each release takes."""

@@ -1,0 +1,1 @@
+"""What the user gives: the model, its weights, the data."""

@@ -1,0 +1,100 @@
+"""Unlabelled samples from a path: a folder of images, an .npy or an .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sqakd_fx.diagnostics.wording import require_exists
+from sqakd_fx.errors import SourceError, short
+from sqakd_fx.source.images import ImageFolder
+
+_ARRAY_NAMES = ("images", "x", "data")
+
+
+class ArraySamples(Dataset[Tensor]):
+    """Samples of an array of shape (N, ...).
+
+    uint8 becomes float32 in [0, 1], floats become float32, other integers stay.
+    """
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Tensor:
+        sample = np.array(self.array[index])
+        if sample.dtype == np.uint8:
+            return torch.from_numpy(sample).float() / 255
+        tensor = torch.from_numpy(sample)
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def read_data(path: Path, shape: tuple[int, ...] | None) -> Dataset[Tensor]:
+    require_exists(path, "--data")
+    if path.is_dir():
+        return _read_images(path, shape)
+    if path.suffix in (".npy", ".npz"):
+        return _read_array(path, shape)
+    raise SourceError(
+        f"--data {path} is neither a folder of images nor .npy or .npz: give one of these"
+    )
+
+
+def _read_images(folder: Path, shape: tuple[int, ...] | None) -> Dataset[Tensor]:
+    if shape is None:
+        raise SourceError(
+            f"the images in {folder} need a size: give --input-shape such as 1,3,224,224, "
+            "or add example_inputs() to model.py"
+        )
+    if len(shape) != 4:
+        raise SourceError(
+            f"images in {folder} cannot become inputs of shape {shape}, which is not "
+            "(N, channels, height, width): give --data as .npy, or train_data() in model.py"
+        )
+    return ImageFolder(folder, channels=shape[1], height=shape[2], width=shape[3])
+
+
+def _read_array(path: Path, shape: tuple[int, ...] | None) -> ArraySamples:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                name = next((n for n in _ARRAY_NAMES if n in arrays), next(iter(arrays), None))
+                if name is None:
+                    raise SourceError(f"{path} is empty, it has no array: save one named images")
+                array = arrays[name]
+        else:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        foreign = isinstance(error, ValueError) and "pickle" in str(error)
+        reason = "it is not one of numbers" if foreign else short(error)
+        raise SourceError(
+            f"the array in {path} cannot be read ({reason}): "
+            "save a plain numeric array with np.save or np.savez"
+        ) from error
+    if array.ndim == 0 or len(array) == 0:
+        raise SourceError(f"the array in {path} is empty: save one of shape (N, ...)")
+    return ArraySamples(_fitted(array, shape, path))
+
+
+def _fitted(
+    array: np.ndarray[Any, Any], shape: tuple[int, ...] | None, path: Path
+) -> np.ndarray[Any, Any]:
+    if array.ndim == 3 and (shape is None or len(shape) == 4):
+        array = array[:, None]
+    if shape is None or array.shape[1:] == shape[1:]:
+        return array
+    if array.ndim == 4 and np.moveaxis(array, -1, 1).shape[1:] == shape[1:]:
+        return np.moveaxis(array, -1, 1)
+    raise SourceError(
+        f"the samples in {path} have the shape {array.shape[1:]}, but the model's input has "
+        f"{shape[1:]}: give another --input-shape or resize the array"
+    )

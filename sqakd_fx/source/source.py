@@ -1,0 +1,202 @@
+"""What the user's model.py gives: a model, example inputs, unlabelled data, and a metric."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import Dataset
+
+from sqakd_fx.diagnostics.source_lines import user_line
+from sqakd_fx.errors import SourceError, short
+from sqakd_fx.source.arrays import read_data
+from sqakd_fx.source.batches import Batch, input_batches
+from sqakd_fx.source.items import TARGET_KEYS
+from sqakd_fx.source.model_file import find_user_code
+from sqakd_fx.source.user_functions import UserFunctions, plain_tensor
+from sqakd_fx.source.weights import load_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A trained float model in evaluation mode on the CPU, and its data.
+
+    `name` suits a folder. `metric` takes all outputs and all targets, concatenated.
+    """
+
+    spec: str
+    name: str
+    model: nn.Module
+    example_inputs: tuple[Any, ...]
+    example_kwargs: dict[str, Any]
+    train_data: Iterable[Any] | Dataset[Any] | None
+    eval_data: Iterable[Any] | Dataset[Any] | None
+    metric: Callable[[Any, Any], float] | None
+
+    @property
+    def n_inputs(self) -> int:
+        """How many inputs the example gives to the model."""
+        return len(self.example_inputs) + len(self.example_kwargs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the example's inputs, in order: forward's own, then keyword arguments."""
+        positional = _forward_names(self.model)[0][: len(self.example_inputs)]
+        return (*positional, *self.example_kwargs)
+
+    @property
+    def example_ndim(self) -> int:
+        """Axes of the example's first tensor."""
+        return _first_tensor(self.example_inputs, self.example_kwargs).ndim
+
+    @property
+    def labels_ignored(self) -> bool:
+        """Whether the training data comes with labels; draws its first batch."""
+        if self.train_data is None:
+            return False
+        batches = input_batches(
+            self.train_data,
+            n_inputs=self.n_inputs,
+            input_names=self.input_names,
+            batch_size=1,
+            shuffle=False,
+            seed=0,
+            example_ndim=self.example_ndim,
+        )
+        next(iter(batches))
+        return batches.labels_ignored
+
+
+def load_source(
+    spec: str,
+    *,
+    weights: Path | None = None,
+    data: Path | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> Source:
+    """Load a model and its data from "path/to/model.py" or "package.module:callable".
+
+    Args:
+        weights: a state dict to load into the model: safetensors, or a pickle of tensors only.
+        data: a folder of images, an .npy or an .npz file, in place of `train_data()`.
+        input_shape: shape of the one input, batch axis first, in place of `example_inputs()`.
+
+    Raises:
+        SourceError: anything is missing, fails or does not fit; where the fault is in the user's
+            code, `location` is its file and line.
+    """
+    if input_shape is not None and (not input_shape or min(input_shape) < 1):
+        raise SourceError(
+            f"--input-shape {input_shape} is not a shape: give positive sizes with the batch "
+            "axis first, such as 1,3,224,224"
+        )
+    module, factory, name, folder = find_user_code(spec)
+    user = UserFunctions(module, folder)
+    model = user.model(factory, spec)
+    if weights is not None:
+        load_weights(model, weights)
+    model = model.cpu().float().eval()
+
+    example = _random_example(input_shape) if input_shape else user.example()
+    shape = tuple(_first_tensor(example.args, example.kwargs).shape) if example else None
+    train_data = read_data(data, shape) if data is not None else user.data("train_data")
+    if example is None:
+        example = _example_from_data(model, train_data, spec)
+    _check_runs(model, example, folder, input_shape)
+    _check_finite_state(model)
+    return Source(
+        spec=spec,
+        name=name,
+        model=model,
+        example_inputs=example.args,
+        example_kwargs=example.kwargs,
+        train_data=train_data,
+        eval_data=user.data("eval_data"),
+        metric=user.metric(),
+    )
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+
+
+def _random_example(shape: tuple[int, ...]) -> Batch:
+    return Batch((torch.randn(shape, generator=torch.Generator().manual_seed(0)),), {})
+
+
+def _example_from_data(model: nn.Module, data: Any, spec: str) -> Batch:
+    if data is None:
+        raise SourceError(
+            f"the input shape of {spec} is not known: give --input-shape such as 1,3,224,224, "
+            "or add example_inputs() to model.py"
+        )
+    names, required = _forward_names(model)
+    batches = input_batches(
+        data,
+        n_inputs=max(required, 1),
+        input_names=tuple(name for name in names if name not in TARGET_KEYS),
+        batch_size=2,
+        shuffle=False,
+        seed=0,
+    )
+    first = next(iter(batches))
+    args, kwargs = tree_map_only(
+        Tensor, lambda x: plain_tensor(x[:2] if x.ndim else x), (first.args, first.kwargs)
+    )
+    return Batch(args, kwargs)
+
+
+def _forward_names(model: nn.Module) -> tuple[tuple[str, ...], int]:
+    """Names of forward's parameters, and how many of them have no default."""
+    plain = [
+        p
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    return tuple(p.name for p in plain), sum(p.default is p.empty for p in plain)
+
+
+def _check_runs(
+    model: nn.Module, example: Batch, folder: Path, input_shape: tuple[int, ...] | None
+) -> None:
+    try:
+        with torch.no_grad():
+            model(*example.args, **example.kwargs)
+    except Exception as error:
+        at = user_line(error, folder)
+        tensors = [x for x in tree_leaves((example.args, example.kwargs)) if isinstance(x, Tensor)]
+        shapes = " and ".join(str(tuple(x.shape)) for x in tensors)
+        place = f" at {at}" if at else ""
+        hint = (
+            "give another --input-shape, or example_inputs() in model.py for inputs that are not "
+            "one float tensor"
+            if input_shape
+            else "correct example_inputs() in model.py or give --input-shape"
+        )
+        raise SourceError(
+            f"the model does not run on example inputs of shape {shapes}, {short(error)}{place}: "
+            f"{hint}",
+            location=at,
+        ) from error
+
+
+def _check_finite_state(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        _refuse_non_finite("parameter", name, torch.isfinite(parameter))
+    for name, buffer in model.named_buffers():
+        # A mask of an attention layer holds -inf on purpose.
+        _refuse_non_finite("buffer", name, torch.isfinite(buffer) | torch.isneginf(buffer))
+
+
+def _refuse_non_finite(kind: str, name: str, good: Tensor) -> None:
+    if not bool(good.all()):
+        raise SourceError(
+            f"the {kind} {name!r} of the model has {int((~good).sum())} NaN or infinite values: "
+            "load weights from a training run that did not diverge"
+        )

@@ -1,0 +1,1 @@
+"""What is minimized, and the loop that minimizes it."""

@@ -1,0 +1,161 @@
+"""What the student minimizes: its distance from the teacher's output, without labels.
+
+    L = T² · mean over the batch of KL( softmax(z_teacher / T) ‖ softmax(z_student / T) )
+
+(SQAKD, section 3; T = 4 in every run of the paper.) Outputs that are not class scores get the mean
+squared error relative to the teacher's variance, or the cosine distance for embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten_with_path
+
+from sqakd_fx.engine.distributed import is_distributed, variance_of_all
+from sqakd_fx.errors import RecipeError, TrainingError
+from sqakd_fx.frontend.example_call import key_name
+from sqakd_fx.recipe import Recipe
+
+T = TypeVar("T")
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, axis: int) -> Tensor:
+    """Scalar KL loss; logits of any shape with the classes on `axis`, mean over everything else."""
+    log_student = F.log_softmax(student.float() / temperature, dim=axis)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=axis)
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    return divergence.sum(dim=axis).mean() * temperature**2
+
+
+def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error over the teacher's variance; scale-free."""
+    return _over_variance(student, teacher, teacher.float().var(correction=0))
+
+
+def share_of_relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """This process's part of the relative error of the whole batch: all processes call it together."""
+    if not is_distributed():
+        return relative_error(student, teacher)
+    return _over_variance(student, teacher, variance_of_all(teacher.float()))
+
+
+def _over_variance(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
+    return F.mse_loss(student.float(), teacher.float()) / (variance + 1e-12)
+
+
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of 1 - cosine over the last axis."""
+    return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
+
+
+def class_axis(shape: tuple[int, ...]) -> int | None:
+    """Where the classes of an output are: (N, C), (N, C, H, W), (N, T, C); None where there are none."""
+    if len(shape) == 2:
+        return 1 if shape[1] > 1 else None
+    if len(shape) == 3:
+        return 2
+    if len(shape) in (4, 5):
+        return 1 if shape[1] > 1 else None
+    return None
+
+
+def output_name(path: Sequence[Any], index: int, count: int) -> str:
+    """What a recipe calls an output: its keys joined by "_" in what the model returns, or as the ONNX file."""
+    if path:
+        return "_".join(map(key_name, path))
+    return "output" if count == 1 else f"output_{index}"
+
+
+def output_loss(recipe: Recipe, shape: tuple[int, ...], name: str = "output") -> Loss | None:
+    """The loss of one output tensor, chosen from its shape unless the recipe says; None for none."""
+    chosen = _setting(recipe.class_axis, name)
+    axis = class_axis(shape) if chosen is None else chosen
+    kind = _setting(recipe.loss, name) or "auto"
+    if kind == "auto":
+        kind = "mse" if axis is None else "kl"
+    if kind == "kl":
+        return lambda s, t: kl_divergence(s, t, recipe.temperature, -1 if axis is None else axis)
+    return {"mse": share_of_relative_error, "cosine": cosine_distance, "none": None}[kind]
+
+
+def _setting(value: T | Mapping[str, T], name: str) -> T | None:
+    """A recipe's value for one output: the value itself, or of the first glob that fits the name."""
+    if not isinstance(value, Mapping):
+        return value
+    return next((v for glob, v in value.items() if fnmatchcase(name, glob)), None)
+
+
+def named_outputs(output: Any) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of all floating-point outputs, in order."""
+    leaves = [
+        (path, leaf) for path, leaf in tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)
+    ]
+    return [
+        (output_name(path, index, len(leaves)), leaf)
+        for index, (path, leaf) in enumerate(leaves)
+        if leaf.is_floating_point()
+    ]
+
+
+def check_output_settings(recipe: Recipe, output: Any) -> None:
+    """Raises RecipeError where a loss is named for an output that the model has not, or no loss is left."""
+    found = named_outputs(output)
+    names = [name for name, _ in found]
+    for key in ("loss", "class_axis"):
+        value = getattr(recipe, key)
+        for glob in value if isinstance(value, Mapping) else ():
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise RecipeError(
+                    f"the recipe's {key} names an output {glob!r} that the model has not: "
+                    f"its outputs are {', '.join(names)}"
+                )
+    if all(output_loss(recipe, tuple(x.shape), name) is None for name, x in found):
+        raise RecipeError("the recipe's loss leaves out every output: keep one to train on")
+
+
+def distillation_loss(recipe: Recipe) -> Callable[[Any, Any], Tensor]:
+    """Sum of the losses of all floating-point outputs, in nested tuples, lists and dicts."""
+
+    def loss(student: Any, teacher: Any) -> Tensor:
+        terms = []
+        for (name, t), (_, s) in zip(named_outputs(teacher), named_outputs(student), strict=True):
+            of_output = output_loss(recipe, tuple(t.shape), name)
+            if of_output is not None:
+                terms.append(of_output(s, t))
+        return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+    return loss
+
+
+def cross_entropy(output: Any, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the first output with labels: int64 classes of the output's shape without them.
+
+    Raises:
+        TrainingError: the output has no classes, or the labels have another shape.
+    """
+    name, scores = named_outputs(output)[0]
+    axis = class_axis(tuple(scores.shape))
+    wanted = () if axis is None else scores.shape[:axis] + scores.shape[axis + 1 :]
+    if axis is None or labels.shape != wanted or labels.is_floating_point():
+        raise TrainingError(
+            f"labels of shape {tuple(labels.shape)} do not fit output {name!r} of shape "
+            f"{tuple(scores.shape)}: give class numbers, or leave labels = 0"
+        )
+    return F.cross_entropy(scores.float().movedim(axis, 1), labels.long())
+
+
+def agreement(student: Any, teacher: Any) -> Tensor:
+    """Share of predictions that are the same (first output); for outputs without classes, 1 - error."""
+    s = next(x for x in torch.utils._pytree.tree_leaves(student) if isinstance(x, Tensor))
+    t = next(x for x in torch.utils._pytree.tree_leaves(teacher) if isinstance(x, Tensor))
+    axis = class_axis(tuple(t.shape))
+    if axis is None:
+        return 1 - relative_error(s, t)
+    return (s.argmax(dim=axis) == t.argmax(dim=axis)).float().mean()

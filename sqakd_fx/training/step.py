@@ -1,0 +1,122 @@
+"""What one step computes: the gradient of a batch, in as many parts as fit into memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqakd_fx.diagnostics.batch_errors import call, is_out_of_memory
+from sqakd_fx.engine.cuda_graph import RecordedStep
+from sqakd_fx.engine.distributed import (
+    is_distributed,
+    share_of,
+    weight_of_share,
+    with_reduced_gradients,
+)
+from sqakd_fx.engine.memory_format import channels_last
+from sqakd_fx.errors import TrainingError
+from sqakd_fx.recipe import Recipe
+from sqakd_fx.training.features import TrainingPair
+from sqakd_fx.training.losses import cross_entropy
+from sqakd_fx.training.teacher_cache import TeacherCache
+
+
+class GradientStep:
+    """Computes the gradients of a batch's loss; `parts` grows where memory runs out.
+
+    Called with a tuple of model inputs, the whole batch over all processes, it leaves the gradients in
+    the student's parameters and returns the detached loss: this process's part of the mean. Where the
+    recipe's loss has a share of `labels`, they stand behind the inputs.
+    """
+
+    def __init__(
+        self,
+        pair: TrainingPair,
+        recipe: Recipe,
+        device: torch.device,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self.student, self.teacher, self.loss = pair.student, pair.teacher, pair.loss
+        self.cache: TeacherCache | None = None
+        self.device, self.on_note = device, on_note
+        self.half = recipe.precision == "bf16"
+        self.labels = recipe.labels
+        self.parts = recipe.accumulate
+        self.running = with_reduced_gradients(pair.student)
+        self.recorded: RecordedStep | None = None
+        if recipe.cuda_graph and device.type == "cuda" and not is_distributed():
+            parameters = list(pair.student.parameters())
+            self.recorded = RecordedStep(self._whole, parameters, device, on_note)
+
+    def __call__(self, inputs: tuple[Any, ...]) -> Tensor:
+        """Raises TrainingError where not even one sample fits into memory."""
+        mine = share_of(inputs)
+        weight = weight_of_share(inputs, mine)
+        while True:
+            try:
+                if self.recorded is not None and self.cache is None:
+                    return self.recorded(mine)
+                return self._whole(mine, weight)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if is_distributed() or self.parts >= len(mine[0]):
+                    raise TrainingError(
+                        "training runs out of memory even in small parts: lower batch_size"
+                    ) from error
+                self.parts *= 2
+            self.on_note(f"out of memory: every batch is computed in {self.parts} parts from here")
+
+    def forget_recording(self) -> None:
+        """To be called where steps go another way than before, or tensors are no longer those they were."""
+        if self.recorded is not None:
+            self.recorded.forget()
+
+    def _whole(self, batch: tuple[Any, ...], weight: float = 1.0) -> Tensor:
+        self.student.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part, share in _parts(batch, self.parts):
+            total += self._of_part(part, weight * share)
+        return total
+
+    def _of_part(self, given: tuple[Any, ...], weight: float) -> Tensor:
+        inputs = tuple(self._placed(x) for x in given)
+        if self.labels:
+            given, inputs, labels = given[:-1], inputs[:-1], inputs[-1]
+        with torch.no_grad(), self._autocast():
+            target = self.cache(given, inputs) if self.cache else call(self.teacher, *inputs)
+        with self._autocast():
+            output = call(self.running, *inputs)
+        loss = self.loss(output, target)
+        if self.labels:
+            loss = (1 - self.labels) * loss + self.labels * cross_entropy(output, labels)
+        loss = weight * loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _placed(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return channels_last(x.to(self.device, non_blocking=True))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.half:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _parts(inputs: tuple[Any, ...], count: int) -> Iterator[tuple[tuple[Any, ...], float]]:
+    """A batch in parts along its first axis, with each part's share of the samples."""
+    size = len(inputs[0])
+    for index in range(min(count, size)):
+        part = tuple(
+            x.tensor_split(min(count, size))[index]
+            if isinstance(x, Tensor) and x.ndim and len(x) == size
+            else x
+            for x in inputs
+        )
+        yield part, len(part[0]) / size

@@ -1,0 +1,74 @@
+"""The batches that the steps of a run take, and the first of them, which stand for all before it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
+from sqakd_fx.errors import TrainingError
+from sqakd_fx.recipe import Recipe
+
+EpochBatches = Callable[[int], Iterable[tuple[Any, ...]]]
+"""Epoch number to an iterable of input tuples; the same number gives the same batches.
+
+Where the recipe's loss has a share of `labels`, every tuple ends with them."""
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """Batches by step: `steps_per_epoch` of each epoch."""
+
+    epochs: EpochBatches
+    recipe: Recipe
+    steps_per_epoch: int
+    device: torch.device
+
+    def between(self, step: int, end: int) -> Iterator[tuple[Any, ...]]:
+        """The batches of steps `step` to `end - 1`; an epoch's order and augmentation follow its seed.
+
+        Raises:
+            TrainingError: an epoch gives none.
+        """
+        while step < end:
+            epoch, skip = divmod(step, self.steps_per_epoch)
+            seed_everything(self.recipe.seed * 1_000_003 + epoch)
+            for batch in itertools.islice(self._repeated(epoch), skip, self.steps_per_epoch):
+                yield batch
+                step += 1
+                if step == end:
+                    return
+
+    def _repeated(self, epoch: int) -> Iterator[tuple[Any, ...]]:
+        """An epoch's batches, again where they are fewer than they were counted."""
+        while True:
+            drawn = False
+            for batch in self.epochs(epoch):
+                drawn = True
+                yield batch
+            if not drawn:
+                raise TrainingError("the training data gave no batch: check train_data() or --data")
+
+    def calibration(self) -> Generator[tuple[Any, ...], None, None]:
+        """First inputs of the first epoch, on the device; what loaders and augmentations draw next is not changed."""
+        with undisturbed_randomness():
+            seed_everything(self.recipe.seed)
+            for batch in itertools.islice(self.epochs(0), self.recipe.calibration_batches):
+                inputs = self.without_labels(batch)
+                yield tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in inputs)
+
+    def samples(self) -> int:
+        """Samples in a batch, as the first one has them; 0 where no input has a batch axis."""
+        with contextlib.closing(self.calibration()) as batches:
+            first = next(batches, ())
+        return next((len(x) for x in first if isinstance(x, Tensor) and x.ndim), 0)
+
+    def without_labels(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The inputs alone."""
+        return batch[:-1] if self.recipe.labels else batch

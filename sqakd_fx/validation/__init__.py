@@ -1,0 +1,1 @@
+"""Whether an exported file computes what was trained."""

@@ -1,0 +1,185 @@
+"""Hold the numbers in an exported file against the integer program: scales, zero points, codes, biases.
+
+A scale that is off by one part in 10,000 changes few codes of any batch; here it is seen at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Set
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import fx
+
+import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
+from sqakd_fx.ir.rewriting import get_attribute
+
+_OPS = torch.ops.sqakd_fx
+Array = np.ndarray[Any, Any]
+
+
+class Stored(NamedTuple):
+    """Codes of a weight or a bias and the scale that one layer reads them with; layers may share codes alone."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+    def equals(self, codes: Array, scale: Array) -> bool:
+        """Whether both stand for the same numbers, up to signs that a channel's codes may have taken."""
+        own = self.scale.numpy()
+        same = np.array_equal(_decoded(codes, scale), _decoded(self.codes.numpy(), own))
+        return same and bool((np.abs(scale) == np.abs(own)).all())
+
+
+def file_names(lowered: fx.GraphModule) -> dict[str, str]:
+    """Lowered node name to the name of its quantized tensor in the ONNX file."""
+    found: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for node in lowered.graph.nodes:
+        tag = node.meta.get("quantized_tensor")
+        if tag is None or str(getattr(node.target, "namespace", "")) != "sqakd_fx":
+            continue
+        stem = f"{tag['name']}_quantized"
+        counts[stem] = counts.get(stem, 0) + 1
+        found[node.name] = stem if counts[stem] == 1 else f"{stem}_{counts[stem] - 1}"
+    return found
+
+
+def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
+    """A sentence for each quantized tensor, weight or bias whose stored numbers differ."""
+    proto = onnx.load(str(model), load_external_data=False)
+    constants = _Constants(proto, model.parent)
+    names = file_names(lowered)
+    around = _operators_around(proto, set(names.values()))
+    wrong: list[str] = []
+    trained: dict[str, dict[str, Stored]] = {}
+    for node in lowered.graph.nodes:
+        values = _arguments(lowered, node)
+        if node.name in names:
+            tensor = names[node.name]
+            for index, argument in ((1, "scale"), (2, "zero_point")):
+                for operator in around.get(tensor, ()):
+                    if not _equal(constants.value(operator.input[index]), values[argument]):
+                        what = argument.replace("_", " ")
+                        wrong.append(
+                            f"{tensor}: the {what} in its {operator.op_type} is not what was trained"
+                        )
+        elif node.target in (_OPS.conv.default, _OPS.linear.default):
+            for codes, scale in (("weight", "weight_scale"), ("bias", "accumulator_scale")):
+                if codes in values:
+                    name, step = (str(_argument(node, a).target) for a in (codes, scale))
+                    trained.setdefault(name, {})[step] = Stored(values[codes], values[scale])
+    for name, by_scale in trained.items():
+        wrong += constants.differing(name, by_scale.values())
+    return list(dict.fromkeys(wrong))
+
+
+def _arguments(lowered: fx.GraphModule, node: fx.Node) -> dict[str, torch.Tensor]:
+    """The stored tensors that an integer operation reads, by argument."""
+    if str(getattr(node.target, "namespace", "")) != "sqakd_fx":
+        return {}
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return {
+        name: get_attribute(lowered, str(value.target))
+        for name, value in zip(names, node.args)
+        if isinstance(value, fx.Node) and value.op == "get_attr"
+    }
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return node.args[names.index(name)]
+
+
+def _decoded(codes: Array, scale: Array) -> Array:
+    wide = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
+    return codes.astype(np.float32) * wide
+
+
+def _equal(found: Array | None, wanted: torch.Tensor) -> bool:
+    expected = wanted.detach().cpu().numpy().reshape(-1)
+    return found is not None and np.array_equal(found.reshape(-1), expected)
+
+
+def _operators_around(proto: onnx.ModelProto, tensors: Set[str]) -> dict[str, list[onnx.NodeProto]]:
+    """The QuantizeLinear that makes each coded tensor, and every DequantizeLinear that reads it.
+
+    Codes are followed through what moves or clips them.
+    """
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear":
+            name = node.input[0]
+            while (
+                name in makers and name not in tensors and makers[name].op_type != "QuantizeLinear"
+            ):
+                name = makers[name].input[0]
+            found.setdefault(name, []).append(node)
+    for name in tensors & makers.keys():
+        maker = makers[name]
+        if maker.op_type == "Clip":
+            maker = makers.get(maker.input[0], maker)
+        if maker.op_type == "QuantizeLinear":
+            found.setdefault(name, []).append(maker)
+    return found
+
+
+class _Constants:
+    """The stored tensors of a file, read one at a time, and what is made of them when it is loaded."""
+
+    def __init__(self, proto: onnx.ModelProto, folder: Path) -> None:
+        self.folder = str(folder)
+        self.stored = {i.name: i for i in proto.graph.initializer}
+        self.made = {
+            n.output[0]: n
+            for n in proto.graph.node
+            if n.op_type in ("Cast", "Mul", "Add", "Reshape")
+        }
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in proto.graph.node:
+            if node.op_type == "DequantizeLinear":
+                self.readers.setdefault(self.origin(node.input[0]), []).append(node)
+
+    def origin(self, name: str) -> str:
+        """The stored tensor behind what is made of it."""
+        while name in self.made:
+            name = self.made[name].input[0]
+        return name
+
+    def value(self, name: str) -> Array | None:
+        """A tensor that does not depend on the inputs; integers are int32. None for others."""
+        if name in self.stored:
+            array: Array = numpy_helper.to_array(self.stored[name], self.folder)
+            return array if array.dtype == np.float32 else array.astype(np.int32)
+        node = self.made.get(name)
+        first = None if node is None else self.value(node.input[0])
+        if node is None or first is None or node.op_type in ("Cast", "Reshape"):
+            return first
+        second = self.value(node.input[1])
+        if second is None:
+            return None
+        return np.multiply(first, second) if node.op_type == "Mul" else np.add(first, second)
+
+    def differing(self, name: str, trained: Collection[Stored]) -> list[str]:
+        """What is wrong with the codes called `name` and with the scales that layers read them with."""
+        readers = self.readers.get(name, [])
+        if name not in self.stored or not readers:
+            return [f"{name}: no DequantizeLinear reads it from the file"]
+        wrong, missing = [], list(trained)
+        for reader in readers:
+            found, step = self.value(reader.input[0]), self.value(reader.input[1])
+            zero = self.value(reader.input[2]) if len(reader.input) > 2 else None
+            if zero is not None and zero.any():
+                wrong.append(f"{name}: its zero point is not 0")
+            elif found is None or step is None:
+                wrong.append(f"{name}: its codes or its scale are computed, not stored")
+            elif not any(one.equals(found, step) for one in trained):
+                wrong.append(f"{name}: its codes and scale are not what was trained")
+            else:
+                missing = [one for one in missing if not one.equals(found, step)]
+        return wrong or [f"{name}: its codes and scale are not what was trained"] * bool(missing)

@@ -1,0 +1,205 @@
+"""Two processes are one: the same losses as a single process with the whole batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import distilled
+from torch import Tensor, fx, nn
+from torch.distributed.tensor import DTensor
+
+from sqakd_fx.engine.distributed import synchronized
+from sqakd_fx.engine.sharded_teacher import sharded
+from sqakd_fx.program import build_program
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.recipe import resolve_recipe
+
+MODEL = """
+import torch
+from torch import nn
+torch.set_num_threads(1)
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3),
+        nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5),
+    )
+def example_inputs(): return torch.zeros(2, 1, 8, 8)
+def train_data():
+    return torch.randn(95, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+"""
+SETTINGS = [
+    "--steps",
+    "12",
+    "--set",
+    "checkpoint_steps=1",
+    "--set",
+    "batch_size=32",
+    "--set",
+    "optimizer=sgd",
+    "--set",
+    "learning_rate=0.05",
+    "--set",
+    "batch_norm=absorb",
+    "--set",
+    "quantizer_learning_rate=1e-4",
+]
+
+
+def losses(folder: Path, launcher: list[str], *more: str) -> list[float]:
+    folder.mkdir()
+    (folder / "model.py").write_text(MODEL)
+    done = subprocess.run(
+        [
+            sys.executable,
+            *launcher,
+            "-m",
+            "sqakd_fx",
+            "quantize",
+            "model.py",
+            "--out",
+            "out",
+            *SETTINGS,
+            *more,
+        ],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("result: ") == 1
+    return [
+        json.loads(line)["loss"]
+        for line in (folder / "out" / "train.jsonl").read_text().splitlines()
+    ]
+
+
+SHARDED = ["--set", "shard_teacher=true"]
+FEATURES = ["--set", "feature_weight=0.5", "--set", "features=sums", "--set", "learning_rate=0.01"]
+
+
+@pytest.mark.parametrize(
+    ("family", "both", "of_two"),
+    [("lsq", [], []), ("ewgs", [], []), ("lsq", FEATURES, SHARDED)],
+    ids=["lsq", "ewgs", "a sharded teacher with features"],
+)
+def test_two_processes_have_the_losses_of_one(
+    tmp_path: Path, family: str, both: list[str], of_two: list[str]
+) -> None:
+    # At 8 bits a value that float addition puts on the other side of a rounding changes little. Adam
+    # would turn a gradient of 1e-9 into a whole step: with it one process whose rows come in another
+    # order is off by 4e-5 after 12 steps.
+    families = [
+        "--bits",
+        "w8a8",
+        "--set",
+        f"weight_family={family}",
+        "--set",
+        f"activation_family={family}",
+        *both,
+    ]
+    one = losses(tmp_path / "one", [], *families)
+    two = losses(
+        tmp_path / "two",
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        *families,
+        *of_two,
+    )
+    assert len(one) == len(two) == 12
+    assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+    assert one[-1] < 0.7 * one[0]
+
+
+def sharded_teacher(rank: int, folder: str) -> None:
+    """One of two processes: a teacher's output before and after its weights are divided, and their number."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    tied = nn.Linear(8, 8)
+    net = nn.Sequential(nn.Linear(6, 8), tied, nn.ReLU(), tied, nn.ReLU(), nn.Linear(8, 4))
+    teacher, x = fx.symbolic_trace(net.eval()), torch.randn(3, 6)
+    with torch.no_grad():
+        wanted = teacher(x)
+        made = sharded(teacher, torch.device("cpu"))
+        found = [made(x), made(x)]
+    kept = sum(p.to_local().numel() for p in made.parameters() if isinstance(p, DTensor))
+    whole = sum(p.numel() for p in made.parameters() if not isinstance(p, DTensor))
+    state = {"wanted": wanted, "found": found, "kept": kept, "whole": whole}
+    torch.save(state, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_sharded_teacher_answers_as_before_and_each_process_keeps_its_share(
+    tmp_path: Path,
+) -> None:
+    torch.multiprocessing.spawn(sharded_teacher, (str(tmp_path),), nprocs=2)
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for state in states:
+        assert all(torch.equal(answer, state["wanted"]) for answer in state["found"])
+    assert sum(state["kept"] for state in states) == 6 * 8 + 8 + 8 * 4 + 4  # but the tied layer
+    assert max(state["kept"] for state in states) <= 50
+    assert [state["whole"] for state in states] == [8 * 8 + 8] * 2
+
+
+def test_one_process_keeps_its_teacher_whole_and_says_so(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    recipe = resolve_recipe("w4a4", steps=1, shard_teacher=True)
+    program = build_program(residual_net, (images[:2],), {}, recipe)
+    calibrate(program.student, [(images,)])
+    done = distilled(program, images, recipe)
+    assert "shard_teacher has no effect: there is one process" in done.notes
+
+
+def normalized_share(rank: int, folder: str) -> None:
+    """One of two processes: the gradient of a BatchNorm over both, each with a share of the rows."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    x, weights = far_from_zero()
+    rows = slice(0, 6) if rank == 0 else slice(6, None)
+    own = x[rows].float().requires_grad_()
+    norm = nn.BatchNorm2d(3)
+    with synchronized(norm):
+        y = norm(own)
+        (y * weights[rows]).sum().backward()
+    assert own.grad is not None
+    found = {"y": y.detach(), "x": own.grad, "variance": norm.running_var}
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def far_from_zero() -> tuple[Tensor, Tensor]:
+    """Values whose mean is a thousand times their deviation, and a weight for each."""
+    chance = torch.Generator().manual_seed(0)
+    x = 1000 + torch.randn(10, 3, 4, 4, generator=chance).double()
+    return x, torch.randn(10, 3, 4, 4, generator=chance)
+
+
+def test_batch_norm_over_two_processes_is_that_of_all_rows_also_far_from_zero(
+    tmp_path: Path,
+) -> None:
+    torch.multiprocessing.spawn(normalized_share, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    x, weights = far_from_zero()
+    x = x.float().double().requires_grad_()
+    norm = nn.BatchNorm2d(3).double()
+    y = norm(x)
+    (y * weights).sum().backward()
+    wanted = {"y": y.detach(), "x": x.grad}
+    for name, value in wanted.items():
+        torch.testing.assert_close(
+            torch.cat([first[name], second[name]]).double(), value, rtol=1e-3, atol=1e-3
+        )
+    for found in (first, second):
+        torch.testing.assert_close(
+            found["variance"].double(), norm.running_var, rtol=1e-4, atol=1e-4
+        )
