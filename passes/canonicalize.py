@@ -20,7 +20,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.ir.op_table import TABLE, Kind, Op, bind, op_name, shape_of
-from sqakd_fx.ir.pass_manager import Note, PassResult
+from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     attribute_name,
     constant_of,
@@ -32,11 +32,10 @@ from sqakd_fx.ir.rewriting import (
 
 
 @dataclass(frozen=True)
-class Canonicalize:
-    name: str = "canonicalize"
+class Canonicalize(Pass):
+    """Give each operation of the op table one form, and drop what is the identity in evaluation."""
 
-    def requires(self, graph_module: fx.GraphModule) -> None:
-        pass
+    name = "canonicalize"
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
@@ -50,9 +49,6 @@ class Canonicalize:
         changed = graph_module.graph.eliminate_dead_code() or changed
         drop_unused(graph_module)
         return PassResult(graph_module, changed, tuple(notes))
-
-    def ensures(self, result: PassResult) -> None:
-        pass
 
 
 _CASTS = ("to", "float", "type_as", "contiguous", "clone", "detach", "alias", "identity")

@@ -16,14 +16,16 @@ from torch import Tensor, fx, nn
 
 from sqakd_fx.errors import PassError
 from sqakd_fx.ir.op_table import TABLE
-from sqakd_fx.ir.pass_manager import Note, PassResult
+from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import constant_of, drop_unused, insert_attribute, reads_of
 from sqakd_fx.quant.batch_norm import affine_of, is_batch_norm, sole_compute_input
 
 
 @dataclass(frozen=True)
-class FoldBatchNorm:
-    name: str = "fold_batch_norm"
+class FoldBatchNorm(Pass):
+    """Fold BatchNorm into the weight and bias of the layer in front of it."""
+
+    name = "fold_batch_norm"
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         if graph_module.training:

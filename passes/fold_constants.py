@@ -19,16 +19,15 @@ from torch import fx, nn
 
 from sqakd_fx.ir.constants import compute, insert_constant, is_computable
 from sqakd_fx.ir.op_table import op_name, shape_of
-from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path
 
 
 @dataclass(frozen=True)
-class FoldConstants:
-    name: str = "fold_constants"
+class FoldConstants(Pass):
+    """Compute what depends on parameters alone, and put numbers in place of sizes that no batch changes."""
 
-    def requires(self, graph_module: fx.GraphModule) -> None:
-        pass
+    name = "fold_constants"
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         changed = _fold_numbers(graph_module.graph)
@@ -36,9 +35,6 @@ class FoldConstants:
         graph_module.graph.eliminate_dead_code()
         drop_unused(graph_module)
         return PassResult(graph_module, changed)
-
-    def ensures(self, result: PassResult) -> None:
-        pass
 
 
 def _fold_numbers(graph: fx.Graph) -> bool:

@@ -15,12 +15,14 @@ from torch import fx, nn
 
 from sqakd_fx.errors import PassError
 from sqakd_fx.ir.aliasing import change_seen_elsewhere, is_in_place
-from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.pass_manager import Pass, PassResult
 
 
 @dataclass(frozen=True)
-class Functionalize:
-    name: str = "functionalize"
+class Functionalize(Pass):
+    """Make whoever reads a tensor behind a change in place read the result of that change."""
+
+    name = "functionalize"
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         node = change_seen_elsewhere(graph_module.graph, dict(graph_module.named_modules()))
@@ -32,9 +34,6 @@ class Functionalize:
         changed = _read_behind_changes_in_place(graph_module.graph, modules)
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
-
-    def ensures(self, result: PassResult) -> None:
-        pass
 
 
 def _read_behind_changes_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:

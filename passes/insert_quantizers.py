@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from sqakd_fx.errors import PassError
 from sqakd_fx.ir.op_table import Kind, Op, op_of, shape_of
-from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import drop_unused, module_path, node_path, set_attribute
 from sqakd_fx.plan.layer_settings import LayerSettings
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
@@ -31,9 +31,11 @@ from sqakd_fx.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class InsertQuantizers:
+class InsertQuantizers(Pass):
+    """Insert disabled quantizers where the recipe wants them, so that inputs of quantized operations are on a grid."""
+
     recipe: Recipe = field(default_factory=lambda: Recipe.model_validate({}))
-    name: str = "insert_quantizers"
+    name = "insert_quantizers"
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         for node in graph_module.graph.nodes:

@@ -9,23 +9,20 @@ import torch
 from torch import fx
 from torch.fx.passes.shape_prop import ShapeProp
 
-from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.pass_manager import Pass, PassResult
 
 
 @dataclass(frozen=True)
-class PropagateShapes:
-    """`example` holds one call's inputs in the order of the placeholders."""
+class PropagateShapes(Pass):
+    """Record the shape and dtype of every node on one call's inputs.
+
+    `example` holds one call's inputs in the order of the placeholders.
+    """
 
     example: tuple[Any, ...]
-    name: str = "propagate_shapes"
-
-    def requires(self, graph_module: fx.GraphModule) -> None:
-        pass
+    name = "propagate_shapes"
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         with torch.no_grad():
             ShapeProp(graph_module).propagate(*self.example)
         return PassResult(graph_module, False)
-
-    def ensures(self, result: PassResult) -> None:
-        pass

@@ -17,18 +17,17 @@ from torch import fx
 
 import sqakd_fx.ir.top_k  # noqa: F401  (registers torch.ops.sqakd_fx.top_k)
 from sqakd_fx.ir.op_table import op_name
-from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import replace_node
 
 _FIELDS = ("values", "indices")
 
 
 @dataclass(frozen=True)
-class StableTopK:
-    name: str = "stable_top_k"
+class StableTopK(Pass):
+    """Make top-k take the first of equal values, as ONNX does."""
 
-    def requires(self, graph_module: fx.GraphModule) -> None:
-        pass
+    name = "stable_top_k"
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
@@ -36,9 +35,6 @@ class StableTopK:
         for node in found:
             _settle(graph_module, node)
         return PassResult(graph_module, bool(found))
-
-    def ensures(self, result: PassResult) -> None:
-        pass
 
 
 def _settle(graph_module: fx.GraphModule, node: fx.Node) -> None:

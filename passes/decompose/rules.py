@@ -21,7 +21,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from sqakd_fx.ir.op_table import op_name, shape_of
-from sqakd_fx.ir.pass_manager import PassResult
+from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     call_like,
     insert_attribute,
@@ -32,11 +32,10 @@ from sqakd_fx.passes.decompose.einsum import spell_out_einsum
 
 
 @dataclass(frozen=True)
-class Decompose:
-    name: str = "decompose"
+class Decompose(Pass):
+    """Spell out attention, einsum, splits and recurrent cells as operations that quantization knows."""
 
-    def requires(self, graph_module: fx.GraphModule) -> None:
-        pass
+    name = "decompose"
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
@@ -47,9 +46,6 @@ class Decompose:
                 changed = (spell_out is not None and spell_out(graph_module, node)) or changed
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
-
-    def ensures(self, result: PassResult) -> None:
-        pass
 
 
 def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:

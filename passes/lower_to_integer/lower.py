@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 from sqakd_fx.errors import PassError
 from sqakd_fx.ir.op_table import TABLE, Kind, Op, op_name, op_of, pad_amounts, pad_value, shape_of
-from sqakd_fx.ir.pass_manager import Note, PassResult
+from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import constant_of, get_attribute, module_path, set_attribute
 from sqakd_fx.passes.lower_to_integer.average_pools import (
     adaptive_pool_settings,
@@ -66,8 +66,10 @@ Value = Codes | Layer | Arithmetic | fx.Node | tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class LowerToInteger:
-    name: str = "lower_to_integer"
+class LowerToInteger(Pass):
+    """Turn a calibrated graph into the integer program: codes, int32 accumulators, requantizations."""
+
+    name = "lower_to_integer"
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         if graph_module.training:

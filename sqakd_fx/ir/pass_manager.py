@@ -1,20 +1,19 @@
 """What a pass is, and how a sequence of them is run and logged.
 
-A pass is a frozen dataclass: its fields are its options, under the same names in a recipe. It
-receives a valid graph, leaves a valid graph and says whether it changed it: only then is the graph
-checked and recompiled here. `requires` refuses a graph that an earlier pass should have prepared;
-`ensures` checks what the pass promises, on the result.
+A pass receives a valid graph, leaves a valid graph and says whether it changed it: only then is the
+graph checked and recompiled here.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -40,17 +39,33 @@ class PassResult:
     notes: tuple[Note, ...] = ()
 
 
-class Pass(Protocol):
-    """The contract of everything in `sqakd_fx.passes`."""
+class Pass(ABC):
+    """A rewrite of a graph; a subclass is a frozen dataclass, and its fields are its options.
 
-    @property
-    def name(self) -> str: ...
+    The first line of a subclass's docstring says in one sentence what the pass does.
+    """
 
-    def requires(self, graph_module: fx.GraphModule) -> None: ...
+    name: ClassVar[str]
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult: ...
+    def requires(self, graph_module: fx.GraphModule) -> None:  # noqa: B027  (every graph will do)
+        """Raise PassError where an earlier pass should have prepared the graph."""
 
-    def ensures(self, result: PassResult) -> None: ...
+    @abstractmethod
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Rewrite the graph in place, or give a new one."""
+
+    def ensures(self, result: PassResult) -> None:  # noqa: B027  (a valid graph is all that is promised)
+        """Raise PassError where the result lacks what the pass promises."""
+
+    @classmethod
+    def sentence(cls) -> str:
+        """What the pass does: the first line of its docstring."""
+        return (cls.__doc__ or "").partition("\n")[0]
+
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """The names of its fields, as annotated by their types."""
+        return tuple(f"{one.name}: {one.type}" for one in fields(cls))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
