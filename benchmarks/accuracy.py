@@ -41,9 +41,9 @@ from peers.client import Worker, WorkerFailed
 from peers.environment import default_folder
 from torch import Tensor
 
+from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.errors import SqakdError
 from sqakd_fx.exporters.profiles import write_profile
-from sqakd_fx.pipeline import choose_device
 from sqakd_fx.program import build_program, distillation_teacher, lower
 from sqakd_fx.quant.batch_norm import reestimate_batch_norm
 from sqakd_fx.quant.calibration import calibrate
@@ -53,6 +53,7 @@ from sqakd_fx.runtime.session import session
 from sqakd_fx.storage import read_json, write_atomically, write_json
 from sqakd_fx.training.loop import distil
 from sqakd_fx.training.losses import kl_divergence
+from sqakd_fx.training.step_batches import TrainingData
 
 DEFAULTS = [
     f"default-{bits}-{loss}"
@@ -121,7 +122,7 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     device = choose_device("auto")
     pixels, labels = (x.to(device) for x in job.read("train"))
     torch.manual_seed(seed)
-    program = build_program(job.data.teacher(), (torch.zeros(2, *job.data.shape),), {}, recipe)
+    program = build_program(job.data.teacher(), torch.zeros(2, *job.data.shape), recipe)
     student = program.student.to(device)
     first = images(0)
     calibrate(
@@ -132,10 +133,12 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     done = distil(
         student,
         distillation_teacher(program).to(device),
-        lambda number: ((x, y) if recipe.labels else (x,) for x, y in images(number)),
+        TrainingData(
+            lambda number: ((x, y) if recipe.labels else (x,) for x, y in images(number)),
+            job.data.steps(batch),
+        ),
         recipe,
-        steps_per_epoch=job.data.steps(batch),
-        device=device,
+        device,
     )
     if recipe.reestimate_batch_norm:
         batches = ((x,) for x, _ in images(0))
@@ -145,7 +148,7 @@ def run_row(job: Job, name: str, seed: int, overrides: list[str]) -> dict[str, A
     student.cpu().eval()
     path = write_profile(
         "packed",
-        export_job(lower(student).graph_module, program, recipe),
+        export_job(lower(student).graph_module, program),
         job.folder / f"{job.stem(name, seed, overrides)}.onnx",
     ).path
     return {

@@ -32,11 +32,11 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from sqakd_fx.ir.pass_manager import largest_difference, tensors_of
+from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import build_program, lower, multiply_accumulates
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.results.export import export_onnx
+from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 
 SECONDS = 900
@@ -73,7 +73,7 @@ def measure(name: str) -> dict[str, Any]:
     with torch.no_grad():
         wanted = tensors_of(_plain(copy.deepcopy(model)(*args, **kwargs)))
     recipe = resolve_recipe("w8a8")
-    program = build_program(model, args, kwargs, recipe)
+    program = build_program(model, args, recipe, example_kwargs=kwargs)
     example = program.traced.call.flatten(args, kwargs)
     total = float_macs(program.teacher, example)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def measure(name: str) -> dict[str, Any]:
     lowered = lower(program.student).graph_module
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(lowered, program, recipe, path)
+        export(program, lowered, path)
         checked = validate(program.student, lowered, path, [example])
     full = next(r for r in checked.runtimes if r.optimization == "full")
     off = next(r for r in checked.runtimes if r.optimization == "off")

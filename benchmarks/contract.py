@@ -126,11 +126,11 @@ def rows(name: str, make: Callable[[], Network], bits: str, profiles: Sequence[s
     torch.manual_seed(0)
     model, args, kwargs = make()
     recipe = resolve_recipe(bits)
-    program = build_program(model, args, kwargs, recipe)
+    program = build_program(model, args, recipe, example_kwargs=kwargs)
     example = program.traced.call.flatten(args, kwargs)
     calibrate(program.student, [example], method="minmax")
     lowered = lower(program.student).graph_module
-    job = export_job(lowered, program, recipe)
+    job = export_job(lowered, program)
     found = []
     for profile in profiles:
         with tempfile.TemporaryDirectory() as folder:

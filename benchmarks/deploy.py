@@ -81,9 +81,9 @@ def export_all(model: nn.Module, images: Tensor, folder: Path) -> dict[str, Path
     paths = {}
     for bits, profile in (("w8a8", "container"), ("w4a4", "packed"), ("w2a2", "packed")):
         recipe = resolve_recipe(bits)
-        program = build_program(model, (images,), {}, recipe)
+        program = build_program(model, images, recipe)
         calibrate(program.student, [(images,)], method="minmax")
-        job = export_job(lower(program.student).graph_module, program, recipe)
+        job = export_job(lower(program.student).graph_module, program)
         name = f"ours {bits} {profile}"
         paths[name] = write_profile(profile, job, folder / f"{bits}.onnx").path
         if "float" not in paths:

@@ -51,7 +51,7 @@ def measure(nodes: int) -> dict[str, float]:
     model, example = network(nodes).eval(), torch.randn(2, WIDTH, 4, 4)
     found: dict[str, float] = {}
     started = time.process_time()
-    program = build_program(model, (example,), None, resolve_recipe("w8a8"))
+    program = build_program(model, example, resolve_recipe("w8a8"))
     whole = time.process_time() - started
     for entry in program.log:
         found[entry.name] = found.get(entry.name, 0.0) + entry.seconds

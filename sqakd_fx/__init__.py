@@ -9,33 +9,36 @@ if TYPE_CHECKING:
     from sqakd_fx.errors import SqakdError
     from sqakd_fx.frontend.trace import trace
     from sqakd_fx.pipeline import Result, quantize
-    from sqakd_fx.program import build_program, lower
-    from sqakd_fx.quant.calibration import calibrate
+    from sqakd_fx.program import Program, build_program, lower
     from sqakd_fx.recipe import Recipe, resolve_recipe
-    from sqakd_fx.training.loop import distil
-    from sqakd_fx.validation.validate import validate
+    from sqakd_fx.results.export import export
+    from sqakd_fx.stages import calibrate, distil, validate
 
 _HOMES = {
+    "Program": "program",
     "Recipe": "recipe",
     "Result": "pipeline",
     "SqakdError": "errors",
     "build_program": "program",
-    "calibrate": "quant.calibration",
-    "distil": "training.loop",
+    "calibrate": "stages",
+    "distil": "stages",
+    "export": "results.export",
     "lower": "program",
     "quantize": "pipeline",
     "resolve_recipe": "recipe",
     "trace": "frontend.trace",
-    "validate": "validation.validate",
+    "validate": "stages",
 }
 
 __all__ = [
+    "Program",
     "Recipe",
     "Result",
     "SqakdError",
     "build_program",
     "calibrate",
     "distil",
+    "export",
     "lower",
     "quantize",
     "resolve_recipe",
@@ -49,3 +52,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"sqakd_fx.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names alone; sub-packages are reached by their paths."""
+    return list(__all__)

@@ -1,15 +1,15 @@
 """The main job: load, trace, rewrite, calibrate, distil, lower, export, validate.
 
-Each stage is a function of its own in the module of its name; this file runs them in order and
-keeps the result folder.
+Each stage is a function of its own, here or in `stages.py`; this file runs them in order and keeps the
+result folder.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,31 +18,24 @@ import torch
 from torch import fx, nn
 
 from sqakd_fx.engine.determinism import repeatable_arithmetic, seed_everything
+from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import is_first, process_group
-from sqakd_fx.errors import RecipeError
-from sqakd_fx.program import build_program, distillation_teacher, layer_facts, lower
-from sqakd_fx.quant.batch_norm import reestimate_batch_norm
-from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.exporters.profiles import Exported
+from sqakd_fx.frontend.example_call import Example, arguments
+from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
-from sqakd_fx.results import markdown as reporting
-from sqakd_fx.results.collect import make_report
+from sqakd_fx.results.collect import make_report, write_report
 from sqakd_fx.results.evaluate import validation_batches
-from sqakd_fx.results.export import check_export, export_onnx
+from sqakd_fx.results.export import check_export, export
+from sqakd_fx.results.measure import measure
 from sqakd_fx.results.student import save_student
-from sqakd_fx.source.inputs import calibration_batches, training_inputs
+from sqakd_fx.source.inputs import TrainingInputs, source_inputs
 from sqakd_fx.source.source import Source
-from sqakd_fx.storage import (
-    claim_output_folder,
-    remove_temporaries,
-    storage_error,
-    write_json,
-    write_text,
-)
-from sqakd_fx.training.checkpoint import clear_checkpoints
-from sqakd_fx.training.loop import distil
-from sqakd_fx.training.losses import check_output_settings
-from sqakd_fx.training.progress import StepReport
-from sqakd_fx.training.teacher_cache import clear_teacher_cache
+from sqakd_fx.stages import check_outputs, find_ranges, train
+from sqakd_fx.storage import claim_output_folder, remove_temporaries, storage_error
+from sqakd_fx.training.keeping import Keeping, forget, kept_in
+from sqakd_fx.training.loop import Distilled
+from sqakd_fx.training.progress import Listener, StepReport
 from sqakd_fx.training.tensorboard import clear_scalars, require_tensorboard, scalar_log
 from sqakd_fx.validation.validate import Validation, validate
 
@@ -83,11 +76,12 @@ class Result:
     report: Mapping[str, Any]
 
 
+# More than seven parameters: a user tells a whole run in one call, all but two by keyword.
 def quantize(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    example_inputs: Any,
+    example_inputs: Example,
     recipe: str | Path | Mapping[str, Any] | Recipe = "w4a4",
     out: str | Path = "sqakd-out/model",
     eval_data: Iterable[Any] | None = None,
@@ -111,11 +105,11 @@ def quantize(
     Raises:
         SqakdError: one sentence that says what is wrong and what to do.
     """
-    args, kwargs = _as_call(example_inputs)
+    args, kwargs = arguments(example_inputs)
     source = Source(
         spec=type(model).__name__,
         name=Path(out).name,
-        model=model.eval(),
+        model=model,
         example_inputs=args,
         example_kwargs=kwargs,
         train_data=data,
@@ -123,23 +117,6 @@ def quantize(
         metric=metric,
     )
     return run(source, resolve_recipe(recipe), Path(out), resume=resume, observer=observer)
-
-
-def _as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
-
-
-def choose_device(wanted: str) -> torch.device:
-    """ "auto" takes the GPU where there is one; raises RecipeError for a GPU that is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(
-            "--device cuda: torch sees no GPU here: use --device cpu, or see `sqakd-fx doctor`"
-        )
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
 
 
 def run(
@@ -164,45 +141,93 @@ def run(
         require_tensorboard()
     arithmetic = repeatable_arithmetic(device, recipe.tf32, recipe.deterministic)
     with process_group(device), arithmetic:
-        return _run(source, recipe, out, device, resume, dump, observer if is_first() else None)
+        if is_first():
+            claim_output_folder(out)
+            remove_temporaries(out)
+        seed_everything(recipe.seed)
+        journal = _Journal((is_first() and observer) or Silent())
+        return _stages(_Job(source, recipe, out, device, resume, dump), journal)
 
 
-def _run(
-    source: Source,
-    recipe: Recipe,
-    out: Path,
-    device: torch.device,
-    resume: bool,
-    dump: Path | None,
-    observer: Observer | None,
-) -> Result | None:
-    say = observer or Silent()
-    if is_first():
-        claim_output_folder(out)
-        remove_temporaries(out)
-    seed_everything(recipe.seed)
-    timings: dict[str, float] = {}
+@dataclass(frozen=True)
+class _Job:
+    """What a run is to do."""
 
-    with _timed(timings, "trace"):
-        say.stage("trace", "torch.fx graph, BatchNorm, quantizers")
+    source: Source
+    recipe: Recipe
+    out: Path
+    device: torch.device
+    resume: bool
+    dump: Path | None
+
+
+class _Journal:
+    """Tells an observer what a run does, and keeps the seconds of each stage."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.say = observer
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, detail: str, *, timed_as: str | None = None) -> Iterator[None]:
+        """A stage of the run; where it fails, its seconds count as well."""
+        started = time.perf_counter()
+        self.say.stage(name, detail)
+        try:
+            yield
+        finally:
+            self.seconds[timed_as or name] = time.perf_counter() - started
+
+
+def _stages(job: _Job, journal: _Journal) -> Result | None:
+    program = _trace(job, journal)
+    inputs = source_inputs(job.source, program)
+    steps_per_epoch = inputs.count()
+    keeping = kept_in(job.out, resume=job.resume)
+    _calibrate(job, journal, program, inputs)
+    _check(job, journal, program)
+    distilled = _distil(job, journal, program, inputs, steps_per_epoch, keeping)
+    if not is_first():
+        return None
+    program.student.cpu().eval()
+    save_student(program, job.source, job.out)
+    lowered, exported = _export(job, journal, program)
+    with journal.stage("validate", "trained graph, integer program, ONNX Runtime"):
+        batches = validation_batches(job.source, program, inputs)
+        checked = validate(program.student, lowered, exported.path, batches)
+    journal.say.stage("report", "accuracy and speed")
+    measured = measure(job.source, program, exported.path)
+    report = make_report(
+        job.source, program, distilled, exported, checked, measured, journal.seconds
+    )
+    write_report(report, program, job.out)
+    forget(keeping)
+    return Result(job.out, program.student, lowered, exported.path, checked, report)
+
+
+def _trace(job: _Job, journal: _Journal) -> Program:
+    source = job.source
+    with journal.stage("trace", "torch.fx graph, BatchNorm, quantizers"):
         program = build_program(
-            source.model, source.example_inputs, source.example_kwargs, recipe, dump=dump
+            source.model,
+            source.example_inputs,
+            job.recipe,
+            example_kwargs=source.example_kwargs,
+            dump=job.dump,
         )
-        with torch.no_grad():
-            check_output_settings(recipe, program.teacher(*program.example))
-    inputs = training_inputs(source, program, recipe)
-    per_epoch = inputs.count()
-    if not resume and is_first():
-        clear_checkpoints(out / "checkpoints")
-        clear_teacher_cache(out / "teacher-outputs")
+        check_outputs(program)
+    return program
 
-    with _timed(timings, "calibrate"):
-        say.stage("calibrate", f"{recipe.calibration_batches} batches, {recipe.initialization}")
-        program.student.to(device)
-        calibrate(
-            program.student,
-            calibration_batches(inputs, recipe, device),
-            method=recipe.initialization,
+
+def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs) -> None:
+    recipe, say = job.recipe, journal.say
+    detail = f"{recipe.calibration_batches} batches, {recipe.initialization}"
+    with journal.stage("calibrate", detail):
+        program.student.to(job.device)
+        find_ranges(
+            program,
+            inputs,
+            job.device,
             on_batch=lambda done: say.progress(done, recipe.calibration_batches),
         )
     if inputs.batches.labels_ignored and not recipe.labels:
@@ -210,80 +235,59 @@ def _run(
     if inputs.undivided is not None:
         say.note(f"agreement is not measured while training (held_out): {inputs.undivided}")
 
-    with _timed(timings, "check"):
-        say.stage("check", "the untrained student as integer ONNX")
+
+def _check(job: _Job, journal: _Journal, program: Program) -> None:
+    with journal.stage("check", "the untrained student as integer ONNX"):
         program.student.cpu()
-        check_export(program, recipe)
-        program.student.to(device)
+        check_export(program)
+        program.student.to(job.device)
 
-    teacher = distillation_teacher(program)
-    with _timed(timings, "distil"):
-        total = recipe.steps if recipe.steps is not None else recipe.epochs * per_epoch
-        labels = f"labels {recipe.labels:.0%} of the loss" if recipe.labels else "no labels"
-        say.stage("distil", f"{total} steps on {device.type}, {labels}")
-        history = out / "train.jsonl"
-        scalars = out / "tensorboard"
-        if not resume and is_first():
-            history.unlink(missing_ok=True)
-            clear_scalars(scalars)
 
-        with scalar_log(scalars if recipe.tensorboard and is_first() else None) as log_scalars:
+def _distil(
+    job: _Job,
+    journal: _Journal,
+    program: Program,
+    inputs: TrainingInputs,
+    steps_per_epoch: int,
+    keeping: Keeping,
+) -> Distilled:
+    recipe, device = job.recipe, job.device
+    total = recipe.steps if recipe.steps is not None else recipe.epochs * steps_per_epoch
+    labels = f"labels {recipe.labels:.0%} of the loss" if recipe.labels else "no labels"
+    with (
+        journal.stage("distil", f"{total} steps on {device.type}, {labels}"),
+        _recorded(job, journal) as on_report,
+    ):
+        listener = Listener(on_report, journal.say.note)
+        return train(program, inputs, steps_per_epoch, device, keeping, listener)
 
-            def on_report(step: StepReport) -> None:
-                if not is_first():
-                    return
-                say.training(step)
-                _append_json(history, asdict(step))
-                log_scalars(step)
 
-            distilled = distil(
-                program.student,
-                teacher,
-                inputs.training,
-                recipe,
-                steps_per_epoch=per_epoch,
-                device=device,
-                held_out=inputs.held_out(),
-                checkpoints=out / "checkpoints",
-                teacher_outputs=out / "teacher-outputs",
-                resume=resume,
-                on_report=on_report,
-                on_note=say.note,
-            )
-        if recipe.reestimate_batch_norm:
-            reestimate_batch_norm(
-                program.student,
-                itertools.islice(inputs.epoch(0), recipe.reestimate_batch_norm),
-                device,
-            )
-    if not is_first():
-        return None
-    program.student.cpu().eval()
-    save_student(program, source, recipe, out)
+@contextmanager
+def _recorded(job: _Job, journal: _Journal) -> Iterator[Callable[[StepReport], None]]:
+    """What tells the observer of a step report, and adds it to the result folder's record of the training."""
+    history, scalars = job.out / "train.jsonl", job.out / "tensorboard"
+    if not job.resume and is_first():
+        history.unlink(missing_ok=True)
+        clear_scalars(scalars)
+    with scalar_log(scalars if job.recipe.tensorboard and is_first() else None) as log_scalars:
 
-    with _timed(timings, "lower and export"):
-        say.stage("export", "integer ONNX")
+        def on_report(step: StepReport) -> None:
+            if not is_first():
+                return
+            journal.say.training(step)
+            _append_json(history, asdict(step))
+            log_scalars(step)
+
+        yield on_report
+
+
+def _export(job: _Job, journal: _Journal, program: Program) -> tuple[fx.GraphModule, Exported]:
+    with journal.stage("export", "integer ONNX", timed_as="lower and export"):
         lowered = lower(program.student).graph_module
-        model_path = out / "model.onnx"
-        exported = export_onnx(lowered, program, recipe, model_path)
+        exported = export(program, lowered, job.out / "model.onnx")
         for text in exported.notes:
-            say.note(text)
-
-    with _timed(timings, "validate"):
-        say.stage("validate", "trained graph, integer program, ONNX Runtime")
-        checked = validate(
-            program.student, lowered, model_path, validation_batches(source, program, inputs)
-        )
-    say.stage("report", "accuracy and speed")
-    report = make_report(
-        source, program, recipe, checked, exported, timings, distilled.notes, distilled.loss
-    )
-    write_json(out / "report.json", report)
-    text = reporting.markdown(report, layer_facts(program.student), program.notes)
-    write_text(out / "report.md", text)
-    clear_checkpoints(out / "checkpoints")
-    clear_teacher_cache(out / "teacher-outputs")
-    return Result(out, program.student, lowered, model_path, checked, report)
+            journal.say.note(text)
+    return lowered, exported
 
 
 def _append_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -292,16 +296,3 @@ def _append_json(path: Path, value: Mapping[str, Any]) -> None:
             handle.write(json.dumps(value) + "\n")
     except OSError as error:
         raise storage_error(error, path) from error
-
-
-class _timed:
-    """Adds the seconds of a block to a table."""
-
-    def __init__(self, table: dict[str, float], name: str) -> None:
-        self.table, self.name = table, name
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.table[self.name] = time.perf_counter() - self.started

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sqakd_fx.frontend.copy_model import float_copy, refuse_ties_to_the_original
+from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.trace import FloatModule, Traced, trace
 from sqakd_fx.ir.op_table import node_macs
 from sqakd_fx.ir.pass_manager import Compiled, LogEntry, Note, run_passes
@@ -26,16 +27,16 @@ from sqakd_fx.passes.lower_to_integer.lower import LowerToInteger
 from sqakd_fx.passes.propagate_shapes import PropagateShapes
 from sqakd_fx.passes.stable_top_k import StableTopK
 from sqakd_fx.plan.layer_settings import LayerSettings
-from sqakd_fx.quant.calibration import quantizers_of
-from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
+from sqakd_fx.recipe import Recipe, resolve_recipe
 
 
 @dataclass(frozen=True)
 class Program:
     """A student graph, the float teacher it started as, and how it was made.
 
-    `example` is one call's inputs in the order of the graph's placeholders.
+    `teacher` and `student` take tensors by position; `example` are those of one call, and `inputs` gives those of
+    another. The student's quantizers pass values through until it is calibrated.
     """
 
     teacher: fx.GraphModule
@@ -44,6 +45,20 @@ class Program:
     input_names: tuple[str, ...]
     traced: Traced
     log: tuple[LogEntry, ...]
+    recipe: Recipe
+
+    def inputs(self, call: Example) -> tuple[Tensor, ...]:
+        """The tensors of a call, given as the example was, in the order in which the graphs take them.
+
+        Raises:
+            TraceError: an input is missing, or the call does not fit the model's signature.
+        """
+        return self.traced.call.flatten(*arguments(call))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every quantizer has a range."""
+        return all(quantizer.enabled for quantizer in quantizers_of(self.student).values())
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -70,35 +85,39 @@ def _way_out(float_module: FloatModule) -> str:
 
 def build_program(
     model: nn.Module,
-    example_args: tuple[Any, ...],
-    example_kwargs: Mapping[str, Any] | None,
-    recipe: Recipe,
+    example: Example,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     dump: Path | None = None,
 ) -> Program:
     """Trace a float model and insert quantizers (disabled) by the recipe.
 
-    The model is copied: the caller's own is not changed.
+    The model is copied: the caller's own is not changed. `example` is one call, as for `trace`; `recipe` is a preset
+    ("w4a4"), a TOML file, a mapping or a Recipe. `dump` is a folder for the printed graph after every pass.
 
     Raises:
         TraceError, PassError, RecipeError.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
     copied = float_copy(model)
-    refuse_ties_to_the_original(model, copied, example_args, example_kwargs or {})
+    args, kwargs = arguments(example)
+    kwargs |= example_kwargs or {}
+    refuse_ties_to_the_original(model, copied, args, kwargs)
     traced = trace(
         copied,
-        example_args,
-        example_kwargs,
+        args,
+        example_kwargs=kwargs,
         front_end=recipe.frontend,
         float_modules=recipe.float_modules,
         specialize=recipe.specialize,
     )
     tensors = traced.call.tensors()
-    example, names = tuple(tensors.values()), tuple(tensors)
+    inputs = tuple(tensors.values())
 
     def probe(graph_module: fx.GraphModule) -> Any:
         with torch.no_grad():
-            return graph_module(*example)
+            return graph_module(*inputs)
 
     first = run_passes(
         traced.graph_module,
@@ -106,9 +125,9 @@ def build_program(
             Functionalize(),
             FoldConstants(),
             Decompose(),
-            PropagateShapes(example),
+            PropagateShapes(inputs),
             Canonicalize(),
-            PropagateShapes(example),
+            PropagateShapes(inputs),
         ],
         probe=probe,
         dump=dump,
@@ -121,10 +140,11 @@ def build_program(
     return Program(
         teacher.eval(),
         second.graph_module.eval(),
-        example,
-        names,
+        inputs,
+        tuple(tensors),
         traced,
         first.log + settled.log + second.log,
+        recipe,
     )
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.results.export import export_onnx
+from sqakd_fx.results.export import export
 from sqakd_fx.runtime.fusion import without_kernel
 from sqakd_fx.validation.validate import Validation, validate
 
@@ -224,11 +224,11 @@ def compiled(
 ) -> tuple[Any, Validation]:
     """The whole way, without training: the program and what ONNX Runtime makes of it."""
     recipe = resolve_recipe(bits, settings=[f"profile={profile}"])
-    program = build_program(model, args, kwargs, recipe)
+    program = build_program(model, args, recipe, example_kwargs=kwargs)
     example = program.traced.call.flatten(args, kwargs)
     calibrate(program.student, [example], method="minmax")
     lowered = lower(program.student).graph_module
-    export_onnx(lowered, program, recipe, folder / "model.onnx")
+    export(program, lowered, folder / "model.onnx")
     checked = validate(program.student, lowered, folder / "model.onnx", [example])
     assert without_kernel(lowered, checked.fusion) == {}
     return program, checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from sqakd_fx.program import Program, distillation_teacher
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.training.keeping import Keeping
 from sqakd_fx.training.loop import Distilled, distil
+from sqakd_fx.training.progress import Listener, StepReport
+from sqakd_fx.training.step_batches import TrainingData
 
 torch.set_num_threads(1)
 # Of commands that tests start as well: where threads share a core they wait for one another by spinning.
@@ -70,16 +73,23 @@ def with_lively_batch_norm(model: nn.Module, shape: tuple[int, ...]) -> nn.Modul
     return model.eval()
 
 
-def distilled(program: Program, inputs: Tensor, recipe: Recipe, **more: Any) -> Distilled:
+def distilled(
+    program: Program,
+    inputs: Tensor,
+    recipe: Recipe,
+    *,
+    on_report: Callable[[StepReport], None] = lambda report: None,
+    **keeping: Any,
+) -> Distilled:
     """The student of `program` trained on one batch, again and again, on the CPU."""
     return distil(
         program.student,
         distillation_teacher(program),
-        lambda epoch: [(inputs,)],
+        TrainingData(lambda epoch: [(inputs,)], 1),
         recipe,
-        steps_per_epoch=1,
-        device=torch.device("cpu"),
-        **more,
+        torch.device("cpu"),
+        Keeping(**keeping),
+        Listener(on_report),
     )
 
 

@@ -15,6 +15,6 @@ def job_of(
     model: nn.Module, images: Tensor, bits: str, family: str = "lsq", *settings: str
 ) -> tuple[Program, Export]:
     recipe = resolve_recipe(bits, settings=[f"weight_family={family}", *settings])
-    program = build_program(model, (images,), {}, recipe)
+    program = build_program(model, images, recipe)
     calibrate(program.student, [(images,)])
-    return program, export_job(lower(program.student).graph_module, program, recipe)
+    return program, export_job(lower(program.student).graph_module, program)

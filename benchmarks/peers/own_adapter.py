@@ -12,6 +12,7 @@ from sqakd_fx.program import build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.training.loop import distil
+from sqakd_fx.training.step_batches import TrainingData
 
 ENDLESS = 1_000_000
 
@@ -27,15 +28,14 @@ def train(
         precision=setup["precision"],
         steps=ENDLESS,
     )
-    program = build_program(model.cpu(), (images[:2].cpu(),), {}, recipe)
+    program = build_program(model.cpu(), images[:2].cpu(), recipe)
     student = program.student.to(images.device)
     calibrate(student, [(images,)], method=recipe.initialization)
     with repeatable_arithmetic(images.device, recipe.tf32, recipe.deterministic):
         distil(
             student,
             distillation_teacher(program).to(images.device),
-            lambda epoch: ((batch,) for batch in batches),
+            TrainingData(lambda epoch: ((batch,) for batch in batches), ENDLESS),
             recipe,
-            steps_per_epoch=ENDLESS,
-            device=images.device,
+            images.device,
         )

@@ -60,7 +60,9 @@ def result_of(target: Path) -> tuple[Path, Path]:
 
 def graph_at(source: Source, recipe: Recipe, stage: str) -> tuple[fx.GraphModule, Program]:
     """The graph of a stage; "lowered" is calibrated on the example input only."""
-    program = build_program(source.model, source.example_inputs, source.example_kwargs, recipe)
+    program = build_program(
+        source.model, source.example_inputs, recipe, example_kwargs=source.example_kwargs
+    )
     if stage == "traced":
         return program.teacher, program
     if stage == "folded":

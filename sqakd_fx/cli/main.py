@@ -254,19 +254,19 @@ def export(
 ) -> None:
     """Export the trained student of a result folder again, in any profile."""
     from sqakd_fx.cli.inspect import check_choice
-    from sqakd_fx.exporters.profiles import PROFILES, write_profile
+    from sqakd_fx.exporters.profiles import PROFILES
     from sqakd_fx.program import lower
-    from sqakd_fx.results.export import export_job
+    from sqakd_fx.results.export import export as write
     from sqakd_fx.results.student import load_student
     from sqakd_fx.storage import read_json
 
     if profile:
         check_choice("--profile", profile, tuple(PROFILES))
     spec = str(read_json(result / "program.json")["source"])
-    program, resolved = load_student(result, _source(spec, weights, data, input_shape))
+    program = load_student(result, _source(spec, weights, data, input_shape))
     default = result / PROFILES[profile][0] if profile else result / "model.onnx"
-    job = export_job(lower(program.student).graph_module, program, resolved)
-    exported = write_profile(profile or resolved.profile, job, out or default)
+    lowered = lower(program.student).graph_module
+    exported = write(program, lowered, out or default, profile=profile or None)
     for note in exported.notes:
         print(f"note: {note}")
     print(f"wrote {exported.path}")
@@ -293,15 +293,15 @@ def validate(
     from sqakd_fx.results.evaluate import validation_batches
     from sqakd_fx.results.markdown import tensor_table, validation_lines
     from sqakd_fx.results.student import load_student
-    from sqakd_fx.source.inputs import training_inputs
+    from sqakd_fx.source.inputs import source_inputs
     from sqakd_fx.storage import read_json
     from sqakd_fx.validation.validate import validate as check
 
     folder, path = result_of(target)
     spec = str(read_json(folder / "program.json")["source"])
     source = _source(spec, weights, data, input_shape)
-    program, resolved = load_student(folder, source)
-    inputs = None if source.train_data is None else training_inputs(source, program, resolved)
+    program = load_student(folder, source)
+    inputs = None if source.train_data is None else source_inputs(source, program)
     batches = validation_batches(source, program, inputs)
     checked = check(program.student, lower(program.student).graph_module, path, batches)
     if json_:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sqakd_fx.cli.live import Live
+from sqakd_fx.ir.batches import rows
 from sqakd_fx.mixed_precision.budget import Budget, choose_bits, totals, with_bits
 from sqakd_fx.mixed_precision.sensitivity import (
     LayerSensitivity,
@@ -20,7 +21,7 @@ from sqakd_fx.mixed_precision.sensitivity import (
 )
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe import Recipe, to_toml
-from sqakd_fx.source.inputs import training_inputs
+from sqakd_fx.source.inputs import source_inputs
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_text
 
@@ -30,8 +31,10 @@ def measure_source(
 ) -> list[LayerSensitivity]:
     """Sensitivity of every layer on the first `samples` of the unlabelled data."""
     live.stage("trace", "torch.fx graph, quantizers")
-    program = build_program(source.model, source.example_inputs, source.example_kwargs, recipe)
-    inputs = training_inputs(source, program, recipe)
+    program = build_program(
+        source.model, source.example_inputs, recipe, example_kwargs=source.example_kwargs
+    )
+    inputs = source_inputs(source, program)
     passes = passes_needed(program, widths)
     live.stage("measure", f"{samples} samples, forward only: the cost of {passes:.0f} full passes")
     return measure_sensitivity(
@@ -45,9 +48,8 @@ def measure_source(
 
 def _first(batches: Iterator[tuple[Any, ...]], samples: int) -> Iterator[tuple[Any, ...]]:
     for inputs in batches:
-        size = len(inputs[0])
-        yield tuple(x[:samples] if getattr(x, "ndim", 0) and len(x) == size else x for x in inputs)
-        samples -= size
+        yield rows(inputs, 0, samples)
+        samples -= len(inputs[0])
         if samples <= 0:
             return
 

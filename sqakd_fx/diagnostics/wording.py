@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 from sqakd_fx.errors import SourceError
+
+
+def no_effect(key: str, why: str) -> str:
+    """What a user is told where a setting of the recipe changes nothing."""
+    return f"{key} has no effect: {why}"
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """ "did you mean A or B?" of the known names that are like `name`, or ""."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def near_names(path: Path) -> str:

@@ -12,7 +12,7 @@ import torch._functorch.config as functorch_config
 from torch import fx
 
 from sqakd_fx.ir.op_table import shape_of
-from sqakd_fx.quant.calibration import quantizers_of
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe
 
 _SAVED_ON_CPU = 5e-9, 0.0

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.verify import turned
-from sqakd_fx.ir.pass_manager import largest_difference, tensors_of
+from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
 _LARGEST_DIFFERENCE = 1e-2
 """Of a model in half precision and its copy in float32."""

@@ -8,15 +8,25 @@ Floating-point tensors are taken as float32. Nested tuples, lists and dicts are 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_with_path
+from torch.utils._pytree import tree_leaves, tree_map_with_path
 
 from sqakd_fx.errors import TraceError
+
+Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
+"""One call of a model: its one tensor, its positional arguments, or its arguments by name."""
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of an `Example`; any other value is the one argument."""
+    if isinstance(example, Mapping):
+        return (), {str(name): value for name, value in example.items()}
+    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,22 @@ class Call:
     signature: inspect.Signature
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    @property
+    def n_inputs(self) -> int:
+        """How many arguments the example gives to the model."""
+        return len(self.args) + len(self.kwargs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the example's arguments, in order: forward's own, then keyword arguments."""
+        return (*named_parameters(self.signature)[: len(self.args)], *self.kwargs)
+
+    @property
+    def ndim(self) -> int:
+        """Axes of the example's first tensor."""
+        leaves = tree_leaves((self.args, dict(self.kwargs)))
+        return next(x for x in leaves if isinstance(x, Tensor)).ndim
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, in the order of the model's signature."""
@@ -57,6 +83,12 @@ def call_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     call = Call(inspect.signature(model.forward), tuple(args), dict(kwargs))
     call.tensors()
     return call
+
+
+def named_parameters(signature: inspect.Signature) -> tuple[str, ...]:
+    """The parameters of a signature but for *args and **kwargs."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(p.name for p in signature.parameters.values() if p.kind not in several)
 
 
 def _bind(

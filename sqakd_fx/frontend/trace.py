@@ -23,7 +23,7 @@ from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.diagnostics.source_lines import code_line, model_line
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.attention import spell_out_attention
-from sqakd_fx.frontend.example_call import Call, call_of
+from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
 from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
 from sqakd_fx.frontend.symbolic import (
     DependsOnData,
@@ -65,26 +65,28 @@ class Traced:
 
 def trace(
     model: nn.Module,
-    example_args: tuple[Any, ...],
-    example_kwargs: Mapping[str, Any] | None = None,
+    example: Example,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     front_end: FrontEnd = "auto",
     float_modules: Sequence[str] = (),
     specialize: Sequence[str] = (),
 ) -> Traced:
     """Trace `model` (put in evaluation mode) and record every node's shape on the example.
 
-    `float_modules` are paths of submodules to keep whole in float; `specialize` are paths of submodules whose
-    branches on data the example decides.
+    `example` is one call: a tensor, a tuple of positional arguments (with `example_kwargs` beside them), or a dict of
+    arguments by name. `float_modules` are paths of submodules to keep whole in float; `specialize` are paths of
+    submodules whose branches on data the example decides.
 
-    The graph takes the tensors of a call by position, see `calls.py` for their names and order. Node
+    The graph takes the tensors of a call by position, see `example_call.py` for their names and order. Node
     metadata: `tensor_meta` and `module_path`.
 
     Raises:
         TraceError: neither front end can trace the model; names the line that stands in the way.
     """
     model = model.eval()
-    call = call_of(model, example_args, example_kwargs or {})
+    args, by_name = arguments(example)
+    call = call_of(model, args, by_name | dict(example_kwargs or {}))
     modules = dict(model.named_modules())
     for path in (*float_modules, *specialize):
         if path not in modules:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.float32 import in_float32
-from sqakd_fx.ir.pass_manager import largest_difference, tensors_of
+from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.ir.size_queries import asks_for_size
 
 _LARGEST_DIFFERENCE = 1e-3

@@ -6,7 +6,6 @@ graph checked and recompiled here.
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from sqakd_fx.errors import PassError, SqakdError, short
+from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
 _LARGEST_DIFFERENCE = 1e-3
 _WAY_OUT = "try --set frontend=export, and report the model"
@@ -165,24 +164,3 @@ def _blame(one: Pass, check: Callable[[Any], None], subject: Any) -> None:
         check(subject)
     except PassError as error:
         raise PassError(f"pass {one.name}: {error}", node=error.node) from error
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """Every tensor in a nested output, in a stable order."""
-    leaves = torch.utils._pytree.tree_leaves(output)
-    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def largest_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Largest |a - b| over pairs of float tensors, relative to the largest |a| where that is > 1.
-
-    Infinite where there are not as many, or where two have other shapes.
-    """
-    if [x.shape for x in a] != [y.shape for y in b]:
-        return math.inf
-    worst = 0.0
-    for x, y in zip(a, b, strict=True):
-        if x.is_floating_point() and x.numel():
-            scale = max(1.0, float(x.abs().max()))
-            worst = max(worst, float((x - y).abs().max()) / scale)
-    return worst

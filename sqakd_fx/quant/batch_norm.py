@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sqakd_fx.diagnostics.batch_errors import batch_named, call
+from sqakd_fx.ir.batches import moved
 from sqakd_fx.ir.op_table import TABLE, Kind, op_name, op_of
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.quant.quantizer import Quantizer
@@ -220,7 +221,7 @@ def reestimate_batch_norm(
     student.train()
     for index, inputs in enumerate(batches):
         with batch_named(f"batch {index} of the data", inputs):
-            call(student, *(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
+            call(student, *moved(inputs, device))
     student.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -13,15 +13,10 @@ from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import NotFiniteError, TrainingError
 from sqakd_fx.ir.rewriting import constant_of, node_path
 from sqakd_fx.quant.average_noise import AverageNoise
-from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.quant.sampling import spread_sample
 
 _SAMPLES_PER_BATCH = 1 << 15
-
-
-def quantizers_of(graph_module: nn.Module) -> dict[str, Quantizer]:
-    """Every quantizer by name, in the order of the module tree."""
-    return {n: m for n, m in graph_module.named_modules() if isinstance(m, Quantizer)}
 
 
 @torch.no_grad()

@@ -318,3 +318,8 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         where = "per-channel" if self.channels else "per-tensor"
         return f"{self.family.name}, {self.role}, {self.bits} bits, {where}"
+
+
+def quantizers_of(module: nn.Module) -> dict[str, Quantizer]:
+    """Every quantizer by name, in the order of the module tree."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, Quantizer)}

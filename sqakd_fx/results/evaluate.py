@@ -11,12 +11,11 @@ from torch import Tensor
 
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
-from sqakd_fx.ir.pass_manager import tensors_of
+from sqakd_fx.ir.outputs import predictions, tensors_of
 from sqakd_fx.program import Program
-from sqakd_fx.source.batches import Batch, labelled_batches
+from sqakd_fx.source.batches import Batch, Loading, labelled_batches
 from sqakd_fx.source.inputs import TrainingInputs
 from sqakd_fx.source.source import Source
-from sqakd_fx.training.losses import class_axis
 
 _VALIDATION_SAMPLES = 512
 
@@ -41,13 +40,7 @@ def validation_batches(
 
 def _evaluation(source: Source) -> Iterable[tuple[Batch, Any]]:
     assert source.eval_data is not None
-    return labelled_batches(
-        source.eval_data,
-        n_inputs=source.n_inputs,
-        input_names=source.input_names,
-        batch_size=256,
-        example_ndim=source.example_ndim,
-    )
+    return labelled_batches(source.eval_data, source.form, Loading(batch_size=256, drop_last=False))
 
 
 def evaluate(
@@ -87,8 +80,9 @@ def _measured(metric: Callable[[Any, Any], float], output: Tensor, target: Tenso
 
 
 def _top1(output: Tensor, target: Tensor) -> float:
-    axis = class_axis(tuple(output.shape))
-    predicted = output.argmax(dim=1 if axis is None else axis)
+    predicted = predictions(output)
+    if predicted is None:
+        predicted = output.argmax(dim=1)
     if predicted.shape != target.shape:
         raise SourceError(
             f"the labels {tuple(target.shape)} are not the classes of the predictions "

@@ -11,11 +11,11 @@ from torch import fx
 from sqakd_fx.engine.determinism import undisturbed_randomness
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.program import Program, distillation_teacher, lower
-from sqakd_fx.recipe import Recipe
 
 
-def export_job(lowered: fx.GraphModule, program: Program, recipe: Recipe) -> Export:
+def export_job(lowered: fx.GraphModule, program: Program) -> Export:
     """What the exporters need to know of a lowered student."""
+    recipe = program.recipe
     return Export(
         lowered,
         distillation_teacher(program),
@@ -30,17 +30,26 @@ def export_job(lowered: fx.GraphModule, program: Program, recipe: Recipe) -> Exp
     )
 
 
-def export_onnx(lowered: fx.GraphModule, program: Program, recipe: Recipe, path: Path) -> Exported:
-    """Write the integer program in the recipe's profile; raises ExportError or StorageError."""
-    return write_profile(recipe.profile, export_job(lowered, program, recipe), path)
+def export(
+    program: Program, lowered: fx.GraphModule, path: str | Path, *, profile: str | None = None
+) -> Exported:
+    """Write an integer program in a profile, the recipe's where none is given.
+
+    `lowered` is what `lower` makes of the program's student. A file is left behind only where it is whole.
+
+    Raises:
+        ExportError: no such profile, or the target cannot take the model. StorageError: the file cannot be written.
+    """
+    return write_profile(
+        profile or program.recipe.profile, export_job(lowered, program), Path(path)
+    )
 
 
-def check_export(program: Program, recipe: Recipe) -> None:
+def check_export(program: Program) -> None:
     """Export the calibrated student and let it go, so that what has no ONNX form is known before training.
 
     Raises:
         PassError; ExportError, also where ONNX Runtime refuses the model.
     """
     with undisturbed_randomness(), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(lower(program.student).graph_module, program, recipe, path)
+        export(program, lower(program.student).graph_module, Path(folder) / "model.onnx")

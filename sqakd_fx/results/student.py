@@ -10,20 +10,20 @@ from safetensors.torch import load_file, save_file
 
 from sqakd_fx.errors import SourceError, StorageError
 from sqakd_fx.program import Program, build_program, enable_quantizers
-from sqakd_fx.quant.calibration import quantizers_of
-from sqakd_fx.recipe import Recipe, resolve_recipe, to_toml
+from sqakd_fx.quant.quantizer import quantizers_of
+from sqakd_fx.recipe import resolve_recipe, to_toml
 from sqakd_fx.results import markdown as reporting
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import read_json, write_atomically, write_json, write_text
 
 
-def save_student(program: Program, source: Source, recipe: Recipe, out: Path) -> None:
+def save_student(program: Program, source: Source, out: Path) -> None:
     """student.safetensors, program.json and recipe.toml: enough to rebuild it from the source."""
     state = {
         k: v.detach().cpu().contiguous().clone() for k, v in program.student.state_dict().items()
     }
     write_atomically(out / "student.safetensors", lambda path: save_file(state, path))
-    write_text(out / "recipe.toml", to_toml(recipe))
+    write_text(out / "recipe.toml", to_toml(program.recipe))
     write_json(
         out / "program.json",
         {
@@ -40,7 +40,7 @@ def save_student(program: Program, source: Source, recipe: Recipe, out: Path) ->
     )
 
 
-def load_student(out: Path, source: Source) -> tuple[Program, Recipe]:
+def load_student(out: Path, source: Source) -> Program:
     """Rebuild the trained student of a result folder.
 
     Raises:
@@ -48,7 +48,9 @@ def load_student(out: Path, source: Source) -> tuple[Program, Recipe]:
     """
     read_json(out / "program.json")
     recipe = resolve_recipe(out / "recipe.toml")
-    program = build_program(source.model, source.example_inputs, source.example_kwargs, recipe)
+    program = build_program(
+        source.model, source.example_inputs, recipe, example_kwargs=source.example_kwargs
+    )
     path = out / "student.safetensors"
     try:
         state = load_file(path)
@@ -64,4 +66,4 @@ def load_student(out: Path, source: Source) -> tuple[Program, Recipe]:
         ) from error
     enable_quantizers(program.student)
     program.student.eval()
-    return program, recipe
+    return program

@@ -1,6 +1,6 @@
 """Batches of model inputs from whatever iterable the user has.
 
-Items (`data_items.py`) are ready batches or single samples, which are collated. Samples of data with a
+Items (`items.py`) are ready batches or single samples, which are collated. Samples of data with a
 length are shuffled; ready batches are taken in the order in which they come.
 """
 
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
-from sqakd_fx.source.items import Layout, Record, collate_items, collated
+from sqakd_fx.source.items import Form, Layout, Record, collate_items, collated
 
 T = TypeVar("T")
 
@@ -55,6 +55,24 @@ class Replay(Generic[T]):
             index += 1
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How samples become batches.
+
+    Attributes:
+        batch_size: samples in a batch that is collated here. Ready batches keep their size.
+        shuffle: permute samples of data that has a length, anew for each `set_epoch`.
+        drop_last: leave out an incomplete last batch unless it is the only one.
+        workers: processes that load and collate samples of a Dataset ahead of the training loop; 0: none.
+    """
+
+    batch_size: int
+    shuffle: bool = False
+    drop_last: bool = True
+    seed: int = 0
+    workers: int = 0
+
+
 class Batches(Generic[T]):
     """A re-iterable over the user's data: each iteration is one epoch.
 
@@ -62,16 +80,7 @@ class Batches(Generic[T]):
     """
 
     def __init__(
-        self,
-        data: Any,
-        layout: Layout,
-        take: Callable[[Record], T],
-        *,
-        batch_size: int,
-        drop_last: bool,
-        shuffle: bool = False,
-        seed: int = 0,
-        workers: int = 0,
+        self, data: Any, layout: Layout, take: Callable[[Record], T], loading: Loading
     ) -> None:
         if isinstance(data, Mapping):
             raise SourceError(
@@ -81,11 +90,7 @@ class Batches(Generic[T]):
         self._data = replayable(data)
         self._layout = layout
         self._take = take
-        self._batch_size = batch_size
-        self._drop_last = drop_last
-        self._shuffle = shuffle
-        self._seed = seed
-        self._workers = workers
+        self._loading = loading
         self._epoch = 0
         self._samples: bool | None = None
         self._labels_ignored = False
@@ -106,8 +111,8 @@ class Batches(Generic[T]):
             if total == 0 or not self._holds_samples():
                 return total
             if self._drops(total):
-                return total // self._batch_size
-            return math.ceil(total / self._batch_size)
+                return total // self._loading.batch_size
+            return math.ceil(total / self._loading.batch_size)
         if isinstance(data, DataLoader) and data.batch_sampler is not None:
             try:
                 return len(data)
@@ -150,9 +155,9 @@ class Batches(Generic[T]):
 
     def _from_array(self, data: Any) -> Iterator[Record]:
         order, _ = self._order(len(data))
-        for start in range(0, len(data), self._batch_size):
-            chosen = order[start : start + self._batch_size]
-            if len(chosen) == self._batch_size or not self._drops(len(data)):
+        for start in range(0, len(data), self._loading.batch_size):
+            chosen = order[start : start + self._loading.batch_size]
+            if len(chosen) == self._loading.batch_size or not self._drops(len(data)):
                 index = chosen.numpy() if isinstance(data, np.ndarray) else chosen.to(data.device)
                 yield self._layout.split(data[index])
 
@@ -160,13 +165,13 @@ class Batches(Generic[T]):
         order, generator = self._order(len(data))
         yield from DataLoader(
             data,
-            batch_size=self._batch_size,
+            batch_size=self._loading.batch_size,
             sampler=order.tolist(),
             drop_last=self._drops(len(data)),
             generator=generator,
             collate_fn=partial(collate_items, self._layout),
-            num_workers=self._workers,
-            pin_memory=self._workers > 0 and torch.cuda.is_available(),
+            num_workers=self._loading.workers,
+            pin_memory=self._loading.workers > 0 and torch.cuda.is_available(),
         )
 
     def _from_items(self, data: Iterable[Any]) -> Iterator[Record]:
@@ -179,11 +184,11 @@ class Batches(Generic[T]):
                 yield record
                 continue
             pending.append(record)
-            if len(pending) == self._batch_size:
+            if len(pending) == self._loading.batch_size:
                 full = True
                 yield collated(pending)
                 pending = []
-        if pending and not (self._drop_last and full):
+        if pending and not (self._loading.drop_last and full):
             yield collated(pending)
 
     def _holds_samples(self) -> bool:
@@ -199,72 +204,35 @@ class Batches(Generic[T]):
         return self._samples
 
     def _drops(self, total: int) -> bool:
-        return self._drop_last and total >= self._batch_size
+        return self._loading.drop_last and total >= self._loading.batch_size
 
     def _order(self, total: int) -> tuple[Tensor, torch.Generator]:
-        entropy = np.random.SeedSequence([self._seed % 2**64, self._epoch])
+        entropy = np.random.SeedSequence([self._loading.seed % 2**64, self._epoch])
         generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
-        if self._shuffle:
+        if self._loading.shuffle:
             return torch.randperm(total, generator=generator), generator
         return torch.arange(total), generator
 
 
 def input_batches(
-    data: Any,
-    *,
-    n_inputs: int,
-    input_names: tuple[str, ...],
-    batch_size: int,
-    shuffle: bool,
-    seed: int,
-    example_ndim: int | None = None,
-    what: str = "training data",
-    workers: int = 0,
+    data: Any, form: Form, loading: Loading, *, what: str = "training data"
 ) -> Batches[Batch]:
     """Batches of inputs; labels are never looked at.
 
-    Args:
-        data: a DataLoader, a Dataset, a tensor or array of shape (N, ...), or any iterable. A
-            one-shot iterator is kept in memory as it is drawn, so that it lasts several epochs.
-        n_inputs: how many leading elements of a tuple are inputs.
-        input_names: the keys of a dict that are inputs.
-        batch_size: samples in a batch that is collated here; an incomplete last one is dropped
-            unless it is the only one. Ready batches keep their size.
-        shuffle: permute samples of data that has a length, anew for each `set_epoch`.
-        example_ndim: axes of the example's first input. None: a Dataset gives samples, any other
-            iterable gives batches.
-        workers: processes that load and collate samples of a Dataset ahead of the training loop; 0: none.
+    `data` is a DataLoader, a Dataset, a tensor or array of shape (N, ...), or any iterable. A one-shot
+    iterator is kept in memory as it is drawn, so that it lasts several epochs.
 
     Iteration raises:
         SourceError: no batch, an item that cannot be loaded or has the wrong form.
     """
-    layout = Layout(n_inputs, input_names, example_ndim, False, what)
-    return Batches(
-        data,
-        layout,
-        lambda record: Batch(record.args, record.kwargs),
-        batch_size=batch_size,
-        drop_last=True,
-        shuffle=shuffle,
-        seed=seed,
-        workers=workers,
-    )
+    layout = Layout(form, False, what)
+    return Batches(data, layout, lambda record: Batch(record.args, record.kwargs), loading)
 
 
 def labelled_batches(
-    data: Any,
-    *,
-    n_inputs: int,
-    input_names: tuple[str, ...],
-    batch_size: int,
-    shuffle: bool = False,
-    drop_last: bool = False,
-    seed: int = 0,
-    example_ndim: int | None = None,
-    what: str = "evaluation data",
-    workers: int = 0,
+    data: Any, form: Form, loading: Loading, *, what: str = "evaluation data"
 ) -> Batches[tuple[Batch, Any]]:
-    """(batch, target) pairs, in the data's own order unless `shuffle`.
+    """(batch, target) pairs.
 
     The target is the element behind the inputs of a tuple, or the first of the keys label, labels,
     target, targets of a dict. Otherwise as `input_batches`.
@@ -272,16 +240,12 @@ def labelled_batches(
     Iteration raises:
         SourceError: as `input_batches`, and where an item has no target.
     """
-    layout = Layout(n_inputs, input_names, example_ndim, True, what)
+    layout = Layout(form, True, what)
     return Batches(
         data,
         layout,
         lambda record: (Batch(record.args, record.kwargs), record.target),
-        batch_size=batch_size,
-        drop_last=drop_last,
-        shuffle=shuffle,
-        seed=seed,
-        workers=workers,
+        loading,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,17 @@ from torch import Tensor
 
 from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
 from sqakd_fx.errors import SourceError
+from sqakd_fx.ir.batches import moved
 from sqakd_fx.program import Program
-from sqakd_fx.recipe import Recipe
-from sqakd_fx.source.batches import Batch, Batches, input_batches, labelled_batches, replayable
+from sqakd_fx.source.batches import (
+    Batch,
+    Batches,
+    Loading,
+    input_batches,
+    labelled_batches,
+    replayable,
+)
+from sqakd_fx.source.items import form_of
 from sqakd_fx.source.source import Source
 from sqakd_fx.training.held_out import split_data
 
@@ -27,7 +35,6 @@ class TrainingInputs:
     labelled: Batches[tuple[Batch, Any]] | None
     kept_back: Batches[Batch] | None
     undivided: str | None
-    seed: int
     program: Program
 
     def epoch(self, number: int) -> Iterator[tuple[Any, ...]]:
@@ -47,7 +54,7 @@ class TrainingInputs:
     def held_out(self) -> list[tuple[Any, ...]]:
         """Batches that no epoch has, the same in every run; none where `undivided` says why."""
         with undisturbed_randomness():
-            seed_everything(self.seed)
+            seed_everything(self.program.recipe.seed)
             return [self._flat(batch) for batch in self.kept_back or ()]
 
     def count(self) -> int:
@@ -58,40 +65,39 @@ class TrainingInputs:
         return self.program.traced.call.flatten(batch.args, batch.kwargs)
 
 
-def training_inputs(source: Source, program: Program, recipe: Recipe) -> TrainingInputs:
-    """Batches of unlabelled inputs; raises SourceError where there is no data."""
-    if source.train_data is None:
-        raise SourceError(f"{source.spec} gives no training data: add train_data() or use --data")
-    split = split_data(replayable(source.train_data), recipe.held_out)
-    form: dict[str, Any] = {
-        "n_inputs": source.n_inputs,
-        "input_names": source.input_names,
-        "batch_size": recipe.batch_size,
-        "seed": recipe.seed,
-        "example_ndim": source.example_ndim,
-        "workers": recipe.workers,
-    }
+def training_inputs(data: Any, program: Program) -> TrainingInputs:
+    """Batches of a program's inputs from training data (see `input_batches`), as its recipe wants them."""
+    recipe, form = program.recipe, form_of(program.traced.call)
+    split = split_data(replayable(data), recipe.held_out)
+    loading = Loading(recipe.batch_size, shuffle=True, seed=recipe.seed, workers=recipe.workers)
     return TrainingInputs(
-        input_batches(split.training, shuffle=True, **form),
-        labelled_batches(split.training, shuffle=True, drop_last=True, what="training data", **form)
+        input_batches(split.training, form, loading),
+        labelled_batches(split.training, form, loading, what="training data")
         if recipe.labels
         else None,
-        None if split.held_out is None else input_batches(split.held_out, shuffle=False, **form),
+        None
+        if split.held_out is None
+        else input_batches(split.held_out, form, replace(loading, shuffle=False)),
         split.reason,
-        recipe.seed,
         program,
     )
 
 
-def calibration_batches(
-    inputs: TrainingInputs, recipe: Recipe, device: torch.device
-) -> Iterator[tuple[Any, ...]]:
+def source_inputs(source: Source, program: Program) -> TrainingInputs:
+    """The training inputs of a source; raises SourceError where it has no data."""
+    if source.train_data is None:
+        raise SourceError(f"{source.spec} gives no training data: add train_data() or use --data")
+    return training_inputs(source.train_data, program)
+
+
+def calibration_batches(inputs: TrainingInputs, device: torch.device) -> Iterator[tuple[Any, ...]]:
     """The first batches of the first epoch, on `device`; raises SourceError where one is not finite."""
-    for index, batch in enumerate(itertools.islice(inputs.epoch(0), recipe.calibration_batches)):
+    count = inputs.program.recipe.calibration_batches
+    for index, batch in enumerate(itertools.islice(inputs.epoch(0), count)):
         bad = any(
             isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all())
             for x in batch
         )
         if bad:
             raise SourceError(f"batch {index} of the data holds NaN or infinity: clean the data")
-        yield tuple(x.to(device) if isinstance(x, Tensor) else x for x in batch)
+        yield moved(batch, device)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 
 from sqakd_fx.errors import SourceError
+from sqakd_fx.frontend.example_call import Call
 
 TARGET_KEYS = ("label", "labels", "target", "targets")
 
@@ -32,12 +33,31 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Form:
+    """What the model takes of an item.
+
+    Attributes:
+        n_inputs: how many leading elements of a tuple are inputs.
+        input_names: the keys of a dict that are inputs.
+        example_ndim: axes of the example's first input. None: a Dataset gives samples, any other
+            iterable gives batches.
+    """
+
+    n_inputs: int
+    input_names: tuple[str, ...]
+    example_ndim: int | None = None
+
+
+def form_of(call: Call) -> Form:
+    """Items like the example of a model."""
+    return Form(call.n_inputs, call.input_names, call.ndim)
+
+
+@dataclass(frozen=True)
 class Layout:
     """How an item divides into inputs and labels, and what a batch looks like."""
 
-    n_inputs: int
-    names: tuple[str, ...]
-    example_ndim: int | None
+    form: Form
     needs_target: bool
     what: str
 
@@ -55,27 +75,29 @@ class Layout:
     def is_sample(self, record: Record, *, unknown: bool) -> bool:
         """True for one sample, False for a batch; `unknown` where there is no example."""
         ndim = self._ndim(record)
-        if self.example_ndim is None:
+        if self.form.example_ndim is None:
             return unknown
-        if ndim == self.example_ndim - 1:
+        if ndim == self.form.example_ndim - 1:
             return True
         self.require_batch(record)
         return False
 
     def require_batch(self, record: Record) -> None:
         ndim = self._ndim(record)
-        if self.example_ndim is not None and ndim != self.example_ndim:
+        wanted = self.form.example_ndim
+        if wanted is not None and ndim != wanted:
             raise SourceError(
                 f"the {self.what} gives a tensor with {ndim} axes where the example input has "
-                f"{self.example_ndim}: give batches of that form, or samples with one axis less"
+                f"{wanted}: give batches of that form, or samples with one axis less"
             )
 
     def _from_mapping(self, item: Mapping[Any, Any]) -> Record:
-        kwargs = {name: _input(item[name]) for name in self.names if name in item}
+        names = self.form.input_names
+        kwargs = {name: _input(item[name]) for name in names if name in item}
         if not kwargs:
             raise SourceError(
                 f"the {self.what} gives dicts with the keys {', '.join(map(str, item))}, none of "
-                f"which is an input of the model ({', '.join(self.names) or 'it has no names'}): "
+                f"which is an input of the model ({', '.join(names) or 'it has no names'}): "
                 "rename the keys"
             )
         keys = [key for key in TARGET_KEYS if key in item and key not in kwargs]
@@ -84,7 +106,7 @@ class Layout:
 
     def _from_tuple(self, item: Any) -> Record:
         elements = item if isinstance(item, tuple | list) else (item,)
-        count = self.n_inputs or len(self.names) or 1
+        count = self.form.n_inputs or len(self.form.input_names) or 1
         if len(elements) < count:
             raise SourceError(
                 f"the {self.what} gives items with {len(elements)} elements, but the model takes "

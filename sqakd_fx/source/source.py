@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
+from sqakd_fx.frontend.example_call import call_of, named_parameters
 from sqakd_fx.source.arrays import read_data
-from sqakd_fx.source.batches import Batch, input_batches
-from sqakd_fx.source.items import TARGET_KEYS
+from sqakd_fx.source.batches import Batch, Loading, input_batches
+from sqakd_fx.source.items import TARGET_KEYS, Form, form_of
 from sqakd_fx.source.model_file import find_user_code
 from sqakd_fx.source.user_functions import UserFunctions, plain_tensor
 from sqakd_fx.source.weights import load_weights
@@ -40,35 +41,16 @@ class Source:
     metric: Callable[[Any, Any], float] | None
 
     @property
-    def n_inputs(self) -> int:
-        """How many inputs the example gives to the model."""
-        return len(self.example_inputs) + len(self.example_kwargs)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """The names of the example's inputs, in order: forward's own, then keyword arguments."""
-        positional = _forward_names(self.model)[0][: len(self.example_inputs)]
-        return (*positional, *self.example_kwargs)
-
-    @property
-    def example_ndim(self) -> int:
-        """Axes of the example's first tensor."""
-        return _first_tensor(self.example_inputs, self.example_kwargs).ndim
+    def form(self) -> Form:
+        """What the model takes of an item of the data."""
+        return form_of(call_of(self.model, self.example_inputs, self.example_kwargs))
 
     @property
     def labels_ignored(self) -> bool:
         """Whether the training data comes with labels; draws its first batch."""
         if self.train_data is None:
             return False
-        batches = input_batches(
-            self.train_data,
-            n_inputs=self.n_inputs,
-            input_names=self.input_names,
-            batch_size=1,
-            shuffle=False,
-            seed=0,
-            example_ndim=self.example_ndim,
-        )
+        batches = input_batches(self.train_data, self.form, Loading(batch_size=1))
         next(iter(batches))
         return batches.labels_ignored
 
@@ -136,30 +118,16 @@ def _example_from_data(model: nn.Module, data: Any, spec: str) -> Batch:
             f"the input shape of {spec} is not known: give --input-shape such as 1,3,224,224, "
             "or add example_inputs() to model.py"
         )
-    names, required = _forward_names(model)
-    batches = input_batches(
-        data,
-        n_inputs=max(required, 1),
-        input_names=tuple(name for name in names if name not in TARGET_KEYS),
-        batch_size=2,
-        shuffle=False,
-        seed=0,
-    )
+    signature = inspect.signature(model.forward)
+    names = named_parameters(signature)
+    required = sum(signature.parameters[name].default is inspect.Parameter.empty for name in names)
+    inputs = tuple(name for name in names if name not in TARGET_KEYS)
+    batches = input_batches(data, Form(max(required, 1), inputs), Loading(batch_size=2))
     first = next(iter(batches))
     args, kwargs = tree_map_only(
         Tensor, lambda x: plain_tensor(x[:2] if x.ndim else x), (first.args, first.kwargs)
     )
     return Batch(args, kwargs)
-
-
-def _forward_names(model: nn.Module) -> tuple[tuple[str, ...], int]:
-    """Names of forward's parameters, and how many of them have no default."""
-    plain = [
-        p
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    return tuple(p.name for p in plain), sum(p.default is p.empty for p in plain)
 
 
 def _check_runs(

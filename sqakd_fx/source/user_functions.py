@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.diagnostics.wording import with_article
 from sqakd_fx.errors import SourceError, short
+from sqakd_fx.frontend.example_call import arguments
 from sqakd_fx.source.batches import Batch, replayable
 
 
@@ -55,12 +56,7 @@ class UserFunctions:
         if function is None:
             return None
         value = self._value("example_inputs", function)
-        if isinstance(value, dict):
-            args: tuple[Any, ...] = ()
-            kwargs = {str(k): v for k, v in value.items()}
-        else:
-            args, kwargs = (tuple(value) if isinstance(value, tuple | list) else (value,)), {}
-        args, kwargs = tree_map_only(np.ndarray, torch.from_numpy, (args, kwargs))
+        args, kwargs = tree_map_only(np.ndarray, torch.from_numpy, arguments(value))
         args, kwargs = tree_map_only(Tensor, plain_tensor, (args, kwargs))
         if not any(isinstance(x, Tensor) for x in tree_leaves((args, kwargs))):
             at = _definition(function)

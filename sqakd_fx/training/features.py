@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sqakd_fx.diagnostics.batch_errors import call
+from sqakd_fx.diagnostics.wording import no_effect
 from sqakd_fx.ir.op_table import Kind, shape_of
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
@@ -54,11 +55,11 @@ def training_pair(student: fx.GraphModule, teacher: nn.Module, recipe: Recipe) -
     if not recipe.feature_weight:
         return TrainingPair(student, teacher, outputs)
     if not isinstance(teacher, fx.GraphModule):
-        note = "feature_weight has no effect: the teacher is no traced graph"
+        note = no_effect("feature_weight", "the teacher is no traced graph")
         return TrainingPair(student, teacher, outputs, note)
     places = feature_places(student, teacher, recipe.features)
     if not places:
-        note = "feature_weight has no effect: no tensor inside the network is quantized"
+        note = no_effect("feature_weight", "no tensor inside the network is quantized")
         return TrainingPair(student, teacher, outputs, note)
     seen_as = [
         student.get_submodule(str(quantized.target))

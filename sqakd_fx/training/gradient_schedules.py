@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqakd_fx.quant.calibration import quantizers_of
 from sqakd_fx.quant.grid import along_axis
-from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.training.features import TrainingPair
 

@@ -20,7 +20,9 @@ from torch.utils.data import (
 )
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
-from sqakd_fx.training.losses import agreement
+from sqakd_fx.ir.batches import moved
+from sqakd_fx.ir.outputs import predictions, tensors_of
+from sqakd_fx.training.losses import relative_error
 
 _SHARE_OF_TIME = 0.02
 _SHARE_OF_DATA = 20
@@ -163,7 +165,7 @@ class HeldOut:
         teacher: Callable[..., Any],
         device: torch.device,
     ) -> None:
-        self.batches = [_placed(batch, device) for batch in batches]
+        self.batches = [moved(batch, device) for batch in batches]
         self.since = time.monotonic()
         self.targets = []
         for index, batch in enumerate(self.batches):
@@ -194,5 +196,10 @@ class HeldOut:
         return mean
 
 
-def _placed(batch: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    return tuple(x.to(device) if isinstance(x, Tensor) else x for x in batch)
+def agreement(student: Any, teacher: Any) -> Tensor:
+    """Share of predictions that are the same (first output); for outputs without classes, 1 - error."""
+    s, t = tensors_of(student)[0], tensors_of(teacher)[0]
+    ours, theirs = predictions(s), predictions(t)
+    if ours is None or theirs is None:
+        return 1 - relative_error(s, t)
+    return (ours == theirs).float().mean()

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten_with_path
 from sqakd_fx.engine.distributed import is_distributed, variance_of_all
 from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.frontend.example_call import key_name
+from sqakd_fx.ir.outputs import class_axis
 from sqakd_fx.recipe import Recipe
 
 T = TypeVar("T")
@@ -53,17 +54,6 @@ def _over_variance(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - cosine over the last axis."""
     return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
-
-
-def class_axis(shape: tuple[int, ...]) -> int | None:
-    """Where the classes of an output are: (N, C), (N, C, H, W), (N, T, C); None where there are none."""
-    if len(shape) == 2:
-        return 1 if shape[1] > 1 else None
-    if len(shape) == 3:
-        return 2
-    if len(shape) in (4, 5):
-        return 1 if shape[1] > 1 else None
-    return None
 
 
 def output_name(path: Sequence[Any], index: int, count: int) -> str:
@@ -149,13 +139,3 @@ def cross_entropy(output: Any, labels: Tensor) -> Tensor:
             f"{tuple(scores.shape)}: give class numbers, or leave labels = 0"
         )
     return F.cross_entropy(scores.float().movedim(axis, 1), labels.long())
-
-
-def agreement(student: Any, teacher: Any) -> Tensor:
-    """Share of predictions that are the same (first output); for outputs without classes, 1 - error."""
-    s = next(x for x in torch.utils._pytree.tree_leaves(student) if isinstance(x, Tensor))
-    t = next(x for x in torch.utils._pytree.tree_leaves(teacher) if isinstance(x, Tensor))
-    axis = class_axis(tuple(t.shape))
-    if axis is None:
-        return 1 - relative_error(s, t)
-    return (s.argmax(dim=axis) == t.argmax(dim=axis)).float().mean()

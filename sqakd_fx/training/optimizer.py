@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sqakd_fx.errors import TrainingError
-from sqakd_fx.quant.calibration import quantizers_of
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sqakd_fx.quant.calibration import quantizers_of, recalibrate
+from sqakd_fx.quant.calibration import recalibrate
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe
 
 

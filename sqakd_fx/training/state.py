@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from sqakd_fx.engine.distributed import any_process, is_first
 from sqakd_fx.errors import StorageError, TrainingError
-from sqakd_fx.quant.calibration import quantizers_of
+from sqakd_fx.ir.batches import moved
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.training.callbacks import Callback
 from sqakd_fx.training.checkpoint import (
@@ -99,7 +100,10 @@ def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
 
 
 class Recovery:
-    """Keeps the last good state of a run, in memory and in `folder` where there is one."""
+    """Keeps the last good state of a run, in memory and in `folder` where there is one.
+
+    `before_saving` is called before a checkpoint is written.
+    """
 
     def __init__(
         self,
@@ -108,13 +112,14 @@ class Recovery:
         folder: Path | None,
         device: torch.device,
         on_note: Callable[[str], None],
+        before_saving: Callable[[], None] = lambda: None,
     ) -> None:
         self.state, self.recipe, self.folder = state, recipe, folder
         self.device, self.on_note = device, on_note
         self.last_good = state.pack()
         self.saved_at = time.monotonic()
         self.paused = False
-        self.before_saving: Callable[[], None] = lambda: None
+        self.before_saving = before_saving
 
     @property
     def saves(self) -> bool:
@@ -165,7 +170,7 @@ class Recovery:
         """
         state = self.state
         rollbacks, factor = state.rollbacks + 1, state.rate_factor
-        inputs = tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in inputs)
+        inputs = moved(inputs, self.device)
         now = quantizer_inputs(state.student, inputs)
         state.unpack(self.last_good)
         good = quantizer_inputs(state.student, inputs)

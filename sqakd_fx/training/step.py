@@ -28,7 +28,7 @@ from sqakd_fx.training.teacher_cache import TeacherCache
 class GradientStep:
     """Computes the gradients of a batch's loss; `parts` grows where memory runs out.
 
-    Called with a tuple of model inputs, the whole batch over all processes, it leaves the gradients in
+    With a `cache` the teacher's outputs come from there. Called with a tuple of model inputs, the whole batch over all processes, it leaves the gradients in
     the student's parameters and returns the detached loss: this process's part of the mean. Where the
     recipe's loss has a share of `labels`, they stand behind the inputs.
     """
@@ -39,9 +39,10 @@ class GradientStep:
         recipe: Recipe,
         device: torch.device,
         on_note: Callable[[str], None],
+        cache: TeacherCache | None = None,
     ) -> None:
         self.student, self.teacher, self.loss = pair.student, pair.teacher, pair.loss
-        self.cache: TeacherCache | None = None
+        self.cache = cache
         self.device, self.on_note = device, on_note
         self.half = recipe.precision == "bf16"
         self.labels = recipe.labels

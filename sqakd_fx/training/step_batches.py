@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
 from sqakd_fx.errors import TrainingError
+from sqakd_fx.ir.batches import moved
 from sqakd_fx.recipe import Recipe
 
 EpochBatches = Callable[[int], Iterable[tuple[Any, ...]]]
@@ -22,13 +23,32 @@ Where the recipe's loss has a share of `labels`, every tuple ends with them."""
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from, by epoch, and batches that no epoch has, to measure agreement on."""
+
+    epochs: EpochBatches
+    steps_per_epoch: int
+    held_out: Sequence[tuple[Any, ...]] = ()
+
+
+@dataclass(frozen=True)
 class StepBatches:
     """Batches by step: `steps_per_epoch` of each epoch."""
 
-    epochs: EpochBatches
+    data: TrainingData
     recipe: Recipe
-    steps_per_epoch: int
     device: torch.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """At least 1."""
+        return max(self.data.steps_per_epoch, 1)
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        recipe = self.recipe
+        return recipe.epochs * self.data.steps_per_epoch if recipe.steps is None else recipe.steps
 
     def between(self, step: int, end: int) -> Iterator[tuple[Any, ...]]:
         """The batches of steps `step` to `end - 1`; an epoch's order and augmentation follow its seed.
@@ -49,7 +69,7 @@ class StepBatches:
         """An epoch's batches, again where they are fewer than they were counted."""
         while True:
             drawn = False
-            for batch in self.epochs(epoch):
+            for batch in self.data.epochs(epoch):
                 drawn = True
                 yield batch
             if not drawn:
@@ -59,9 +79,9 @@ class StepBatches:
         """First inputs of the first epoch, on the device; what loaders and augmentations draw next is not changed."""
         with undisturbed_randomness():
             seed_everything(self.recipe.seed)
-            for batch in itertools.islice(self.epochs(0), self.recipe.calibration_batches):
+            for batch in itertools.islice(self.data.epochs(0), self.recipe.calibration_batches):
                 inputs = self.without_labels(batch)
-                yield tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in inputs)
+                yield moved(inputs, self.device)
 
     def samples(self) -> int:
         """Samples in a batch, as the first one has them; 0 where no input has a batch axis."""

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from sqakd_fx.diagnostics.wording import no_effect
 from sqakd_fx.errors import StorageError, TrainingError
 from sqakd_fx.storage import delete_files, storage_error, write_atomically
 
@@ -85,7 +86,7 @@ class TeacherCache:
             if not all(isinstance(x, Tensor) and x.ndim and len(x) == len(keys) for x in leaves):
                 self.works = False
                 self.on_note(
-                    "cache_teacher has no effect: an output of the teacher has no sample axis"
+                    no_effect("cache_teacher", "an output of the teacher has no sample axis")
                 )
                 return output
             self.structure = structure

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
-from sqakd_fx.ir.pass_manager import tensors_of
+from sqakd_fx.ir.batches import rows
+from sqakd_fx.ir.outputs import predictions, tensors_of
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
 from sqakd_fx.runtime.session import execute, providers, session
-from sqakd_fx.training.losses import class_axis
 from sqakd_fx.validation.parity import TensorParity, count_steps
 from sqakd_fx.validation.sections import Section, cut, given
 from sqakd_fx.validation.stored_values import differing_values, file_names
@@ -277,7 +277,7 @@ def _code_counts(
     counts: dict[str, int] = {}
     size = len(inputs[0])
     with torch.no_grad():
-        Counting(lowered).run(*_part(inputs, 0, 1))
+        Counting(lowered).run(*rows(inputs, 0, 1))
     return counts
 
 
@@ -285,14 +285,7 @@ def _in_parts(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """Batches of at most 32 samples."""
     for inputs in batches:
         for start in range(0, len(inputs[0]), _SAMPLES_AT_ONCE):
-            yield _part(inputs, start, start + _SAMPLES_AT_ONCE)
-
-
-def _part(inputs: tuple[Any, ...], start: int, end: int) -> tuple[Any, ...]:
-    size = len(inputs[0])
-    return tuple(
-        x[start:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in inputs
-    )
+            yield rows(inputs, start, start + _SAMPLES_AT_ONCE)
 
 
 def _failures(result: Validation) -> list[str]:
@@ -369,8 +362,7 @@ def _largest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def _same_decisions(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[int, int]:
-    axis = class_axis(tuple(a[0].shape))
-    if axis is None:
+    ours, theirs = predictions(a[0]), predictions(b[0])
+    if ours is None or theirs is None:
         return len(a[0]), len(a[0])
-    same = a[0].argmax(dim=axis) == b[0].argmax(dim=axis)
-    return int(same.sum()), same.numel()
+    return int((ours == theirs).sum()), ours.numel()

@@ -15,7 +15,7 @@ from sqakd_fx.training.progress import StepReport
 
 
 def calibrated(net: nn.Module, images: Tensor, recipe: Recipe) -> Program:
-    program = build_program(net, (images[:2],), {}, recipe)
+    program = build_program(net, images[:2], recipe)
     calibrate(program.student, [(images,)])
     return program
 

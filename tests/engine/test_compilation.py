@@ -27,14 +27,14 @@ def test_compiled_steps_learn_what_eager_steps_learn() -> None:
         settings = ["steps=4", "optimizer=sgd", "learning_rate=0.3", f"compile={how}"]
         settings += ["batch_norm=absorb"]
         recipe = resolve_recipe("w4a4", settings=settings)
-        program = build_program(model.eval(), (images,), {}, recipe)
+        program = build_program(model.eval(), images, recipe)
         calibrate(program.student, [(images,)])
         reports: list[StepReport] = []
         done = distilled(program, images, recipe, on_report=reports.append)
         assert done.compiled == (how == "always")
         assert (reports[-1].compile_seconds > 0) == done.compiled
         learned[how] = program.student.state_dict()
-    before = build_program(model, (images,), {}, recipe).student.state_dict()
+    before = build_program(model, images, recipe).student.state_dict()
     for name in ("0.conv1.weight", "0.conv2.bias", "3.weight"):
         moved = learned["never"][name] - before[name]
         apart = learned["always"][name] - learned["never"][name]
@@ -46,7 +46,7 @@ def test_a_compiled_maximum_has_a_gradient_whatever_the_compiler_computes_twice(
     images = torch.randn(4, 3, 8, 8)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(576, 4))
     recipe = resolve_recipe("w4a4", weight_family="dorefa")
-    student = build_program(model, (images,), {}, recipe).student
+    student = build_program(model, images, recipe).student
     calibrate(student, [(images,)])
     weight = student.get_parameter("0.weight")
     with compiler_settings():

@@ -24,7 +24,9 @@ from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.runtime.session import CUDA, providers
 from sqakd_fx.training.checkpoint import clear_checkpoints
+from sqakd_fx.training.keeping import Keeping
 from sqakd_fx.training.loop import Distilled, distil
+from sqakd_fx.training.step_batches import TrainingData
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -49,7 +51,7 @@ def trained(
     *settings: str,
     data: list[tuple[Tensor, ...]] | None = None,
     middle: nn.Module | None = None,
-    **more: Any,
+    teacher_outputs: Path | None = None,
 ) -> tuple[Distilled, dict[str, Tensor], dict[str, Tensor]]:
     """What a run says, and the student's state before and after it, on the CPU."""
     torch.manual_seed(0)
@@ -62,7 +64,7 @@ def trained(
             "batch_norm=absorb", *settings,
         ],
     )  # fmt: skip
-    program = build_program(model, (data[0][0],), {}, recipe)
+    program = build_program(model, data[0][0], recipe)
     student = program.student.to(GPU)
     calibrate(student, [(data[0][0].to(GPU),)])
     if middle is not None:
@@ -74,11 +76,10 @@ def trained(
         done = distil(
             student,
             distillation_teacher(program).to(GPU),
-            lambda epoch: data,
+            TrainingData(lambda epoch: data, len(data)),
             recipe,
-            steps_per_epoch=len(data),
-            device=GPU,
-            **more,
+            GPU,
+            Keeping(teacher_outputs=teacher_outputs),
         )
     return done, before, {name: x.cpu() for name, x in student.state_dict().items()}
 
@@ -229,19 +230,17 @@ def test_a_deterministic_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: P
     )
 
     def run(given: Callable[[], Iterable[tuple[Tensor, ...]]], resume: bool) -> dict[str, Tensor]:
-        program = build_program(model, (data[0][0],), {}, recipe)
+        program = build_program(model, data[0][0], recipe)
         student = program.student.to(GPU)
         with repeatable_arithmetic(GPU, tf32=True, deterministic=True):
             calibrate(student, [(data[0][0].to(GPU),)])
             distil(
                 student,
                 distillation_teacher(program).to(GPU),
-                lambda epoch: given(),
+                TrainingData(lambda epoch: given(), 12),
                 recipe,
-                steps_per_epoch=12,
-                device=GPU,
-                checkpoints=tmp_path,
-                resume=resume,
+                GPU,
+                Keeping(checkpoints=tmp_path, resume=resume),
             )
         return {name: x.cpu() for name, x in student.state_dict().items()}
 

@@ -154,7 +154,7 @@ def test_one_process_keeps_its_teacher_whole_and_says_so(
     residual_net: nn.Module, images: Tensor
 ) -> None:
     recipe = resolve_recipe("w4a4", steps=1, shard_teacher=True)
-    program = build_program(residual_net, (images[:2],), {}, recipe)
+    program = build_program(residual_net, images[:2], recipe)
     calibrate(program.student, [(images,)])
     done = distilled(program, images, recipe)
     assert "shard_teacher has no effect: there is one process" in done.notes

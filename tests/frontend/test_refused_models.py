@@ -67,8 +67,8 @@ class BranchOnData(nn.Module):
 
 def test_a_branch_in_the_models_own_forward_can_be_left_to_the_example() -> None:
     with pytest.raises(TraceError, match=rf"{__file__}:\d+.*specialize = \[''\]"):
-        trace(BranchOnData(), (ROWS,))
-    program = build_program(BranchOnData(), (ROWS,), {}, resolve_recipe("w8a8", specialize=[""]))
+        trace(BranchOnData(), ROWS)
+    program = build_program(BranchOnData(), ROWS, resolve_recipe("w8a8", specialize=[""]))
     assert any(__file__ in note.node for note in program.notes)
 
 
@@ -76,7 +76,7 @@ def test_what_torch_export_prints_while_it_gives_up_is_not_shown(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(TraceError):
-        trace(BranchOnData(), (ROWS,))
+        trace(BranchOnData(), ROWS)
     assert capfd.readouterr() == ("", "")
 
 
@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_compiled_is_refused_in_one_sentence(
     make: type[nn.Module], x: Tensor, sentence: str
 ) -> None:
     with pytest.raises(TraceError, match=sentence):
-        build_program(make(), (x,), {}, resolve_recipe("w8a8"))
+        build_program(make(), x, resolve_recipe("w8a8"))
 
 
 class PerSample(nn.Module):

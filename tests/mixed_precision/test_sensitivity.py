@@ -25,14 +25,14 @@ from sqakd_fx.program import build_program, layer_facts, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import resolve_recipe, to_toml
-from sqakd_fx.results.export import export_onnx
+from sqakd_fx.results.export import export
 
 
 def test_the_divergence_is_the_kl_of_a_model_with_that_layer_quantized(
     residual_net: nn.Module, images: Tensor
 ) -> None:
     recipe = resolve_recipe("w3a3", settings=["initialization=minmax"])
-    program = build_program(residual_net, (images,), {}, recipe)
+    program = build_program(residual_net, images, recipe)
     found = {
         layer.name: layer
         for layer in measure_sensitivity(program, recipe, [(images,)], candidates=[2])
@@ -96,10 +96,10 @@ def test_a_budget_writes_overrides_that_the_program_follows(
     residual_net: nn.Module, images: Tensor
 ) -> None:
     recipe = resolve_recipe("w4a4")
-    program = build_program(residual_net, (images,), {}, recipe)
+    program = build_program(residual_net, images, recipe)
     layers = measure_sensitivity(program, recipe, [(images,)], candidates=[2, 3])
     chosen = choose_bits(layers, parse_budget("bits=3"))
-    mixed = build_program(residual_net, (images,), {}, with_bits(recipe, layers, chosen))
+    mixed = build_program(residual_net, images, with_bits(recipe, layers, chosen))
     assert {fact.name: fact.weight_bits for fact in layer_facts(mixed.student)} == chosen
     assert chosen["conv"] == chosen["fc"] == 8
 
@@ -109,16 +109,16 @@ def test_the_exported_file_keeps_the_budget_and_has_the_promised_size(
     residual_net: nn.Module, images: Tensor, budget: str, tmp_path: Path
 ) -> None:
     recipe = resolve_recipe("w4a4", profile="container")
-    program = build_program(residual_net, (images,), {}, recipe)
+    program = build_program(residual_net, images, recipe)
     layers = measure_sensitivity(program, recipe, [(images,)], candidates=[2, 3, 4, 8])
     chosen = choose_bits(layers, parse_budget(budget))
     path = tmp_path / "mixed.toml"
     path.write_text(to_toml(with_bits(recipe, layers, chosen)))
     mixed = resolve_recipe(path)
-    program = build_program(residual_net, (images,), {}, mixed)
+    program = build_program(residual_net, images, mixed)
     calibrate(program.student, [(images,)], method="minmax")
     lowered = lower(program.student).graph_module
-    exported = export_onnx(lowered, program, mixed, tmp_path / "model.onnx")
+    exported = export(program, lowered, tmp_path / "model.onnx")
     facts = layer_facts(program.student)
     mean, size = totals(layers, chosen)
     weights = sum(fact.parameters for fact in facts)
@@ -132,7 +132,7 @@ def test_measuring_recomputes_only_what_stands_behind_a_layer(
     residual_net: nn.Module, images: Tensor
 ) -> None:
     recipe = resolve_recipe("w4a4")
-    program = build_program(residual_net, (images,), {}, recipe)
+    program = build_program(residual_net, images, recipe)
     layers = measure_sensitivity(program, recipe, [(images,)])
     total = sum(layer.macs for layer in layers)
     with FlopCounterMode(display=False) as counter:

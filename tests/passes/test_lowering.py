@@ -27,7 +27,7 @@ from sqakd_fx.validation.validate import validate
 def student_and_program(
     model: nn.Module, images: Tensor, *settings: str, bits: str = "w4a4"
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    program = build_program(model, (images,), {}, resolve_recipe(bits, settings=settings))
+    program = build_program(model, images, resolve_recipe(bits, settings=settings))
     calibrate(program.student, [(images,)])
     program.student.eval()
     return program.student, lower(program.student).graph_module

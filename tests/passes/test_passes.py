@@ -43,7 +43,7 @@ class ManyForms(nn.Module):
 
 
 def traced(model: nn.Module, x: Tensor):
-    return trace(model.eval(), (x,)).graph_module
+    return trace(model.eval(), x).graph_module
 
 
 def calls(graph_module) -> list[str]:
@@ -206,9 +206,7 @@ def test_a_residual_stream_has_8_bits_and_what_reads_it_fewer(
 def test_the_range_of_an_input_learns_below_8_bits_only(
     residual_net: nn.Module, images: Tensor, first_last: str, learns: bool
 ) -> None:
-    program = build_program(
-        residual_net, (images,), {}, resolve_recipe("w4a4", first_last=first_last)
-    )
+    program = build_program(residual_net, images, resolve_recipe("w4a4", first_last=first_last))
     student = program.student.train()
     calibrate(student, [(images,)])
     student(images).square().sum().backward()
@@ -279,7 +277,7 @@ def test_a_batch_norm_stays_in_float_with_the_layer_in_front_of_it(
 def test_what_a_float_layer_reads_is_not_as_narrow_as_what_others_read(
     residual_net: nn.Module, images: Tensor, kept: dict[str, Any]
 ) -> None:
-    program = build_program(residual_net, (images,), {}, resolve_recipe("w2a2", **kept))
+    program = build_program(residual_net, images, resolve_recipe("w2a2", **kept))
     found = {n: m.bits for n, m in program.student.named_modules() if isinstance(m, Quantizer)}
     assert found["layers.0.relu_2.output_quantizer"] == 8
     assert found["layers.0.relu_2.quantizer_2bit"] == 2

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sqakd_fx.errors import TraceError
 from sqakd_fx.frontend.trace import trace
-from sqakd_fx.ir.pass_manager import largest_difference, tensors_of
+from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import build_program, layer_facts
 from sqakd_fx.recipe import resolve_recipe
 
@@ -47,7 +47,7 @@ def test_the_traced_graph_is_the_model_at_other_batch_sizes_too(name: str, front
     torch.manual_seed(0)
     make, args, kwargs, _ = MODELS[name]
     model = make().eval()
-    found = trace(model, args, kwargs, front_end=front_end)  # type: ignore[arg-type]
+    found = trace(model, args, example_kwargs=kwargs, front_end=front_end)  # type: ignore[arg-type]
 
     def resized(x: Any) -> Any:
         return torch.cat([x.flip(0), x[:1]]) if isinstance(x, Tensor) else x
@@ -68,7 +68,7 @@ def test_what_cannot_be_traced_is_an_island_with_the_line_of_the_users_code() ->
             return x
 
     model = nn.Sequential(nn.Linear(6, 6), Loop(), nn.Linear(6, 4)).eval()
-    found = trace(model, (ROWS,))
+    found = trace(model, ROWS)
     assert found.decisions
     assert __file__ in found.decisions[0]
 
@@ -79,24 +79,24 @@ def test_a_forward_that_cannot_be_traced_names_its_line_and_a_way_out() -> None:
             return torch.as_tensor(x.detach().numpy() * float(x.sum().item()))
 
     with pytest.raises(TraceError, match=rf"{__file__}:\d+.*frontend=export"):
-        trace(Numpy(), (ROWS,), front_end="symbolic")
+        trace(Numpy(), ROWS, front_end="symbolic")
 
 
 def test_the_recipe_keeps_a_submodule_whole_or_lets_the_example_decide(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), DataDependent()).eval()
-    program = build_program(model, (ROWS,), {}, resolve_recipe("w8a8", float_modules=["0"]))
+    program = build_program(model, ROWS, resolve_recipe("w8a8", float_modules=["0"]))
     assert {fact.name for fact in layer_facts(program.student)} == {"1.a", "1.b"}
     assert "recipe keeps it" in program.notes[0].reason
-    whole = build_program(model, (ROWS,), {}, resolve_recipe("w8a8"))
+    whole = build_program(model, ROWS, resolve_recipe("w8a8"))
     assert "specialize = ['1.refine']" in whole.notes[0].reason
     with pytest.raises(TraceError, match=r"did you mean 1\.refine"):
-        build_program(model, (ROWS,), {}, resolve_recipe("w8a8", specialize=["1.refin"]))
+        build_program(model, ROWS, resolve_recipe("w8a8", specialize=["1.refin"]))
 
 
 def test_a_submodule_that_the_recipe_keeps_whole_may_be_most_of_the_model() -> None:
     wide = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 6))
     model = nn.Sequential(nn.Linear(6, 6), wide, nn.Linear(6, 4)).eval()
-    program = build_program(model, (ROWS,), {}, resolve_recipe("w8a8", float_modules=["1"]))
+    program = build_program(model, ROWS, resolve_recipe("w8a8", float_modules=["1"]))
     assert {fact.name for fact in layer_facts(program.student)} == {"0", "2"}
     with pytest.raises(TraceError, match=r"keeps no submodule whole.*float_modules name 1"):
-        trace(model, (ROWS,), front_end="export", float_modules=["1"])
+        trace(model, ROWS, front_end="export", float_modules=["1"])

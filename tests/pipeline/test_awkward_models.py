@@ -17,7 +17,7 @@ from awkward_models import (
 )
 from common_models import ROWS, TOKENS, compiled
 
-from sqakd_fx.ir.pass_manager import largest_difference, tensors_of
+from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import build_program, layer_facts
 from sqakd_fx.recipe import resolve_recipe
 
@@ -62,11 +62,11 @@ def test_an_einsum_that_stays_in_float_is_reported(tmp_path: Path) -> None:
 
 
 def test_an_einsum_with_a_weight_is_a_quantized_layer() -> None:
-    program = build_program(Einsums(), (TOKENS,), {}, resolve_recipe("w4a4"))
+    program = build_program(Einsums(), TOKENS, resolve_recipe("w4a4"))
     assert [layer.operation for layer in layer_facts(program.student)] == ["linear"] * 3
 
 
 def test_a_bias_of_which_a_part_is_zeroed_is_one_of_a_quantized_layer() -> None:
-    program = build_program(PartOfABias(), (ROWS,), {}, resolve_recipe("w8a8"))
+    program = build_program(PartOfABias(), ROWS, resolve_recipe("w8a8"))
     assert program.traced.front_end == "symbolic"
     assert [layer.operation for layer in layer_facts(program.student)] == ["linear", "linear"]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.exporters.profiles import write_profile
 from sqakd_fx.program import build_program, lower
-from sqakd_fx.quant.calibration import calibrate, quantizers_of
+from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.families import FAMILIES
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.results.export import export_job
 from sqakd_fx.source.source import load_source
@@ -73,14 +74,14 @@ def test_a_network_of_the_paper_comes_through_with_every_family(name: str, tmp_p
     )
     torch.manual_seed(0)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    program = build_program(lively(source.model, images), (images,), {}, recipe)
+    program = build_program(lively(source.model, images), images, recipe)
     calibrate(program.student, [(images,)], method=recipe.initialization)
     used = {q.family.name for q in quantizers_of(program.student).values() if q.role == "weight"}
     assert used == set(names[: len(layers)])
     done = distilled(program, images, recipe)
     assert 1e-3 < done.loss < 1e3
     lowered = lower(program.student).graph_module
-    job = export_job(lowered, program, recipe)
+    job = export_job(lowered, program)
     path = write_profile("container", job, tmp_path / "model.onnx").path
     checked = validate(program.student, lowered, path, [(images,)])
     assert checked.student_agreement == 1.0

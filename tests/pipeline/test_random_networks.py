@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sqakd_fx.ir.pass_manager import largest_difference, run_passes, tensors_of
+from sqakd_fx.ir.outputs import largest_difference, tensors_of
+from sqakd_fx.ir.pass_manager import run_passes
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.batch_norm import ChannelAffine
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.results.export import export_onnx
+from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 
 Step = tuple[str, int, int]
@@ -154,7 +155,7 @@ def kept_in_float(model: nn.Module, images: Tensor, every: int) -> list[dict[str
     """Overrides that leave every so many layers in float; none for 0."""
     if not every:
         return []
-    student = build_program(model, (images,), {}, resolve_recipe("w4a4")).student
+    student = build_program(model, images, resolve_recipe("w4a4")).student
     layers = [node.name for node in student.graph.nodes if "layer" in node.meta]
     return [{"match": name, "float": True} for name in layers[1::every]]
 
@@ -181,7 +182,7 @@ def assert_all_stages_agree(
         wanted = tensors_of(model(images))
     kept = kept_in_float(model, images, float_every)
     recipe = resolve_recipe(bits, batch_norm=batch_norm, override=kept)
-    program = build_program(model, (images,), {}, recipe)
+    program = build_program(model, images, recipe)
     folded = run_passes(program.teacher, [FoldBatchNorm()]).graph_module
     with torch.no_grad():
         assert largest_difference(wanted, tensors_of(program.student(images))) <= 1e-5
@@ -194,7 +195,7 @@ def assert_all_stages_agree(
     lowered = lower(program.student).graph_module
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(lowered, program, recipe, path)
+        export(program, lowered, path)
         checked = validate(program.student, lowered, path, [(images,)])
     wrong = [f for f in checked.failures if "predictions" not in f]  # of 4 samples, some are ties
     assert not wrong, (wrong, plan)

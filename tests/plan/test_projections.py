@@ -48,7 +48,7 @@ class Inverted(nn.Module):
 def bits_of(model: nn.Module, **fields: object) -> dict[str, tuple[int, int, str]]:
     """(weight bits, activation bits, source) of each layer by name."""
     recipe = resolve_recipe("w2a2", **fields)
-    student = build_program(model.eval(), (torch.zeros(2, 3, 12, 12),), {}, recipe).student
+    student = build_program(model.eval(), torch.zeros(2, 3, 12, 12), recipe).student
     settings = {n.name: n.meta["layer"] for n in student.graph.nodes if "layer" in n.meta}
     return {n: (s.weight_bits, s.activation_bits, s.source) for n, s in settings.items()}
 

@@ -17,7 +17,7 @@ from sqakd_fx.quant.init_ranges import mse_optimal
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.sampling import spread_sample
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.results.export import export_onnx
+from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 
 BAD = [float("nan"), float("inf"), float("-inf")]
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def calibrated(model: nn.Module, images: Tensor) -> None:
-    program = build_program(model.eval(), (torch.zeros(2, 3, 8, 8),), {}, resolve_recipe("w4a4"))
+    program = build_program(model.eval(), torch.zeros(2, 3, 8, 8), resolve_recipe("w4a4"))
     calibrate(program.student, [(torch.ones(2, 3, 8, 8),), (images,)])
 
 
@@ -113,7 +113,7 @@ def test_a_range_fits_the_whole_of_the_feature_maps(size: int, bits: int, factor
     images = torch.randn(32, 48, size, size, generator=torch.Generator().manual_seed(0)).square()
     images[..., 0] *= 0.1
     recipe = resolve_recipe(f"w8a{bits}", first_last="same")
-    program = build_program(nn.Conv2d(48, 2, 1).eval(), (images[:2],), {}, recipe)
+    program = build_program(nn.Conv2d(48, 2, 1).eval(), images[:2], recipe)
     calibrate(program.student, [(images,)])
     quantizer = program.student.get_submodule("input_1.output_quantizer")
     assert isinstance(quantizer, Quantizer)
@@ -158,7 +158,7 @@ def test_an_average_of_rounding_gets_no_grid_of_rounding(last: nn.Module, family
     noise = float(normalized.mean((2, 3)).abs().max())
     assert noise < 1e-6 * peak
     recipe = resolve_recipe("w4a4", activation_family=family)
-    program = build_program(model, (images,), {}, recipe)
+    program = build_program(model, images, recipe)
     calibrate(program.student, [(images,)], method="minmax")
     quantizer = program.student.get_submodule("mean.output_quantizer")
     assert isinstance(quantizer, Quantizer)
@@ -166,14 +166,14 @@ def test_an_average_of_rounding_gets_no_grid_of_rounding(last: nn.Module, family
     lowered = lower(program.student).graph_module
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(lowered, program, recipe, path)
+        export(program, lowered, path)
         assert not validate(program.student, lowered, path, [(images,)]).failures
 
 
 def test_a_small_average_keeps_its_own_grid() -> None:
     torch.manual_seed(0)
     model, images = Net(), torch.randn(4, 3, 8, 8)
-    program = build_program(model.eval(), (images,), {}, resolve_recipe("w8a8"))
+    program = build_program(model.eval(), images, resolve_recipe("w8a8"))
     calibrate(program.student, [(images,)], method="minmax")
     quantizer = program.student.get_submodule("mean.output_quantizer")
     assert isinstance(quantizer, Quantizer)

@@ -14,7 +14,7 @@ from sqakd_fx.quant.batch_norm import AffineBatchNorm
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe, resolve_recipe
-from sqakd_fx.results.export import export_onnx
+from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 
 
@@ -49,7 +49,7 @@ def calibrated(
     model: nn.Module, inputs: Tensor, *settings: str, bits: str = "w1a1"
 ) -> tuple[Program, Recipe]:
     recipe = resolve_recipe(bits, settings=settings)
-    program = build_program(model.eval(), (inputs,), {}, recipe)
+    program = build_program(model.eval(), inputs, recipe)
     calibrate(program.student, [(inputs,)])
     return program, recipe
 
@@ -121,10 +121,10 @@ def test_they_are_exported_code_by_code(axes: int, bits: str, profile: str, tmp_
     torch.manual_seed(0)
     x = torch.randn(4, 3, *[9] * axes)
     settings = ("activation_affine=channel", f"profile={profile}")
-    program, recipe = calibrated(Stream(axes), x, *settings, bits=bits)
+    program, _ = calibrated(Stream(axes), x, *settings, bits=bits)
     move(program)
     lowered = lower(program.student).graph_module
-    export_onnx(lowered, program, recipe, tmp_path / "model.onnx")
+    export(program, lowered, tmp_path / "model.onnx")
     checked = validate(program.student, lowered, tmp_path / "model.onnx", [(x,)])
     assert checked.failures == ()
     assert checked.fusion.float_heavy == ()

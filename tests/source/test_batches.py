@@ -14,9 +14,11 @@ from sqakd_fx.errors import SourceError
 from sqakd_fx.source.batches import (
     Batch,
     Batches,
+    Loading,
     input_batches,
     labelled_batches,
 )
+from sqakd_fx.source.items import Form
 
 N = 10
 IMAGES = torch.arange(N * 4, dtype=torch.float32).reshape(N, 1, 2, 2)
@@ -49,24 +51,21 @@ def size_of(batch: Batch) -> int:
 
 
 def unlabelled(data: Any, **options: Any) -> Batches[Batch]:
-    defaults: dict[str, Any] = {
-        "n_inputs": 1,
-        "input_names": ("x",),
-        "batch_size": 4,
-        "example_ndim": 4,
-    }
-    defaults |= {"shuffle": False, "seed": 0}
-    return input_batches(data, **(defaults | options))
+    return input_batches(data, *form_and_loading(**options))
 
 
 def labelled(data: Any, **options: Any) -> Batches[tuple[Batch, Any]]:
-    defaults: dict[str, Any] = {
-        "n_inputs": 1,
-        "input_names": ("x",),
-        "batch_size": 4,
-        "example_ndim": 4,
-    }
-    return labelled_batches(data, **(defaults | options))
+    return labelled_batches(data, *form_and_loading(drop_last=False, **options))
+
+
+def form_and_loading(
+    n_inputs: int = 1,
+    input_names: tuple[str, ...] = ("x",),
+    example_ndim: int | None = 4,
+    batch_size: int = 4,
+    **loading: Any,
+) -> tuple[Form, Loading]:
+    return Form(n_inputs, input_names, example_ndim), Loading(batch_size, **loading)
 
 
 def first_inputs(batches: Iterable[Batch]) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from model_files import EXAMPLE, LINEAR, NET, refused, write
 from torch import nn
 
+from sqakd_fx.source.items import Form
 from sqakd_fx.source.source import load_source
 
 pytestmark = pytest.mark.usefixtures("clean_imports")
@@ -27,7 +28,7 @@ def test_a_model_file_gives_model_data_and_metric(tmp_path: Path) -> None:
     assert source.name == "fashion"
     assert not source.model.training
     assert [tuple(x.shape) for x in source.example_inputs] == [(1, 4)]
-    assert (source.n_inputs, source.input_names, source.example_ndim) == (1, ("input",), 2)
+    assert source.form == Form(1, ("input",), 2)
     assert source.train_data is not None
     assert source.labels_ignored
     assert source.eval_data is not None
@@ -65,7 +66,7 @@ def test_example_inputs_are_a_tensor_a_tuple_or_a_dict(
         write(tmp_path, LINEAR + f"def example_inputs():\n    return {returned}\n")
     )
     assert (len(source.example_inputs), set(source.example_kwargs)) == (n_args, kwargs)
-    assert source.input_names == ("input",)
+    assert source.form.input_names == ("input",)
 
 
 @pytest.mark.parametrize(

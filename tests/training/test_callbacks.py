@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.program import Program, build_program
-from sqakd_fx.quant.calibration import calibrate, quantizers_of
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.training.checkpoint import Checkpoint, save_checkpoint
 from sqakd_fx.training.oscillation import OscillationFreezing
@@ -23,7 +24,7 @@ ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 def student_of(recipe: Recipe) -> Program:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    program = build_program(model, (ROWS,), {}, recipe)
+    program = build_program(model, ROWS, recipe)
     calibrate(program.student, [(ROWS,)])
     return program
 

@@ -20,7 +20,7 @@ def featured(*settings: str) -> Recipe:
 
 
 def calibrated(net: nn.Module, images: Tensor, recipe: Recipe) -> Program:
-    program = build_program(net, (images,), {}, recipe)
+    program = build_program(net, images, recipe)
     calibrate(program.student, [(images,)])
     return program
 

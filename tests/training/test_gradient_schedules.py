@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from sqakd_fx.program import Program, build_program
-from sqakd_fx.quant.calibration import calibrate, quantizers_of
-from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.training.features import TrainingPair
 from sqakd_fx.training.gradient_schedules import hessian_deltas, mu_factor
@@ -83,7 +83,7 @@ def student_of(*settings: str) -> Program:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     recipe = resolve_recipe("w3a3", settings=["steps=8", *settings])
-    program = build_program(model, (ROWS,), {}, recipe)
+    program = build_program(model, ROWS, recipe)
     calibrate(program.student, [(ROWS,)])
     distilled(program, ROWS, recipe)
     return program

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source.inputs import training_inputs
-from sqakd_fx.source.source import Source
 from sqakd_fx.training.held_out import Split, split_data
+from sqakd_fx.training.keeping import Keeping
 from sqakd_fx.training.loop import Distilled, distil
-from sqakd_fx.training.progress import StepReport
-from sqakd_fx.training.step_batches import EpochBatches
+from sqakd_fx.training.progress import Listener, StepReport
+from sqakd_fx.training.step_batches import EpochBatches, TrainingData
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 
@@ -56,25 +56,28 @@ def trained(
     most: int = 99,
     *settings: str,
     data: EpochBatches = lambda epoch: [(ROWS,)],
-    **more: Any,
+    held_out: Sequence[tuple[Tensor, ...]] = (),
+    on_report: Callable[[StepReport], None] = lambda report: None,
+    on_note: Callable[[str], None] = lambda note: None,
+    **keeping: Any,
 ) -> tuple[Distilled, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     recipe = resolve_recipe(
         "w4a4", settings=["steps=6", "optimizer=sgd", "compile=never", *settings]
     )
-    program = build_program(model, (ROWS,), {}, recipe)
+    program = build_program(model, ROWS, recipe)
     calibrate(program.student, [(ROWS,)])
     student = Hungry(program.student, most)
     teacher = program.teacher
     done = distil(
         student,  # type: ignore[arg-type]
         teacher,
-        data,
+        TrainingData(data, 1, held_out),
         recipe,
-        steps_per_epoch=1,
-        device=torch.device("cpu"),
-        **more,
+        torch.device("cpu"),
+        Keeping(**keeping),
+        Listener(on_report, on_note),
     )
     return done, program.student.state_dict()
 
@@ -244,12 +247,11 @@ class Noisy(Dataset[Any]):
 def test_held_out_inputs_are_the_same_in_every_run_and_disturb_no_generator() -> None:
     model = nn.Linear(6, 4).eval()
     recipe = resolve_recipe("w4a4", settings=["seed=5"])
-    program = build_program(model, (ROWS[:2],), {}, recipe)
+    program = build_program(model, ROWS[:2], recipe)
     drawn = []
     for noise in (1, 2):
         loader = DataLoader(Noisy(), batch_size=2, shuffle=True)
-        source = Source("net", "net", model, (ROWS[:2],), {}, loader, None, None)
-        inputs = training_inputs(source, program, recipe)
+        inputs = training_inputs(loader, program)
         torch.manual_seed(noise)
         state = torch.get_rng_state()
         drawn.append(inputs.held_out())
@@ -276,7 +278,7 @@ def test_a_compiler_that_fails_costs_speed_and_nothing_else() -> None:
 def test_compiling_is_for_runs_that_earn_it_back() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     small, large = (
-        build_program(net.eval(), (torch.zeros(2, 3, side, side),), {}, resolve_recipe("w4a4"))
+        build_program(net.eval(), torch.zeros(2, 3, side, side), resolve_recipe("w4a4"))
         for side in (8, 200)
     )
 
@@ -377,6 +379,6 @@ def test_a_network_of_volumes_trains() -> None:
     volumes = torch.randn(6, 2, 5, 5, 5, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3)).eval()
     recipe = resolve_recipe("w4a4", steps=2)
-    program = build_program(model, (volumes,), {}, recipe)
+    program = build_program(model, volumes, recipe)
     calibrate(program.student, [(volumes,)])
     assert distilled(program, volumes, recipe).steps == 2

@@ -85,7 +85,7 @@ def test_only_images_are_mixed(inputs: tuple[Tensor, ...], can: bool) -> None:
 
 
 def ready(net: nn.Module, inputs: Tensor, chosen: Recipe) -> Program:
-    program = build_program(net, (inputs,), {}, chosen)
+    program = build_program(net, inputs, chosen)
     calibrate(program.student, [(inputs,)])
     return program
 

@@ -7,7 +7,8 @@ import torch
 from conftest import ResidualNet
 
 from sqakd_fx.program import build_program
-from sqakd_fx.quant.calibration import calibrate, quantizers_of
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.training.optimizer import make_optimizer
 
@@ -16,7 +17,7 @@ def rates_of_ranges(*settings: str) -> list[tuple[str, float, float]]:
     """(parameter, its rate, its mean size) of all ranges of a small network at w2a2."""
     recipe = resolve_recipe("w2a2", settings=settings)
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    student = build_program(ResidualNet().eval(), (images,), {}, recipe).student
+    student = build_program(ResidualNet().eval(), images, recipe).student
     calibrate(student, [(images,)])
     groups = make_optimizer(student, recipe).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}

@@ -13,8 +13,10 @@ from sqakd_fx.errors import TrainingError
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.training.keeping import Keeping
 from sqakd_fx.training.loop import distil
-from sqakd_fx.training.step_batches import EpochBatches
+from sqakd_fx.training.progress import Listener
+from sqakd_fx.training.step_batches import EpochBatches, TrainingData
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0)).mul(16).round().div(16)
 """Few binary digits, as the teacher's weights have: its outputs are exact wherever a row stands in a batch."""
@@ -39,28 +41,25 @@ class Counting(nn.Module):
 
 
 def trained(
-    folder: Path, *settings: str, data: EpochBatches = shuffled, **more: Any
+    folder: Path, *settings: str, data: EpochBatches = shuffled, resume: bool = False
 ) -> tuple[list[float], dict[str, Tensor], Counting]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     for parameter in model.parameters():
         parameter.data.mul_(64).round_().div_(64)
     recipe = resolve_recipe("w4a4", settings=["steps=12", "checkpoint_steps=1", *settings])
-    program = build_program(model, (ROWS,), {}, recipe)
+    program = build_program(model, ROWS, recipe)
     calibrate(program.student, [(ROWS,)])
     teacher = Counting(program.teacher)
     losses: list[float] = []
     distil(
         program.student,
         teacher,
-        data,
+        TrainingData(data, 3),
         recipe,
-        steps_per_epoch=3,
-        device=torch.device("cpu"),
-        checkpoints=folder / "checkpoints",
-        teacher_outputs=folder / "teacher",
-        on_report=lambda report: losses.append(report.loss),
-        **more,
+        torch.device("cpu"),
+        Keeping(folder / "checkpoints", folder / "teacher", resume),
+        Listener(lambda report: losses.append(report.loss)),
     )
     return losses, program.student.state_dict(), teacher
 
@@ -124,18 +123,17 @@ def test_a_loss_on_inner_features_says_that_nothing_is_cached(tmp_path: Path) ->
         "w4a4", settings=["steps=2", "cache_teacher=true", "feature_weight=0.1"]
     )
     program = build_program(
-        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), (ROWS,), {}, recipe
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), ROWS, recipe
     )
     calibrate(program.student, [(ROWS,)])
     distil(
         program.student,
         program.teacher,
-        shuffled,
+        TrainingData(shuffled, 3),
         recipe,
-        steps_per_epoch=3,
-        device=torch.device("cpu"),
-        teacher_outputs=tmp_path,
-        on_note=notes.append,
+        torch.device("cpu"),
+        Keeping(teacher_outputs=tmp_path),
+        Listener(on_note=notes.append),
     )
     assert any("cache_teacher has no effect" in note for note in notes)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,48 @@
+"""What a model gives: the tensors of a nested output, its classes, and how far two outputs are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Every tensor in a nested output, in a stable order."""
+    leaves = tree_leaves(output)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def largest_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Largest |a - b| over pairs of float tensors, relative to the largest |a| where that is > 1.
+
+    Infinite where there are not as many, or where two have other shapes.
+    """
+    if [x.shape for x in a] != [y.shape for y in b]:
+        return math.inf
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.is_floating_point() and x.numel():
+            scale = max(1.0, float(x.abs().max()))
+            worst = max(worst, float((x - y).abs().max()) / scale)
+    return worst
+
+
+def class_axis(shape: tuple[int, ...]) -> int | None:
+    """Where the classes of an output are: (N, C), (N, C, H, W), (N, T, C); None where there are none."""
+    if len(shape) == 2:
+        return 1 if shape[1] > 1 else None
+    if len(shape) == 3:
+        return 2
+    if len(shape) in (4, 5):
+        return 1 if shape[1] > 1 else None
+    return None
+
+
+def predictions(scores: Tensor) -> Tensor | None:
+    """The class with the best score, in the shape of `scores` without its classes; None where there are none."""
+    axis = class_axis(tuple(scores.shape))
+    return None if axis is None else scores.argmax(dim=axis)

@@ -1,0 +1,81 @@
+"""What is measured of a finished run: accuracy, and size and speed of the file beside the float model's."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqakd_fx.errors import SourceError, SqakdError
+from sqakd_fx.program import Program
+from sqakd_fx.results.evaluate import evaluate
+from sqakd_fx.results.export import export
+from sqakd_fx.runtime.session import latency, session
+from sqakd_fx.source.source import Source
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures; the float model's are None where it has no ONNX form.
+
+    `accuracy` is by "float", "student" and "onnx"; None without labels, or where `unmeasured` says why.
+    """
+
+    accuracy: Mapping[str, float] | None
+    unmeasured: str | None
+    float_bytes: int | None
+    float_ms: float | None
+    onnx_bytes: int
+    integer_ms: float
+
+
+def measure(source: Source, program: Program, model_path: Path) -> Measured:
+    """Run the exported file and the float model, on the source's labels and on the example."""
+    accuracy, unmeasured = None, None
+    try:
+        accuracy = _accuracy(source, program, model_path)
+    except SourceError as error:
+        unmeasured = str(error)
+    float_bytes, float_ms = _float_file(program)
+    return Measured(
+        accuracy,
+        unmeasured,
+        float_bytes,
+        float_ms,
+        model_path.stat().st_size,
+        latency(model_path, program.example),
+    )
+
+
+def _accuracy(source: Source, program: Program, model_path: Path) -> dict[str, float] | None:
+    running = session(model_path)
+    names = [i.name for i in running.get_inputs()]
+
+    def integer_onnx(*inputs: Tensor) -> list[Tensor]:
+        feeds = {n: x.numpy() for n, x in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(y) for y in running.run(None, feeds)]
+
+    functions: dict[str, Callable[..., Any]] = {
+        "float": program.teacher,
+        "student": program.student,
+        "onnx": integer_onnx,
+    }
+    return evaluate(source, program, functions)
+
+
+def _float_file(program: Program) -> tuple[int | None, float | None]:
+    """Bytes, and milliseconds a call, of the float model as ONNX; None for what cannot be had."""
+    size: int | None = None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        try:
+            export(program, program.student, path, profile="float")
+            size = path.stat().st_size
+            return size, latency(path, program.example)
+        except SqakdError:
+            return size, None

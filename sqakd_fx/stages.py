@@ -1,0 +1,160 @@
+"""The stages of a run as functions of a program, for code of the user's own between them.
+
+    build_program ─▶ calibrate ─▶ distil, or any loop that trains program.student ─▶ lower ─▶ export ─▶ validate
+
+Data is whatever `quantize` takes: a DataLoader, a Dataset, a tensor or array of samples, or an iterable of
+batches. Labels behind the inputs are not looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sqakd_fx.engine.determinism import (
+    repeatable_arithmetic,
+    seed_everything,
+    undisturbed_randomness,
+)
+from sqakd_fx.engine.devices import choose_device
+from sqakd_fx.errors import TrainingError
+from sqakd_fx.program import Program, distillation_teacher
+from sqakd_fx.quant import calibration
+from sqakd_fx.quant.batch_norm import reestimate_batch_norm
+from sqakd_fx.source.batches import Loading, input_batches
+from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, training_inputs
+from sqakd_fx.source.items import form_of
+from sqakd_fx.training import loop
+from sqakd_fx.training.keeping import NOTHING_KEPT, Keeping, forget, kept_in
+from sqakd_fx.training.losses import check_output_settings
+from sqakd_fx.training.progress import NOBODY, Listener
+from sqakd_fx.training.step_batches import TrainingData
+from sqakd_fx.validation import validate as validation
+
+_SAMPLES_AT_ONCE = 256
+
+
+def calibrate(
+    program: Program, data: Any, *, on_batch: Callable[[int], None] = lambda done: None
+) -> None:
+    """Give every quantizer of `program.student` its starting range, and switch it on.
+
+    Activations are observed on the first `calibration_batches` of the recipe, in float, wherever the student
+    lies. `on_batch` hears how many are done.
+
+    Raises:
+        SourceError: the data cannot be loaded, or the model does not take a batch.
+        TrainingError: a weight or an activation holds NaN or infinity.
+    """
+    with undisturbed_randomness():
+        seed_everything(program.recipe.seed)
+        device = next((x.device for x in program.student.buffers()), torch.device("cpu"))
+        find_ranges(program, training_inputs(data, program), device, on_batch=on_batch)
+
+
+def find_ranges(
+    program: Program,
+    inputs: TrainingInputs,
+    device: torch.device,
+    *,
+    on_batch: Callable[[int], None],
+) -> None:
+    """`calibrate` on batches that are divided already; the student lies on `device`."""
+    calibration.calibrate(
+        program.student,
+        calibration_batches(inputs, device),
+        method=program.recipe.initialization,
+        on_batch=on_batch,
+    )
+
+
+def distil(
+    program: Program,
+    data: Any,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    listener: Listener = NOBODY,
+) -> loop.Distilled:
+    """Train the calibrated student in place on the teacher's outputs, as the program's recipe says.
+
+    It ends on the CPU in evaluation mode. As in `quantize`, a part of the data (`held_out`) may be kept back to
+    measure agreement on. `folder` is for checkpoints, from which `resume` goes on; `listener` hears of the steps.
+
+    Raises:
+        TrainingError: the student is not calibrated, or the loss diverges even at lower learning rates.
+        SourceError: the data cannot be loaded, or the model does not take a batch.
+        Interrupted: SIGINT or SIGTERM; the state is saved where there is a folder.
+    """
+    recipe = program.recipe
+    if not program.is_calibrated:
+        raise TrainingError("the student is not calibrated: call calibrate(program, data) first")
+    check_outputs(program)
+    device = choose_device(recipe.device)
+    inputs = training_inputs(data, program)
+    keeping = NOTHING_KEPT if folder is None else kept_in(Path(folder), resume=resume)
+    arithmetic = repeatable_arithmetic(device, recipe.tf32, recipe.deterministic)
+    with undisturbed_randomness(), arithmetic:
+        steps_per_epoch = inputs.count()
+        program.student.to(device)
+        try:
+            distilled = train(program, inputs, steps_per_epoch, device, keeping, listener)
+        finally:
+            program.student.cpu().eval()
+    forget(keeping)
+    return distilled
+
+
+def check_outputs(program: Program) -> None:
+    """Raises RecipeError where the recipe's losses do not fit the model's outputs."""
+    with torch.no_grad():
+        check_output_settings(program.recipe, program.teacher(*program.example))
+
+
+def train(
+    program: Program,
+    inputs: TrainingInputs,
+    steps_per_epoch: int,
+    device: torch.device,
+    keeping: Keeping,
+    listener: Listener,
+) -> loop.Distilled:
+    """`distil` on batches that are divided already; the student lies on `device` and stays there."""
+    distilled = loop.distil(
+        program.student,
+        distillation_teacher(program),
+        TrainingData(inputs.training, steps_per_epoch, tuple(inputs.held_out())),
+        program.recipe,
+        device,
+        keeping,
+        listener,
+    )
+    if count := program.recipe.reestimate_batch_norm:
+        reestimate_batch_norm(program.student, itertools.islice(inputs.epoch(0), count), device)
+    return distilled
+
+
+def validate(
+    program: Program, lowered: fx.GraphModule, path: str | Path, data: Any
+) -> validation.Validation:
+    """Hold an exported file against the trained student and its integer program, code by code, on all of `data`.
+
+    `failures` of what comes back is empty where the file computes what was trained.
+
+    Raises:
+        ParityError: the runtime refuses the file.
+        SourceError: the data cannot be loaded, or the model does not take a batch.
+    """
+    return validation.validate(program.student, lowered, Path(path), _in_order(program, data))
+
+
+def _in_order(program: Program, data: Any) -> Iterator[tuple[Tensor, ...]]:
+    call = program.traced.call
+    loading = Loading(_SAMPLES_AT_ONCE, drop_last=False)
+    for batch in input_batches(data, form_of(call), loading, what="data to validate on"):
+        yield call.flatten(batch.args, batch.kwargs)
