@@ -22,6 +22,7 @@ from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import is_first, process_group
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.frontend.example_call import Example, arguments
+from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.results.collect import make_report, write_report
@@ -145,8 +146,9 @@ def run(
             claim_output_folder(out)
             remove_temporaries(out)
         seed_everything(recipe.seed)
+        after = None if dump is None else dump_into(dump)
         journal = _Journal((is_first() and observer) or Silent())
-        return _stages(_Job(source, recipe, out, device, resume, dump), journal)
+        return _stages(_Job(source, recipe, out, device, resume, after), journal)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class _Job:
     out: Path
     device: torch.device
     resume: bool
-    dump: Path | None
+    after: GraphObserver | None
 
 
 class _Journal:
@@ -213,7 +215,7 @@ def _trace(job: _Job, journal: _Journal) -> Program:
             source.example_inputs,
             job.recipe,
             example_kwargs=source.example_kwargs,
-            dump=job.dump,
+            after=job.after,
         )
         check_outputs(program)
     return program
@@ -283,7 +285,7 @@ def _recorded(job: _Job, journal: _Journal) -> Iterator[Callable[[StepReport], N
 
 def _export(job: _Job, journal: _Journal, program: Program) -> tuple[fx.GraphModule, Exported]:
     with journal.stage("export", "integer ONNX", timed_as="lower and export"):
-        lowered = lower(program.student).graph_module
+        lowered = lower(program.student, after=job.after).graph_module
         exported = export(program, lowered, job.out / "model.onnx")
         for text in exported.notes:
             journal.say.note(text)

@@ -15,7 +15,7 @@ from sqakd_fx.frontend.copy_model import float_copy, refuse_ties_to_the_original
 from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.trace import FloatModule, Traced, trace
 from sqakd_fx.ir.op_table import node_macs
-from sqakd_fx.ir.pass_manager import Compiled, LogEntry, Note, run_passes
+from sqakd_fx.ir.pass_manager import Compiled, GraphObserver, LogEntry, Note, Pass, run_passes
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.passes.canonicalize import Canonicalize
 from sqakd_fx.passes.decompose.rules import Decompose
@@ -83,18 +83,51 @@ def _way_out(float_module: FloatModule) -> str:
     )
 
 
+def _unifying(example: tuple[Any, ...]) -> list[Pass]:
+    """From the traced graph to one form of every operation."""
+    return [
+        Functionalize(),
+        FoldConstants(),
+        Decompose(),
+        PropagateShapes(example),
+        Canonicalize(),
+        PropagateShapes(example),
+    ]
+
+
+def _ordering() -> list[Pass]:
+    """What may change the model's values where torch leaves them open; the teacher is taken behind it."""
+    return [StableTopK()]
+
+
+def _quantizing(recipe: Recipe) -> list[Pass]:
+    folding: list[Pass] = [FoldBatchNorm()] if recipe.batch_norm == "fold" else []
+    return [*folding, InsertQuantizers(recipe)]
+
+
+def _lowering() -> list[Pass]:
+    return [LowerToInteger()]
+
+
+def all_passes() -> dict[str, type[Pass]]:
+    """Every pass by its name, in the order in which a model first meets them."""
+    recipe = Recipe.model_validate({"batch_norm": "fold"})
+    sequence = [*_unifying(()), *_ordering(), *_quantizing(recipe), *_lowering()]
+    return {one.name: type(one) for one in sequence}
+
+
 def build_program(
     model: nn.Module,
     example: Example,
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    dump: Path | None = None,
+    after: GraphObserver | None = None,
 ) -> Program:
     """Trace a float model and insert quantizers (disabled) by the recipe.
 
     The model is copied: the caller's own is not changed. `example` is one call, as for `trace`; `recipe` is a preset
-    ("w4a4"), a TOML file, a mapping or a Recipe. `dump` is a folder for the printed graph after every pass.
+    ("w4a4"), a TOML file, a mapping or a Recipe. `after` is called behind every pass.
 
     Raises:
         TraceError, PassError, RecipeError.
@@ -121,22 +154,13 @@ def build_program(
 
     first = run_passes(
         traced.graph_module,
-        [
-            Functionalize(),
-            FoldConstants(),
-            Decompose(),
-            PropagateShapes(inputs),
-            Canonicalize(),
-            PropagateShapes(inputs),
-        ],
+        _unifying(inputs),
         probe=probe,
-        dump=dump,
+        after=after,
     )
-    settled = run_passes(first.graph_module, [StableTopK()], dump=dump)
+    settled = run_passes(first.graph_module, _ordering(), after=after)
     teacher = copy.deepcopy(settled.graph_module)
-    passes: list[Any] = [FoldBatchNorm()] if recipe.batch_norm == "fold" else []
-    passes.append(InsertQuantizers(recipe))
-    second = run_passes(settled.graph_module, passes, probe=probe, dump=dump)
+    second = run_passes(settled.graph_module, _quantizing(recipe), probe=probe, after=after)
     return Program(
         teacher.eval(),
         second.graph_module.eval(),
@@ -153,13 +177,13 @@ def distillation_teacher(program: Program) -> fx.GraphModule:
     return run_passes(copy.deepcopy(program.teacher), [FoldBatchNorm()]).graph_module.eval()
 
 
-def lower(student: fx.GraphModule) -> Compiled:
+def lower(student: fx.GraphModule, *, after: GraphObserver | None = None) -> Compiled:
     """The integer program of a trained student, on the CPU; the student is not changed.
 
     Raises:
         PassError: a quantizer was not calibrated.
     """
-    return run_passes(copy.deepcopy(student).cpu().eval(), [LowerToInteger()])
+    return run_passes(copy.deepcopy(student).cpu().eval(), _lowering(), after=after)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 
 from torch import fx, nn
@@ -12,10 +13,12 @@ from sqakd_fx.exporters.container import onnx_form
 from sqakd_fx.ir.op_table import Kind, Op, op_name, op_of, shape_of
 from sqakd_fx.ir.rewriting import module_path, node_path, paths_and_parents
 from sqakd_fx.plan.layer_settings import LayerSettings
-from sqakd_fx.program import Program
+from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, RoundedBias
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import RuntimeSum
+from sqakd_fx.recipe import Recipe
+from sqakd_fx.source.source import Source
 
 _ABSORBING: Mapping[type[nn.Module] | type[None], str] = {
     AbsorbedBatchNorm: "BatchNorm, live while training; lowering puts it into the weight scale and "
@@ -182,3 +185,19 @@ def _region(student: fx.GraphModule, node: fx.Node, quantizer: str) -> str:
 
 def _shape(node: fx.Node) -> str:
     return "×".join(map(str, shape_of(node) or ()))
+
+
+def show_explanation(source: Source, recipe: Recipe, name: str, form: str) -> None:
+    """Print why the nodes of a name have, or have not, a quantizer."""
+    program = build_program(
+        source.model, source.example_inputs, recipe, example_kwargs=source.example_kwargs
+    )
+    found = explain(program, name)
+    if form == "json":
+        print(json.dumps(found, indent=2))
+        return
+    width = max(len(label) for facts in found for label in facts)
+    for facts in found:
+        for label, text in facts.items():
+            print(f"{label:<{width}}  {text}")
+        print()

@@ -1,77 +1,83 @@
-"""`inspect` and `doctor`: graphs, quantizers, and what stays in float, for people and machines."""
+"""`inspect`: graphs, quantizers, and what stays in float, for people and machines."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
-import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 from torch import fx
 
-from sqakd_fx.cli.explain import explain, operation
-from sqakd_fx.errors import ExportError, RecipeError, StorageError
+from sqakd_fx.cli.arguments import check_choice
+from sqakd_fx.cli.explain import operation
+from sqakd_fx.errors import ExportError, RecipeError
 from sqakd_fx.ir.op_table import shape_of
-from sqakd_fx.ir.pass_manager import Note, run_passes
+from sqakd_fx.ir.pass_manager import Note, Pass, run_passes
 from sqakd_fx.ir.rewriting import module_path
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
+from sqakd_fx.passes.insert_quantizers import InsertQuantizers
+from sqakd_fx.passes.lower_to_integer.lower import LowerToInteger
 from sqakd_fx.passes.propagate_shapes import PropagateShapes
-from sqakd_fx.program import Program, build_program, layer_facts, lower
+from sqakd_fx.passes.stable_top_k import StableTopK
+from sqakd_fx.program import (
+    Program,
+    build_program,
+    distillation_teacher,
+    layer_facts,
+    lower,
+)
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.source.source import Source
-from sqakd_fx.storage import is_result_folder
 
-STAGES = ("traced", "folded", "quantized", "lowered")
+STAGES: Mapping[str, str] = {
+    "traced": StableTopK.name,
+    "folded": FoldBatchNorm.name,
+    "quantized": InsertQuantizers.name,
+    "lowered": LowerToInteger.name,
+}
+"""The pass behind which each stage is."""
+
 _UNBOUNDED = 10_000
 FORMATS = ("table", "tree", "code", "dot", "svg", "json")
 
 
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Raise RecipeError where `value` is none of `choices`."""
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(choices)}"
-        raise RecipeError(f"{option} {value!r} is unknown: {hint}")
+def graph_at(source: Source, recipe: Recipe, place: str) -> tuple[fx.GraphModule, Program]:
+    """The graph at a stage, or behind the last run of a pass.
 
+    Where the recipe absorbs BatchNorm, the teacher alone is folded, and shown. What is lowered is calibrated on the
+    example input only.
+    """
+    name = STAGES.get(place, place)
+    seen: dict[str, fx.GraphModule] = {}
 
-def result_of(target: Path) -> tuple[Path, Path]:
-    """(result folder, ONNX file) of a folder or of a file in one."""
-    folder = target.parent if target.suffix == ".onnx" else target
-    path = target if target.suffix == ".onnx" else target / "model.onnx"
-    if not is_result_folder(folder):
-        raise StorageError(
-            f"{folder} is not a result folder: give one that `sqakd-fx quantize` made"
-        )
-    if not path.is_file():
-        raise StorageError(f"there is no {path}: run `sqakd-fx export` on the folder first")
-    return folder, path
+    def keep(one: Pass, graph_module: fx.GraphModule) -> None:
+        if one.name == name:
+            seen[name] = copy.deepcopy(graph_module)
 
-
-def graph_at(source: Source, recipe: Recipe, stage: str) -> tuple[fx.GraphModule, Program]:
-    """The graph of a stage; "lowered" is calibrated on the example input only."""
     program = build_program(
-        source.model, source.example_inputs, recipe, example_kwargs=source.example_kwargs
+        source.model,
+        source.example_inputs,
+        recipe,
+        example_kwargs=source.example_kwargs,
+        after=keep,
     )
-    if stage == "traced":
-        return program.teacher, program
-    if stage == "folded":
-        return run_passes(program.teacher.eval(), [FoldBatchNorm()]).graph_module, program
-    if stage == "quantized":
-        return program.student, program
-    calibrate(program.student, [program.example], method=recipe.initialization)
-    shapes = PropagateShapes(program.example)
-    return run_passes(lower(program.student).graph_module, [shapes]).graph_module, program
+    if name == LowerToInteger.name:
+        calibrate(program.student, [program.example], method=recipe.initialization)
+        shapes = PropagateShapes(program.example)
+        return run_passes(lower(program.student).graph_module, [shapes]).graph_module, program
+    if name == FoldBatchNorm.name and name not in seen:
+        return distillation_teacher(program), program
+    return seen[name], program
 
 
 def rows(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
@@ -104,14 +110,14 @@ def _module(node: fx.Node) -> str:
     return module_path(node) or str(tag.get("module") or node.meta.get("source") or owner)
 
 
-def show_stage(source: Source, recipe: Recipe, stage: str, form: str) -> None:
-    """Print a stage in one of FORMATS."""
-    graph_module, program = graph_at(source, recipe, stage)
+def show_stage(source: Source, recipe: Recipe, place: str, form: str) -> None:
+    """Print the graph at a stage, or behind a pass, in one of FORMATS."""
+    graph_module, program = graph_at(source, recipe, place)
     if form == "code":
         print(_code(graph_module))
     elif form == "json":
         value = {
-            "stage": stage,
+            "stage": place,
             "front_end": program.traced.front_end,
             "nodes": rows(graph_module),
             "layers": [asdict(fact) for fact in layer_facts(program.student)],
@@ -195,23 +201,9 @@ def _svg(dot: str) -> str:
         ) from None
 
 
-def show_explanation(source: Source, recipe: Recipe, name: str, form: str) -> None:
-    """Print why the nodes of a name have, or have not, a quantizer."""
-    _, program = graph_at(source, recipe, "quantized")
-    found = explain(program, name)
-    if form == "json":
-        print(json.dumps(found, indent=2))
-        return
-    width = max(len(label) for facts in found for label in facts)
-    for facts in found:
-        for label, text in facts.items():
-            print(f"{label:<{width}}  {text}")
-        print()
-
-
 def show_difference(source: Source, recipe: Recipe, old: str, new: str) -> None:
-    """A unified diff of two stages' code."""
-    before, after = (_code(graph_at(source, recipe, stage)[0]) for stage in (old, new))
+    """A unified diff of the code at two stages, or behind two passes."""
+    before, after = (_code(graph_at(source, recipe, place)[0]) for place in (old, new))
     for line in difflib.unified_diff(
         before.splitlines(), after.splitlines(), old, new, lineterm=""
     ):
@@ -250,59 +242,3 @@ def show_onnx(path: Path, form: str) -> None:
     console.print(table)
     for key, value in metadata.items():
         console.print(f"{key}: {value}", markup=False)
-
-
-def show_doctor() -> None:
-    """Print what is installed and what each missing thing costs."""
-    from sqakd_fx.engine.compilation import has_compiler
-    from sqakd_fx.runtime.session import EXACT_PRODUCTS, overflows
-
-    console = Console(highlight=False)
-    table = Table("what", "found", "if it is missing")
-    table.add_row("Python", platform.python_version(), "")
-    for name in ("sqakd-fx", "torch", "onnx", "onnxscript", "onnx-ir"):
-        table.add_row(name, _version(name), "nothing works")
-    runtime = next(
-        (n for n in ("onnxruntime-gpu", "onnxruntime") if _version(n) != "–"), "onnxruntime"
-    )
-    table.add_row(runtime, _version(runtime), "no validation")
-    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "–"
-    table.add_row("GPU", cuda, "training runs on the CPU, 10 to 100 times slower")
-    import onnxruntime
-
-    found = ", ".join(
-        p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()
-    )
-    table.add_row("ONNX Runtime providers", found, "without CUDA, validation runs on the CPU")
-    products = "–" if overflows() else "yes"
-    need = f"sessions need {EXACT_PRODUCTS} = 1, or 8-bit products overflow"
-    table.add_row("exact 8-bit products in ONNX Runtime", products, need)
-    compiler = "yes" if has_compiler(torch.device("cpu")) else "–"
-    table.add_row("C++ compiler", compiler, "training runs uncompiled, about half as fast")
-    console.print(table)
-
-
-def show_capabilities() -> None:
-    """Print what each provider of the installed ONNX Runtime does with each form of an operation."""
-    import onnxruntime
-
-    from sqakd_fx.runtime.capabilities import starts, table
-
-    available = onnxruntime.get_available_providers()
-    columns = {provider: table(provider) for provider in available if starts(provider)}
-    console = Console(highlight=False)
-    shown = Table("form", *(provider.removesuffix("ExecutionProvider") for provider in columns))
-    for form in next(iter(columns.values()), {}):
-        shown.add_row(form, *(answers[form].value for answers in columns.values()))
-    console.print(f"ONNX Runtime {onnxruntime.__version__}")
-    console.print(shown)
-    for provider in available:
-        if provider not in columns:
-            console.print(f"{provider} does not start here")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "–"

@@ -144,11 +144,15 @@ def quantize(
 def inspect(
     target: Annotated[str, typer.Argument(help="SOURCE, a result folder, or FILE.onnx")],
     stage: Annotated[str, typer.Option(help="traced, folded, quantized or lowered")] = "quantized",
+    after: Annotated[
+        str | None, typer.Option(help="a pass of `sqakd-fx passes`, in place of a stage")
+    ] = None,
     format_: Annotated[
         str, typer.Option("--format", help="table, tree, code, dot, svg or json")
     ] = "table",
     diff: Annotated[
-        tuple[str, str] | None, typer.Option(help="two stages to compare", metavar="STAGE STAGE")
+        tuple[str, str] | None,
+        typer.Option(help="two stages or passes to compare", metavar="PLACE PLACE"),
     ] = None,
     explain: Annotated[
         str | None, typer.Option(help="a node or module: why it has, or has not, a quantizer")
@@ -161,13 +165,21 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show the graph at a stage: where quantizers stand, what stays in float, and why."""
-    from sqakd_fx.cli import inspect as inspection
+    from sqakd_fx.cli.arguments import check_choice
+    from sqakd_fx.cli.explain import show_explanation
+    from sqakd_fx.cli.inspect import FORMATS, STAGES, show_difference, show_onnx, show_stage
+    from sqakd_fx.program import all_passes
 
+    if after is not None:
+        _refuse_beside_after(target, stage, diff, explain)
+        check_choice("--after", after, all_passes())
     if target.endswith(".onnx"):
-        inspection.show_onnx(Path(target), format_)
+        show_onnx(Path(target), format_)
         return
-    inspection.check_choice("--stage", stage, inspection.STAGES)
-    inspection.check_choice("--format", format_, inspection.FORMATS)
+    check_choice("--stage", stage, STAGES)
+    check_choice("--format", format_, FORMATS)
+    for place in diff or ():
+        check_choice("--diff", place, [*STAGES, *all_passes()])
     if Path(target, "recipe.toml").exists():
         from sqakd_fx.storage import read_json
 
@@ -177,14 +189,36 @@ def inspect(
     loaded = _source(target, weights, None, input_shape)
     resolved = recipe_of_options()
     if diff is not None:
-        for one in diff:
-            inspection.check_choice("--diff", one, inspection.STAGES)
-        inspection.show_difference(loaded, resolved, *diff)
-        return
-    if explain is not None:
-        inspection.show_explanation(loaded, resolved, explain, format_)
-        return
-    inspection.show_stage(loaded, resolved, stage, format_)
+        show_difference(loaded, resolved, *diff)
+    elif explain is not None:
+        show_explanation(loaded, resolved, explain, format_)
+    else:
+        show_stage(loaded, resolved, after or stage, format_)
+
+
+def _refuse_beside_after(
+    target: str, stage: str, diff: tuple[str, str] | None, explain: str | None
+) -> None:
+    if target.endswith(".onnx"):
+        raise RecipeError(
+            "--after shows a graph of a model: a pass has left nothing in an ONNX file"
+        )
+    beside = {"--stage": stage != "quantized", "--diff": diff, "--explain": explain}
+    for option, given in beside.items():
+        if given:
+            raise RecipeError(f"--after and {option} ask for two things: give one of them")
+
+
+@app.command()
+@_friendly
+def passes(
+    json_: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the passes in the order in which they run, what each does, and its options."""
+    from sqakd_fx.cli.passes import show_passes
+
+    show_passes(as_json=json_)
 
 
 @app.command()
@@ -253,7 +287,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Export the trained student of a result folder again, in any profile."""
-    from sqakd_fx.cli.inspect import check_choice
+    from sqakd_fx.cli.arguments import check_choice
     from sqakd_fx.exporters.profiles import PROFILES
     from sqakd_fx.program import lower
     from sqakd_fx.results.export import export as write
@@ -288,7 +322,7 @@ def validate(
     """Hold the exported model against the trained graph again; exit status 1 where it differs."""
     import json
 
-    from sqakd_fx.cli.inspect import result_of
+    from sqakd_fx.cli.arguments import result_of
     from sqakd_fx.program import lower
     from sqakd_fx.results.evaluate import validation_batches
     from sqakd_fx.results.markdown import tensor_table, validation_lines
@@ -335,7 +369,7 @@ def recipes(
 @_friendly
 def doctor(debug: Debug = False) -> None:
     """Versions, devices, ONNX Runtime providers, compiler, and what each missing thing costs."""
-    from sqakd_fx.cli.inspect import show_doctor
+    from sqakd_fx.cli.doctor import show_doctor
 
     show_doctor()
 
@@ -352,7 +386,7 @@ def capabilities(
     if json_:
         asked.main()
     else:
-        from sqakd_fx.cli.inspect import show_capabilities
+        from sqakd_fx.cli.doctor import show_capabilities
 
         show_capabilities()
 

@@ -6,6 +6,7 @@ graph checked and recompiled here.
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import fx
+from torch import Tensor, fx
 
 from sqakd_fx.errors import PassError, SqakdError, short
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
@@ -63,8 +64,12 @@ class Pass(ABC):
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
-        """The names of its fields, as annotated by their types."""
-        return tuple(f"{one.name}: {one.type}" for one in fields(cls))  # type: ignore[arg-type]
+        """The names of its fields."""
+        return tuple(one.name for one in fields(cls))  # type: ignore[arg-type]
+
+
+GraphObserver = Callable[[Pass, fx.GraphModule], None]
+"""What looks at a graph behind a pass."""
 
 
 @dataclass(frozen=True)
@@ -94,58 +99,71 @@ def run_passes(
     passes: Sequence[Pass],
     *,
     probe: Callable[[fx.GraphModule], Any] | None = None,
-    dump: Path | None = None,
+    after: GraphObserver | None = None,
 ) -> Compiled:
     """Run passes in order on `graph_module`, in place.
 
     `probe` runs a graph on a fixed batch, so that the log can say how much each pass changed the
-    output. `dump` is a folder that receives the printed graph after every pass.
+    output. `after` is called behind every pass; the graph that it gets is rewritten further.
 
     Raises:
         PassError: a pass refused its input, failed, broke its promise, or changed what the probe
             gives; the message names the pass.
     """
     log: list[LogEntry] = []
-    before = None if probe is None else tensors_of(probe(graph_module))
-    for position, one in enumerate(passes):
+    outputs = None if probe is None else tensors_of(probe(graph_module))
+    for one in passes:
         old = set(graph_module.graph.nodes)
         started = time.process_time()
-        _blame(one, one.requires, graph_module)
-        with _told(f"pass {one.name} cannot rewrite the model"):
-            result = one(graph_module)
-            if result.changed:
-                result.graph_module.graph.lint()
-                result.graph_module.recompile()
-        _blame(one, one.ensures, result)
+        result = _run(one, graph_module)
         seconds = time.process_time() - started
         graph_module = result.graph_module
-        new = set(graph_module.graph.nodes)
         difference = None
-        if probe is not None and before is not None:
+        if probe is not None and outputs is not None:
+            was = outputs
             with _told(f"the model does not run after pass {one.name}"):
-                after = tensors_of(probe(graph_module)) if result.changed else before
-            difference = largest_difference(before, after)
-            if not difference <= _LARGEST_DIFFERENCE:
-                raise PassError(
-                    f"pass {one.name} changes what the model computes by {difference:.1g}: {_WAY_OUT}"
-                )
-            before = after
+                outputs = tensors_of(probe(graph_module)) if result.changed else was
+            difference = _accepted_difference(one, was, outputs)
+        new = set(graph_module.graph.nodes)
+        added, removed = len(new - old), len(old - new)
         log.append(
-            LogEntry(
-                one.name,
-                len(new - old),
-                len(old - new),
-                seconds,
-                result.changed,
-                difference,
-                result.notes,
-            )
+            LogEntry(one.name, added, removed, seconds, result.changed, difference, result.notes)
         )
-        if dump is not None:
-            dump.mkdir(parents=True, exist_ok=True)
-            text = graph_module.print_readable(print_output=False)
-            (dump / f"{position:02d}-{one.name}.txt").write_text(text, encoding="utf-8")
+        if after is not None:
+            after(one, graph_module)
     return Compiled(graph_module, tuple(log))
+
+
+def _run(one: Pass, graph_module: fx.GraphModule) -> PassResult:
+    _blame(one, one.requires, graph_module)
+    with _told(f"pass {one.name} cannot rewrite the model"):
+        result = one(graph_module)
+        if result.changed:
+            result.graph_module.graph.lint()
+            result.graph_module.recompile()
+    _blame(one, one.ensures, result)
+    return result
+
+
+def _accepted_difference(one: Pass, before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    difference = largest_difference(before, after)
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise PassError(
+            f"pass {one.name} changes what the model computes by {difference:.1g}: {_WAY_OUT}"
+        )
+    return difference
+
+
+def dump_into(folder: Path) -> GraphObserver:
+    """Writes the printed graph behind every pass into a folder, numbered in their order."""
+    position = itertools.count()
+
+    def dump(one: Pass, graph_module: fx.GraphModule) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = graph_module.print_readable(print_output=False)
+        (folder / f"{next(position):02d}-{one.name}.txt").write_text(text, encoding="utf-8")
+
+    return dump
 
 
 @contextmanager

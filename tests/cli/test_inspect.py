@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sqakd_fx.cli.explain import explain
-from sqakd_fx.cli.inspect import graph_at, show_difference, show_explanation, show_stage
+from sqakd_fx.cli.explain import explain, show_explanation
+from sqakd_fx.cli.inspect import graph_at, show_difference, show_stage
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source.source import Source

@@ -1,0 +1,31 @@
+"""What a command's arguments may be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+
+from sqakd_fx.errors import RecipeError, StorageError
+from sqakd_fx.storage import is_result_folder
+
+
+def check_choice(option: str, value: str, choices: Collection[str]) -> None:
+    """Raise RecipeError where `value` is none of `choices`."""
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else f"choose {', '.join(choices)}"
+        raise RecipeError(f"{option} {value!r} is unknown: {hint}")
+
+
+def result_of(target: Path) -> tuple[Path, Path]:
+    """(result folder, ONNX file) of a folder or of a file in one."""
+    folder = target.parent if target.suffix == ".onnx" else target
+    path = target if target.suffix == ".onnx" else target / "model.onnx"
+    if not is_result_folder(folder):
+        raise StorageError(
+            f"{folder} is not a result folder: give one that `sqakd-fx quantize` made"
+        )
+    if not path.is_file():
+        raise StorageError(f"there is no {path}: run `sqakd-fx export` on the folder first")
+    return folder, path

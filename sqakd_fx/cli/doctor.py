@@ -1,0 +1,62 @@
+"""`doctor` and `capabilities`: what is installed, and what the installed ONNX Runtime does."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import onnxruntime
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sqakd_fx.engine.compilation import has_compiler
+from sqakd_fx.runtime.capabilities import starts, table
+from sqakd_fx.runtime.session import EXACT_PRODUCTS, overflows
+
+
+def show_doctor() -> None:
+    """Print what is installed and what each missing thing costs."""
+    console = Console(highlight=False)
+    shown = Table("what", "found", "if it is missing")
+    shown.add_row("Python", platform.python_version(), "")
+    for name in ("sqakd-fx", "torch", "onnx", "onnxscript", "onnx-ir"):
+        shown.add_row(name, _version(name), "nothing works")
+    runtime = next(
+        (n for n in ("onnxruntime-gpu", "onnxruntime") if _version(n) != "–"), "onnxruntime"
+    )
+    shown.add_row(runtime, _version(runtime), "no validation")
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "–"
+    shown.add_row("GPU", cuda, "training runs on the CPU, 10 to 100 times slower")
+    found = ", ".join(
+        p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()
+    )
+    shown.add_row("ONNX Runtime providers", found, "without CUDA, validation runs on the CPU")
+    products = "–" if overflows() else "yes"
+    need = f"sessions need {EXACT_PRODUCTS} = 1, or 8-bit products overflow"
+    shown.add_row("exact 8-bit products in ONNX Runtime", products, need)
+    compiler = "yes" if has_compiler(torch.device("cpu")) else "–"
+    shown.add_row("C++ compiler", compiler, "training runs uncompiled, about half as fast")
+    console.print(shown)
+
+
+def show_capabilities() -> None:
+    """Print what each provider of the installed ONNX Runtime does with each form of an operation."""
+    available = onnxruntime.get_available_providers()
+    columns = {provider: table(provider) for provider in available if starts(provider)}
+    console = Console(highlight=False)
+    shown = Table("form", *(provider.removesuffix("ExecutionProvider") for provider in columns))
+    for form in next(iter(columns.values()), {}):
+        shown.add_row(form, *(answers[form].value for answers in columns.values()))
+    console.print(f"ONNX Runtime {onnxruntime.__version__}")
+    console.print(shown)
+    for provider in available:
+        if provider not in columns:
+            console.print(f"{provider} does not start here")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "–"
