@@ -1,4 +1,8 @@
-"""Record every node's shape and dtype on one call's inputs, for the passes that follow."""
+"""Record every node's shape and dtype on one call's inputs, for the passes that follow.
+
+Before:  y = F.linear(x, W)
+After:   y = F.linear(x, W)          node.meta["tensor_meta"] of y: (16, 10), float32
+"""
 
 from __future__ import annotations
 

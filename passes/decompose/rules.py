@@ -1,5 +1,6 @@
 """Spell out operations that hide matrix products or moves of values.
 
+Before                                  After
 scaled_dot_product_attention(q, k, v)   matmul(softmax(matmul(q, kᵀ) · scale), v)
 einsum("bhid,bhjd->bhij", q, k)         see passes/decompose/einsum.py
 x.chunk(3, -1)[1]                       narrow(x, -1, start, length)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sqakd_fx.cli.explain import explain, show_explanation
 from sqakd_fx.cli.inspect import graph_at, show_difference, show_stage
 from sqakd_fx.errors import RecipeError
+from sqakd_fx.program import all_passes
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.source.source import Source
 
@@ -215,3 +216,27 @@ def test_an_override_that_matches_nothing_is_answered_with_near_names(
     recipe = resolve_recipe("w4a4", override=[{"match": match, "weight_bits": 8}])
     with pytest.raises(RecipeError, match=rf"matches no layer: did you mean .*{near}"):
         show_stage(small, recipe, "quantized", "table")
+
+
+@pytest.mark.parametrize("form", ["table", "tree", "code", "dot", "json"])
+@pytest.mark.parametrize(
+    ("stage", "after"),
+    [
+        ("traced", "stable_top_k"),
+        ("folded", "fold_batch_norm"),
+        ("quantized", "insert_quantizers"),
+        ("lowered", "lower_to_integer"),
+    ],
+)
+def test_a_stage_is_the_graph_behind_a_pass(
+    small: Source, stage: str, after: str, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = shown(small, stage, form, capsys).replace(f'"stage": "{stage}"', f'"stage": "{after}"')
+    assert shown(small, after, form, capsys) == wanted
+
+
+def test_every_pass_has_a_graph_to_show(small: Source, capsys: pytest.CaptureFixture[str]) -> None:
+    graphs = {name: shown(small, name, "code", capsys) for name in all_passes()}
+    assert "self.head(flatten)" in graphs["decompose"]
+    assert "linear(flatten, head_weight, head_bias)" in graphs["canonicalize"]
+    assert "quantizer" not in graphs["stable_top_k"]

@@ -143,6 +143,34 @@ def test_inspect_explains_a_layer_a_tensor_and_an_unknown_name(
     assert "did you mean" in unknown.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--after", "fold_batchnorm"], "did you mean fold_batch_norm"),
+        (["--after", "canonicalize", "--explain", "0"], "--after and --explain"),
+        (["--after", "canonicalize", "--diff", "traced", "lowered"], "--after and --diff"),
+        (["--after", "canonicalize", "--stage", "lowered"], "--after and --stage"),
+        (["--diff", "traced", "canonicalise"], "did you mean canonicalize"),
+    ],
+)
+def test_inspect_refuses_unknown_passes_and_two_places_at_once(
+    answer: Answer, options: list[str], said: str
+) -> None:
+    done = answer("inspect", "model.py", *options)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_passes_are_listed_in_order_with_a_sentence_each(answer: Answer) -> None:
+    listed = json.loads(answer("passes", "--json").stdout)
+    assert [one["name"] for one in listed][:2] == ["functionalize", "fold_constants"]
+    assert listed[-1]["name"] == "lower_to_integer"
+    assert {"name", "does", "options"} == set(listed[0])
+    table = answer("passes").stdout
+    assert all(one["name"] in table for one in listed)
+
+
 def test_inspect_compares_two_stages(tmp_path: Path, answer: Answer) -> None:
     (tmp_path / "model.py").write_text(GOOD)
     done = answer("inspect", "model.py", "--diff", "traced", "quantized")

@@ -28,14 +28,10 @@ def test_the_graphs_of_a_network_are_what_they_were(name: str) -> None:
         )
 
 
-def test_every_pass_is_among_the_stages() -> None:
-    assert set(all_passes()) <= {stage for known in KNOWN.values() for stage in known}
-
-
-def test_each_pass_but_the_one_that_records_shapes_changes_a_graph() -> None:
+def test_each_pass_changes_a_graph() -> None:
     changed = set()
     for known in KNOWN.values():
         in_order = list(known.items())
         for (_, before), (stage, after) in itertools.pairwise(in_order):
             changed |= {stage} if before != after else set()
-    assert set(all_passes()) - changed == {"propagate_shapes"}
+    assert set(all_passes()) <= changed

@@ -1,22 +1,18 @@
-"""What the passes do to small graphs, as printed and by numbers."""
+"""Where quantizers stand, at how many bits, and why elsewhere there is none."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from small_graphs import before_and_after, traced
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sqakd_fx.errors import PassError, RecipeError
-from sqakd_fx.frontend.trace import trace
-from sqakd_fx.ir.pass_manager import PassResult, run_passes
+from sqakd_fx.errors import RecipeError
+from sqakd_fx.ir.pass_manager import run_passes
 from sqakd_fx.passes.canonicalize import Canonicalize
-from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
@@ -24,147 +20,32 @@ from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import resolve_recipe
 
 
-class ManyForms(nn.Module):
-    """The same operations as module, function, method, operator and in-place call."""
-
+class Normalized(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding="same")
-        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
-        self.dropout = nn.Dropout(0.5)
-        self.fc = nn.Linear(4, 5)
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.bn = nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x).relu_()
-        y = F.conv2d(x, self.weight, padding=1, bias=None)
-        y += x
-        y = self.dropout(y.add(x))
-        return self.fc(F.relu(y).mean((2, 3)))
+        return torch.relu(self.bn(self.conv(x)))
 
 
-def traced(model: nn.Module, x: Tensor):
-    return trace(model.eval(), x).graph_module
-
-
-def calls(graph_module) -> list[str]:
-    return [
-        getattr(n.target, "__name__", str(n.target))
-        for n in graph_module.graph.nodes
-        if n.op in ("call_function", "call_module", "call_method")
-    ]
-
-
-def test_every_form_of_an_operation_becomes_one(images: Tensor) -> None:
-    model = ManyForms()
-    wanted = model.eval()(images)
-    result = run_passes(traced(model, images), [Canonicalize()])
-    assert calls(result.graph_module) == [
-        "conv2d", "relu", "conv2d", "add", "add", "relu", "mean", "linear",
-    ]  # fmt: skip
-    assert torch.equal(result.graph_module(images), wanted)
-
-
-class Norms(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, bias=True, groups=3)
-        self.bn = nn.BatchNorm2d(6)
-        self.up = nn.ConvTranspose2d(6, 4, 2, 2)
-        self.up_bn = nn.BatchNorm2d(4)
-        self.grouped_up = nn.ConvTranspose2d(4, 6, 2, 2, groups=2)
-        self.grouped_bn = nn.BatchNorm2d(6)
-        self.late = nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 5)
-        self.fc_bn = nn.BatchNorm1d(5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn(self.conv(x)))
-        x = self.grouped_bn(self.grouped_up(self.up_bn(self.up(x))))
-        x = self.late(torch.relu(x)).mean((2, 3))
-        return self.fc_bn(self.fc(x))
-
-
-def test_batch_norm_is_folded_into_every_kind_of_layer(images: Tensor) -> None:
-    torch.manual_seed(0)
-    model = Norms()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    model.eval()
-    wanted = model.double()(images.double())
-    model.float()
-    result = run_passes(traced(model, images), [Canonicalize(), FoldBatchNorm()])
-    assert calls(result.graph_module).count("late") == 1
-    assert not any("bn" in name for name in calls(result.graph_module))
-    got = result.graph_module(images).double()
-    assert (got - wanted).abs().max() / wanted.abs().max() < 1e-5
-    (note,) = result.log[-1].notes
-    assert "late" in note.node
-    assert "relu" in note.reason
-
-
-def test_folding_refuses_a_graph_in_training_mode(images: Tensor) -> None:
-    graph_module = traced(Norms(), images).train()
-    with pytest.raises(PassError, match=r"fold_batch_norm: .*eval"):
-        run_passes(graph_module, [FoldBatchNorm()])
-
-
-@dataclass(frozen=True)
-class Faulty:
-    """A pass with a bug: it fails, or leaves a graph that does not run or gives something else."""
-
-    rewrite: Callable[[fx.GraphModule], None]
-    name: str = "faulty"
-
-    def requires(self, graph_module: fx.GraphModule) -> None: ...
-
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        self.rewrite(graph_module)
-        return PassResult(graph_module, changed=True)
-
-    def ensures(self, result: PassResult) -> None: ...
-
-
-def raises_key_error(graph_module: fx.GraphModule) -> None:
-    graph_module.graph.find_nodes(op="placeholder")[0].meta["not there"]
-
-
-def erases_a_node_in_use(graph_module: fx.GraphModule) -> None:
-    graph_module.graph.erase_node(graph_module.graph.find_nodes(op="call_module")[0])
-
-
-def picks_out_of_range(graph_module: fx.GraphModule) -> None:
-    (result,) = graph_module.graph.output_node().all_input_nodes
-    with graph_module.graph.inserting_after(result):
-        last = graph_module.graph.call_function(operator.getitem, (result, 1000))
-    graph_module.graph.output_node().replace_input_with(result, last)
-
-
-def doubles_the_output(graph_module: fx.GraphModule) -> None:
-    (result,) = graph_module.graph.output_node().all_input_nodes
-    with graph_module.graph.inserting_after(result):
-        twice = graph_module.graph.call_function(operator.mul, (result, 2))
-    graph_module.graph.output_node().replace_input_with(result, twice)
-
-
-@pytest.mark.parametrize(
-    ("rewrite", "said"),
-    [
-        (raises_key_error, r"^pass faulty cannot rewrite the model \(KeyError: 'not there'\)"),
-        (erases_a_node_in_use, r"^pass faulty cannot rewrite the model \(RuntimeError: Tried to"),
-        (picks_out_of_range, r"^the model does not run after pass faulty \(IndexError: index"),
-        (doubles_the_output, r"^pass faulty changes what the model computes by \d"),
-    ],
-)
-def test_a_faulty_pass_is_told_by_name(
-    rewrite: Callable[[fx.GraphModule], None], said: str, images: Tensor
+def test_inputs_and_weights_are_quantized_and_a_result_behind_its_batch_norm_and_clip(
+    images: Tensor,
 ) -> None:
-    graph_module = traced(ManyForms(), images)
-    with pytest.raises(PassError, match=said + ".*: try --set frontend=export"):
-        run_passes(graph_module, [Faulty(rewrite)], probe=lambda graph: graph(images))
+    insertion = InsertQuantizers(resolve_recipe("w4a4"))
+    before, after = before_and_after(Normalized(), images, Canonicalize(), insertion)
+    assert "quantizer" not in before
+    assert after.splitlines() == [
+        "x_output_quantizer = self.x.output_quantizer(x)",
+        "conv_weight = self.conv.weight",
+        "conv_weight_quantizer = self.conv.weight_quantizer(conv_weight)",
+        "conv = torch.conv2d(x_output_quantizer, conv_weight_quantizer, None, (1, 1), (0, 0), (1, 1), 1)",
+        "bn = self.bn_absorbed(conv, conv_weight)",
+        "relu = torch.nn.functional.relu(bn)",
+        "relu_output_quantizer = self.relu.output_quantizer(relu)",
+        "return relu_output_quantizer",
+    ]
 
 
 def test_disabled_quantizers_change_nothing_bit_for_bit(

@@ -12,6 +12,7 @@ import torch
 from awkward_models import WAVE, Spectrogram
 from common_models import compiled
 from export_jobs import job_of
+from small_graphs import code
 from torch import Tensor, fx, nn
 
 from sqakd_fx.exporters.container import TRANSLATIONS
@@ -31,6 +32,36 @@ def student_and_program(
     calibrate(program.student, [(images,)])
     program.student.eval()
     return program.student, lower(program.student).graph_module
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv(x)))
+
+
+def test_a_layer_its_batch_norm_and_its_clip_become_one_accumulator_and_one_requantization(
+    images: Tensor,
+) -> None:
+    student, lowered = student_and_program(Small().eval(), images, "batch_norm=absorb")
+    before = code(student)
+    assert "bn = self.bn_absorbed(conv, conv_weight)" in before
+    assert "relu = torch.nn.functional.relu(bn)" in before
+    after = code(lowered).splitlines()
+    assert [line for line in after if "torch.ops" in line] == [
+        "quantize_default = torch.ops.sqakd_fx.quantize.default(x, x_scale, x_zero_point, 0, 255)",
+        "conv_default = torch.ops.sqakd_fx.conv.default(quantize_default, x_scale, x_zero_point, conv_weight, "
+        "conv_weight_scale, conv_accumulator_scale, conv_bias, [1, 1], [0, 0], [1, 1], 1)",
+        "requantize_default = torch.ops.sqakd_fx.requantize.default(conv_default, conv_accumulator_scale, 1, "
+        "relu_scale, relu_zero_point, 0, 255)",
+        "dequantize_default = torch.ops.sqakd_fx.dequantize.default(requantize_default, relu_scale, relu_zero_point)",
+    ]
+    with torch.no_grad():
+        assert torch.allclose(student(images), lowered(images), atol=1e-5)
 
 
 class _Recorder(fx.Interpreter):
