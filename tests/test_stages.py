@@ -16,7 +16,7 @@ from sqakd_fx.errors import ExportError, TrainingError
 from sqakd_fx.training.progress import Listener, StepReport
 
 ROWS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
-QUICK = {"preset": "w4a4", "steps": 6, "compile": "never", "device": "cpu"}
+QUICK = {"preset": "w4a4", "steps": 6, "compile": "never", "device": "cpu", "held_out": 0}
 
 
 def network() -> nn.Module:
