@@ -5,10 +5,10 @@ What is not said here is a recipe's default (`recipe.py`). Settings for a width 
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
+from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError
 
 
@@ -103,10 +103,10 @@ def preset_values(name: str) -> dict[str, Any]:
         if match["family"] in PAPER_FAMILIES and match["run"] in (None, *PAPER_RUNS):
             paper = _paper_preset(match["family"], match["run"], weight, activation)
             return {"name": name} | paper
-    near = difflib.get_close_matches(name, preset_names(), n=3, cutoff=0.4)
+    near = did_you_mean(name, preset_names(), cutoff=0.4)
     raise RecipeError(
         f"there is no preset or recipe file {name!r}: "
-        + (f"did you mean {', '.join(near)}? " if near else "")
+        + (f"{near} " if near else "")
         + "`sqakd-fx recipes` lists them"
     )
 

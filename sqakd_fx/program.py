@@ -41,7 +41,7 @@ class Program:
 
     teacher: fx.GraphModule
     student: fx.GraphModule
-    example: tuple[Any, ...]
+    example: tuple[Tensor, ...]
     input_names: tuple[str, ...]
     traced: Traced
     log: tuple[LogEntry, ...]
@@ -133,18 +133,7 @@ def build_program(
         TraceError, PassError, RecipeError.
     """
     recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
-    copied = float_copy(model)
-    args, kwargs = arguments(example)
-    kwargs |= example_kwargs or {}
-    refuse_ties_to_the_original(model, copied, args, kwargs)
-    traced = trace(
-        copied,
-        args,
-        example_kwargs=kwargs,
-        front_end=recipe.frontend,
-        float_modules=recipe.float_modules,
-        specialize=recipe.specialize,
-    )
+    traced = _traced_copy(model, example, example_kwargs or {}, recipe)
     tensors = traced.call.tensors()
     inputs = tuple(tensors.values())
 
@@ -169,6 +158,23 @@ def build_program(
         traced,
         first.log + settled.log + second.log,
         recipe,
+    )
+
+
+def _traced_copy(
+    model: nn.Module, example: Example, example_kwargs: Mapping[str, Any], recipe: Recipe
+) -> Traced:
+    copied = float_copy(model)
+    args, kwargs = arguments(example)
+    kwargs |= example_kwargs
+    refuse_ties_to_the_original(model, copied, args, kwargs)
+    return trace(
+        copied,
+        args,
+        example_kwargs=kwargs,
+        front_end=recipe.frontend,
+        float_modules=recipe.float_modules,
+        specialize=recipe.specialize,
     )
 
 

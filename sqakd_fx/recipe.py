@@ -6,7 +6,6 @@ recipe is saved with every result.
 
 from __future__ import annotations
 
-import difflib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError, UnknownFamilyError
 from sqakd_fx.presets import preset_values
 
@@ -337,12 +337,8 @@ def validate(values: Mapping[str, Any]) -> Recipe:
             known = list(
                 Override.model_fields if first["loc"][0] == "override" else Recipe.model_fields
             )
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=3, cutoff=0.5)
-            hint = (
-                f"did you mean {' or '.join(near)}?"
-                if near
-                else "`sqakd-fx recipes` shows every key"
-            )
+            near = did_you_mean(str(first["loc"][-1]), known, cutoff=0.5)
+            hint = near or "`sqakd-fx recipes` shows every key"
             raise RecipeError(f"the recipe has no key {path!r}: {hint}") from None
         kind = UnknownFamilyError if first["type"] == "family" else RecipeError
         raise kind(

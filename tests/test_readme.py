@@ -1,4 +1,4 @@
-"""The README's example of a new quantizer family runs as it stands."""
+"""The README's examples of Python run as they stand."""
 
 from __future__ import annotations
 
@@ -10,23 +10,53 @@ import pytest
 import torch
 from torch import nn
 
+import sqakd_fx
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.quant.families import FAMILIES
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import resolve_recipe
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def family_example() -> str:
+def example_with(text: str) -> str:
     blocks = re.findall(r"^( *)```python\n(.*?)^ *```", README.read_text("utf-8"), re.S | re.M)
-    return next(textwrap.dedent(code) for _, code in blocks if "register(" in code)
+    return next(textwrap.dedent(code) for _, code in blocks if text in code)
+
+
+def test_a_loop_of_ones_own_trains_a_student_that_is_exported_as_it_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = example_with("optimizer.step()")
+    torch.manual_seed(0)
+    images = torch.randn(32, 1, 8, 8)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    )
+    before = {name: value.clone() for name, value in net.eval().state_dict().items()}
+    names = {"net": net, "images": images, "batches": images.split(8)}
+    exec(compile(code, str(README), "exec"), names)
+    untrained = sqakd_fx.build_program(net, images[:2], "w4a4")
+    sqakd_fx.calibrate(untrained, names["batches"])
+    trained = dict(names["student"].named_parameters())
+    still = [name for name, x in untrained.student.named_parameters() if x.equal(trained[name])]
+    assert not [name for name in still if trained[name].grad is None or trained[name].grad.any()]
+    assert not [name for name in still if "weight" in name]
+    moved = [name for name in quantizers_of(names["student"]) if f"{name}.step" not in still]
+    assert moved
+    assert names["checked"].failures == ()
+    assert names["checked"].samples == 32
+    assert Path("out/net.onnx").stat().st_size > 0
+    assert "conv2d" in capsys.readouterr().out.lower()
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
 
 
 def test_a_family_is_added_in_thirty_lines_and_goes_through_to_onnx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = family_example()
+    code = example_with("register(")
     assert len(code.splitlines()) <= 30
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 
 from torch import fx, nn
 
+from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.exporters.container import onnx_form
 from sqakd_fx.ir.op_table import Kind, Op, op_name, op_of, shape_of
@@ -65,8 +65,7 @@ def explain(program: Program, name: str) -> list[Explanation]:
     )
     if not found:
         names = sorted({n.name for n in nodes} | paths_and_parents(map(module_path, nodes)))
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "`sqakd-fx inspect` lists them"
+        hint = did_you_mean(name, names, cutoff=0.4) or "`sqakd-fx inspect` lists them"
         raise RecipeError(f"--explain: there is no node or module {name!r}: {hint}")
     modules = dict(program.student.named_modules())
     reasons: dict[str, list[str]] = {}

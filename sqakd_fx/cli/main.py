@@ -1,4 +1,7 @@
-"""The command line. torch is imported inside commands only: `--help` answers at once."""
+"""The command line. torch is imported inside commands only: `--help` answers at once.
+
+A command has a parameter for each of its options, often more than seven.
+"""
 
 from __future__ import annotations
 

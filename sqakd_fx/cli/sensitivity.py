@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from sqakd_fx.cli.live import Live
 from sqakd_fx.ir.batches import rows
@@ -46,7 +46,7 @@ def measure_source(
     )
 
 
-def _first(batches: Iterator[tuple[Any, ...]], samples: int) -> Iterator[tuple[Any, ...]]:
+def _first(batches: Iterator[tuple[Tensor, ...]], samples: int) -> Iterator[tuple[Tensor, ...]]:
     for inputs in batches:
         yield rows(inputs, 0, samples)
         samples -= len(inputs[0])

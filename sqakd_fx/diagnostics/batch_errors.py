@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def batch_named(batch: str, inputs: tuple[Any, ...]) -> Iterator[None]:
+def batch_named(batch: str, inputs: tuple[Tensor, ...]) -> Iterator[None]:
     """Inside, what torch raises because the model does not take `inputs` becomes one sentence.
 
     Raises:
@@ -44,7 +44,7 @@ def call(module: nn.Module, *inputs: Any) -> Any:
     return nn.Module.__call__(module, *inputs)
 
 
-def _form(inputs: tuple[Any, ...]) -> str:
+def _form(inputs: tuple[Tensor, ...]) -> str:
     """As `float32 (8, 3, 32, 32) and int64 (8,)`."""
     return " and ".join(
         f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"

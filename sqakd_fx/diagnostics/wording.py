@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from sqakd_fx.errors import SourceError
@@ -14,9 +14,9 @@ def no_effect(key: str, why: str) -> str:
     return f"{key} has no effect: {why}"
 
 
-def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+def did_you_mean(name: str, known: Collection[str], *, cutoff: float = 0.6) -> str:
     """ "did you mean A or B?" of the known names that are like `name`, or ""."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else ""
 
 

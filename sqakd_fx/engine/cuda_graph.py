@@ -16,7 +16,7 @@ from sqakd_fx.errors import short
 _STEPS_BEFORE = 3
 """Steps of one form that run as they are: they compile, fill caches, and in the last choose kernels."""
 
-Step = Callable[[tuple[Any, ...]], Tensor]
+Step = Callable[[tuple[Tensor, ...]], Tensor]
 """From a batch to its detached loss; leaves gradients in the parameters."""
 
 
@@ -26,7 +26,7 @@ class _Recording:
 
     form: tuple[Any, ...]
     graph: torch.cuda.CUDAGraph
-    inputs: tuple[Any, ...]
+    inputs: tuple[Tensor, ...]
     gradients: tuple[Tensor | None, ...]
     loss: Tensor
 
@@ -57,7 +57,7 @@ class RecordedStep:
         """Drop the recording; the next steps make a new one."""
         self.recording, self.alike = None, 0
 
-    def __call__(self, inputs: tuple[Any, ...]) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         form = _form(inputs)
         if self.recording is not None and form == self.recording.form:
             return self._replayed(self.recording, inputs)
@@ -72,7 +72,7 @@ class RecordedStep:
                 return self._replayed(self.recording, inputs)
             return self.step(inputs)
 
-    def _recorded(self, inputs: tuple[Any, ...], form: tuple[Any, ...]) -> _Recording | None:
+    def _recorded(self, inputs: tuple[Tensor, ...], form: tuple[Any, ...]) -> _Recording | None:
         held = tuple(
             channels_last(x.to(self.device, copy=True)) if isinstance(x, Tensor) else x
             for x in inputs
@@ -92,7 +92,7 @@ class RecordedStep:
             return None
         return _Recording(form, graph, held, tuple(p.grad for p in self.parameters), loss)
 
-    def _replayed(self, recording: _Recording, inputs: tuple[Any, ...]) -> Tensor:
+    def _replayed(self, recording: _Recording, inputs: tuple[Tensor, ...]) -> Tensor:
         for held, given in zip(recording.inputs, inputs, strict=True):
             if isinstance(held, Tensor):
                 held.copy_(given, non_blocking=True)
@@ -102,7 +102,7 @@ class RecordedStep:
         return recording.loss
 
 
-def _form(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _form(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     return tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs)
 
 

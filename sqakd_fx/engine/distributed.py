@@ -47,7 +47,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def share_of(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def share_of(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """This process's rows of a batch, as even as they come."""
     if not is_distributed():
         return inputs
@@ -59,7 +59,7 @@ def share_of(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def weight_of_share(inputs: tuple[Any, ...], mine: tuple[Any, ...]) -> float:
+def weight_of_share(inputs: tuple[Tensor, ...], mine: tuple[Tensor, ...]) -> float:
     """What this process's mean counts in the mean over the whole batch, times the processes."""
     return len(mine[0]) * dist.get_world_size() / len(inputs[0]) if is_distributed() else 1.0
 

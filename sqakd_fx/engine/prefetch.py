@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from torch import Tensor
 class _Copied(NamedTuple):
     """A batch that is being copied, and the event of its arrival."""
 
-    batch: tuple[Any, ...]
+    batch: tuple[Tensor, ...]
     arrival: torch.cuda.Event
 
 
-def ahead(batches: Iterable[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
+def ahead(
+    batches: Iterable[tuple[Tensor, ...]], device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
     """The batches on `device`, a GPU; each is copied while the step of the one before is computed.
 
     Copies go from page-locked memory on a stream of their own, so that the host does not wait for them. A batch
@@ -36,7 +38,7 @@ def ahead(batches: Iterable[tuple[Any, ...]], device: torch.device) -> Iterator[
         yield now.batch
 
 
-def _copied(batch: tuple[Any, ...], device: torch.device, stream: torch.cuda.Stream) -> _Copied:
+def _copied(batch: tuple[Tensor, ...], device: torch.device, stream: torch.cuda.Stream) -> _Copied:
     with torch.cuda.stream(stream):
         with contextlib.suppress(torch.OutOfMemoryError):
             batch = tuple(_placed(x, device) if isinstance(x, Tensor) else x for x in batch)

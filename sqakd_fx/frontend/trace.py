@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.diagnostics.source_lines import code_line, model_line
+from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.attention import spell_out_attention
 from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
@@ -90,17 +90,11 @@ def trace(
     modules = dict(model.named_modules())
     for path in (*float_modules, *specialize):
         if path not in modules:
-            near = difflib.get_close_matches(path, modules, n=3, cutoff=0.4)
+            hint = did_you_mean(path, modules, cutoff=0.4) or "`sqakd-fx inspect` lists them"
             raise TraceError(
-                f"the recipe names a submodule {path!r} that the model has not: "
-                + (f"did you mean {', '.join(near)}?" if near else "`sqakd-fx inspect` lists them")
+                f"the recipe names a submodule {path!r} that the model has not: {hint}"
             )
-    for name, tensor in call.tensors().items():
-        if tensor.is_complex():
-            raise TraceError(
-                f"the input {name!r} is complex, which ONNX Runtime does not take: pass "
-                "torch.view_as_real(...) and make it complex in the model's forward"
-            )
+    _refuse_complex_inputs(call)
     _register_dataclasses(model, call)
     if front_end == "export" and float_modules:
         raise TraceError(
@@ -124,6 +118,15 @@ def trace(
         except TraceError:
             return traced
     return traced
+
+
+def _refuse_complex_inputs(call: Call) -> None:
+    for name, tensor in call.tensors().items():
+        if tensor.is_complex():
+            raise TraceError(
+                f"the input {name!r} is complex, which ONNX Runtime does not take: pass "
+                "torch.view_as_real(...) and make it complex in the model's forward"
+            )
 
 
 def _register_dataclasses(model: nn.Module, call: Call) -> None:

@@ -1,21 +1,17 @@
-"""Batches: tuples of a graph's inputs, tensors with the samples on the first axis and what is no tensor."""
+"""Batches: the tensors that a graph takes in one call, most of them with the samples on the first axis."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def moved(batch: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    """The batch with its tensors on `device`."""
-    return tuple(x.to(device) if isinstance(x, Tensor) else x for x in batch)
+def moved(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """The batch on `device`."""
+    return tuple(x.to(device) for x in batch)
 
 
-def rows(batch: tuple[Any, ...], start: int, end: int) -> tuple[Any, ...]:
-    """Some samples of a batch; what has not as many rows as its first tensor stays whole."""
+def rows(batch: tuple[Tensor, ...], start: int, end: int) -> tuple[Tensor, ...]:
+    """Some samples of a batch; a tensor with another number of rows than the first stays whole."""
     size = len(batch[0])
-    return tuple(
-        x[start:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in batch
-    )
+    return tuple(x[start:end] if x.ndim and len(x) == size else x for x in batch)

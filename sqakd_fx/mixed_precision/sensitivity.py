@@ -66,7 +66,7 @@ class _Group:
 def measure_sensitivity(
     program: Program,
     recipe: Recipe,
-    batches: Iterable[tuple[Any, ...]],
+    batches: Iterable[tuple[Tensor, ...]],
     *,
     candidates: Sequence[int] = (),
     on_layer: Callable[[int, int], None] = lambda done, total: None,

@@ -12,7 +12,6 @@ step over sqrt(12 N): finer only from N = 20,000 up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -36,7 +35,7 @@ class AverageNoise:
         self.watching = _with_peaks(student, list(self.averages)) if self.averages else student
         self.peaks: Tensor | None = None
 
-    def run(self, inputs: tuple[Any, ...]) -> None:
+    def run(self, inputs: tuple[Tensor, ...]) -> None:
         """One batch."""
         found = call(self.watching, *inputs)
         if self.averages:

@@ -9,7 +9,7 @@ bias in evaluation, so that it is the function that is exported.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -206,7 +206,7 @@ class RoundedBias(nn.Module):
 
 @torch.no_grad()
 def reestimate_batch_norm(
-    student: fx.GraphModule, batches: Iterable[tuple[Any, ...]], device: torch.device
+    student: fx.GraphModule, batches: Iterable[tuple[Tensor, ...]], device: torch.device
 ) -> None:
     """Take BatchNorm statistics again, as plain averages over `batches`.
 

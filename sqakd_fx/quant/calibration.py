@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,7 +21,7 @@ _SAMPLES_PER_BATCH = 1 << 15
 @torch.no_grad()
 def calibrate(
     student: fx.GraphModule,
-    batches: Iterable[tuple[Any, ...]],
+    batches: Iterable[tuple[Tensor, ...]],
     *,
     method: str = "mse",
     on_batch: Callable[[int], None] = lambda done: None,
@@ -43,7 +42,7 @@ def calibrate(
 
 @torch.no_grad()
 def recalibrate(
-    student: fx.GraphModule, batches: Iterable[tuple[Any, ...]], *, method: str = "mse"
+    student: fx.GraphModule, batches: Iterable[tuple[Tensor, ...]], *, method: str = "mse"
 ) -> None:
     """Find all ranges again where the bits have changed; the student runs quantized meanwhile."""
     _find_ranges(student, batches, method, lambda done: None)
@@ -51,7 +50,7 @@ def recalibrate(
 
 def _find_ranges(
     student: fx.GraphModule,
-    batches: Iterable[tuple[Any, ...]],
+    batches: Iterable[tuple[Tensor, ...]],
     method: str,
     on_batch: Callable[[int], None],
 ) -> None:

@@ -37,12 +37,12 @@ class TrainingInputs:
     undivided: str | None
     program: Program
 
-    def epoch(self, number: int) -> Iterator[tuple[Any, ...]]:
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         self.batches.set_epoch(number)
         for batch in self.batches:
             yield self._flat(batch)
 
-    def training(self, number: int) -> Iterator[tuple[Any, ...]]:
+    def training(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         """The batches of `epoch`, with the labels behind the inputs where the recipe trains on them."""
         if self.labelled is None:
             yield from self.epoch(number)
@@ -51,7 +51,7 @@ class TrainingInputs:
         for batch, target in self.labelled:
             yield (*self._flat(batch), torch.as_tensor(target))
 
-    def held_out(self) -> list[tuple[Any, ...]]:
+    def held_out(self) -> list[tuple[Tensor, ...]]:
         """Batches that no epoch has, the same in every run; none where `undivided` says why."""
         with undisturbed_randomness():
             seed_everything(self.program.recipe.seed)
@@ -61,7 +61,7 @@ class TrainingInputs:
         known = self.batches.length()
         return known if known else sum(1 for _ in self.batches)
 
-    def _flat(self, batch: Batch) -> tuple[Any, ...]:
+    def _flat(self, batch: Batch) -> tuple[Tensor, ...]:
         return self.program.traced.call.flatten(batch.args, batch.kwargs)
 
 
@@ -90,7 +90,9 @@ def source_inputs(source: Source, program: Program) -> TrainingInputs:
     return training_inputs(source.train_data, program)
 
 
-def calibration_batches(inputs: TrainingInputs, device: torch.device) -> Iterator[tuple[Any, ...]]:
+def calibration_batches(
+    inputs: TrainingInputs, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
     """The first batches of the first epoch, on `device`; raises SourceError where one is not finite."""
     count = inputs.program.recipe.calibration_batches
     for index, batch in enumerate(itertools.islice(inputs.epoch(0), count)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -14,7 +13,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from sqakd_fx.diagnostics.source_lines import user_line
-from sqakd_fx.diagnostics.wording import near_names
+from sqakd_fx.diagnostics.wording import did_you_mean, near_names
 from sqakd_fx.errors import SourceError, short
 
 # For the folder of each model.py loaded so far: the modules that were there before it.
@@ -128,8 +127,7 @@ def _attribute(spec: str, module: ModuleType, dotted: str) -> Any:
     value: Any = module
     for part in dotted.split("."):
         if not hasattr(value, part):
-            near = difflib.get_close_matches(part, dir(value), n=3)
-            hint = f"did you mean {' or '.join(near)}" if near else "check the name after the colon"
+            hint = did_you_mean(part, dir(value)) or "check the name after the colon"
             raise SourceError(
                 f"{module.__name__} has no {dotted!r}, which {spec!r} asks for: {hint}"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -99,7 +99,7 @@ class WeightAverage:
 def low_bit_callbacks(
     student: fx.GraphModule,
     recipe: Recipe,
-    batches: Callable[[], Iterable[tuple[Any, ...]]],
+    batches: Callable[[], Iterable[tuple[Tensor, ...]]],
     pair: TrainingPair,
     steps_per_epoch: int,
 ) -> list[Callback]:

@@ -54,7 +54,7 @@ def refreshed_delta(
     student: nn.Module,
     pair: TrainingPair,
     recipe: Recipe,
-    batches: Callable[[], Iterable[tuple[Any, ...]]],
+    batches: Callable[[], Iterable[tuple[Tensor, ...]]],
     every: int,
 ) -> Callable[[int, int], None]:
     """What sets δ of every quantizer from the Hessian's trace, each `every` steps.
@@ -77,7 +77,7 @@ def refreshed_delta(
 
 
 def hessian_deltas(
-    student: nn.Module, pair: TrainingPair, batches: Iterable[tuple[Any, ...]], seed: int
+    student: nn.Module, pair: TrainingPair, batches: Iterable[tuple[Tensor, ...]], seed: int
 ) -> dict[str, Tensor]:
     """δ by quantizer: float32 scalars on the device, 0 where the gradient or the curvature gives none.
 
@@ -115,7 +115,7 @@ _Call = tuple[Tensor, float, Tensor]
 
 
 def _gradients(
-    student: nn.Module, pair: TrainingPair, inputs: tuple[Any, ...], seed: int, steps: float
+    student: nn.Module, pair: TrainingPair, inputs: tuple[Tensor, ...], seed: int, steps: float
 ) -> dict[str, list[_Call]]:
     """Gradients in every quantizer's output, moved by `steps` steps of its grid along random signs."""
     probes: list[tuple[str, Tensor, float, Tensor]] = []

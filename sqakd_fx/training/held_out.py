@@ -161,7 +161,7 @@ class HeldOut:
 
     def __init__(
         self,
-        batches: Iterable[tuple[Any, ...]],
+        batches: Iterable[tuple[Tensor, ...]],
         teacher: Callable[..., Any],
         device: torch.device,
     ) -> None:

@@ -12,10 +12,9 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from sqakd_fx.engine.batch_norm_kernel import batch_norm_by_rows
@@ -64,7 +63,7 @@ class Interrupted(SqakdError):
 class _Diverged(Exception):
     """The loss is not finite, or far beyond where it began; holds the last batch."""
 
-    def __init__(self, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         self.inputs = inputs
 
 
@@ -230,7 +229,7 @@ def _until_end(run: _Run, signalled: list[int]) -> float:
     return loss
 
 
-def _on_the_way(run: _Run) -> Iterator[tuple[Any, ...]]:
+def _on_the_way(run: _Run) -> Iterator[tuple[Tensor, ...]]:
     """Copied to a GPU ahead, where each step takes whole batches there and only there."""
     device = run.batches.device
     batches = run.batches.between(run.state.step, run.batches.total)

@@ -12,7 +12,6 @@ less on new ones. Mixtures need no labels, because the teacher answers for them.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +20,13 @@ from torch import Tensor
 from sqakd_fx.recipe import Recipe
 
 
-def can_mix(inputs: tuple[Any, ...]) -> bool:
+def can_mix(inputs: tuple[Tensor, ...]) -> bool:
     """True where every tensor of a batch is images (N, C, H, W) in floating point."""
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     return bool(tensors) and all(x.ndim == 4 and x.is_floating_point() for x in tensors)
 
 
-def mixed(inputs: tuple[Any, ...], recipe: Recipe, step: int) -> tuple[Any, ...]:
+def mixed(inputs: tuple[Tensor, ...], recipe: Recipe, step: int) -> tuple[Tensor, ...]:
     """The batch with every image mixed with the next one; every `mix_every`-th batch, else as it is."""
     if recipe.mixing == "none" or (step + 1) % recipe.mix_every:
         return inputs

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
@@ -29,7 +27,7 @@ class OptimizationStep:
         self.state, self.gradient = state, gradient
         self.batches, self.reporter = batches, reporter
 
-    def __call__(self, inputs: tuple[Any, ...]) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Raises SourceError where the model does not take the batch."""
         state, total = self.state, self.batches.total
         factor = state.rate_factor * schedule(self.batches.recipe, state.step, total)
@@ -51,7 +49,7 @@ class OptimizationStep:
         state.step += 1
         return loss
 
-    def _mixed(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _mixed(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         recipe = self.batches.recipe
         if recipe.mixing == "none":
             return inputs

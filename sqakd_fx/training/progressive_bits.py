@@ -8,7 +8,6 @@ changes, ranges are found again on the first batches of the first epoch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -36,7 +35,7 @@ class ProgressiveBits:
         self,
         student: fx.GraphModule,
         recipe: Recipe,
-        batches: Callable[[], Iterable[tuple[Any, ...]]],
+        batches: Callable[[], Iterable[tuple[Tensor, ...]]],
     ) -> None:
         self.student, self.recipe, self.batches = student, recipe, batches
         self.own = {name: q.bits for name, q in quantizers_of(student).items()}

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -162,7 +161,7 @@ class Recovery:
                 self.on_note(f"checkpoints pause: {error}")
             self.paused = True
 
-    def roll_back(self, inputs: tuple[Any, ...]) -> None:
+    def roll_back(self, inputs: tuple[Tensor, ...]) -> None:
         """Return to the last good state at half the learning rate; `inputs` are the last batch.
 
         Raises:
@@ -190,7 +189,7 @@ class Recovery:
 
 
 @torch.no_grad()
-def quantizer_inputs(student: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[str, float]:
+def quantizer_inputs(student: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, float]:
     """The largest magnitude that reaches each quantizer, in the order in which they run."""
     seen: dict[str, Tensor] = {}
 

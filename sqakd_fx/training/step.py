@@ -53,7 +53,7 @@ class GradientStep:
             parameters = list(pair.student.parameters())
             self.recorded = RecordedStep(self._whole, parameters, device, on_note)
 
-    def __call__(self, inputs: tuple[Any, ...]) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Raises TrainingError where not even one sample fits into memory."""
         mine = share_of(inputs)
         weight = weight_of_share(inputs, mine)
@@ -77,14 +77,14 @@ class GradientStep:
         if self.recorded is not None:
             self.recorded.forget()
 
-    def _whole(self, batch: tuple[Any, ...], weight: float = 1.0) -> Tensor:
+    def _whole(self, batch: tuple[Tensor, ...], weight: float = 1.0) -> Tensor:
         self.student.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part, share in _parts(batch, self.parts):
             total += self._of_part(part, weight * share)
         return total
 
-    def _of_part(self, given: tuple[Any, ...], weight: float) -> Tensor:
+    def _of_part(self, given: tuple[Tensor, ...], weight: float) -> Tensor:
         inputs = tuple(self._placed(x) for x in given)
         if self.labels:
             given, inputs, labels = given[:-1], inputs[:-1], inputs[-1]
@@ -110,7 +110,7 @@ class GradientStep:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def _parts(inputs: tuple[Any, ...], count: int) -> Iterator[tuple[tuple[Any, ...], float]]:
+def _parts(inputs: tuple[Tensor, ...], count: int) -> Iterator[tuple[tuple[Tensor, ...], float]]:
     """A batch in parts along its first axis, with each part's share of the samples."""
     size = len(inputs[0])
     for index in range(min(count, size)):

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from sqakd_fx.errors import TrainingError
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.recipe import Recipe
 
-EpochBatches = Callable[[int], Iterable[tuple[Any, ...]]]
+EpochBatches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 """Epoch number to an iterable of input tuples; the same number gives the same batches.
 
 Where the recipe's loss has a share of `labels`, every tuple ends with them."""
@@ -28,7 +27,7 @@ class TrainingData:
 
     epochs: EpochBatches
     steps_per_epoch: int
-    held_out: Sequence[tuple[Any, ...]] = ()
+    held_out: Sequence[tuple[Tensor, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class StepBatches:
         recipe = self.recipe
         return recipe.epochs * self.data.steps_per_epoch if recipe.steps is None else recipe.steps
 
-    def between(self, step: int, end: int) -> Iterator[tuple[Any, ...]]:
+    def between(self, step: int, end: int) -> Iterator[tuple[Tensor, ...]]:
         """The batches of steps `step` to `end - 1`; an epoch's order and augmentation follow its seed.
 
         Raises:
@@ -65,7 +64,7 @@ class StepBatches:
                 if step == end:
                     return
 
-    def _repeated(self, epoch: int) -> Iterator[tuple[Any, ...]]:
+    def _repeated(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         """An epoch's batches, again where they are fewer than they were counted."""
         while True:
             drawn = False
@@ -75,7 +74,7 @@ class StepBatches:
             if not drawn:
                 raise TrainingError("the training data gave no batch: check train_data() or --data")
 
-    def calibration(self) -> Generator[tuple[Any, ...], None, None]:
+    def calibration(self) -> Generator[tuple[Tensor, ...], None, None]:
         """First inputs of the first epoch, on the device; what loaders and augmentations draw next is not changed."""
         with undisturbed_randomness():
             seed_everything(self.recipe.seed)
@@ -89,6 +88,6 @@ class StepBatches:
             first = next(batches, ())
         return next((len(x) for x in first if isinstance(x, Tensor) and x.ndim), 0)
 
-    def without_labels(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    def without_labels(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The inputs alone."""
         return batch[:-1] if self.recipe.labels else batch

@@ -70,7 +70,7 @@ class TeacherCache:
         """At least so many different samples may come before the data counts as changing."""
         self.most = max(self.most, samples)
 
-    def __call__(self, given: tuple[Any, ...], placed: tuple[Any, ...]) -> Any:
+    def __call__(self, given: tuple[Tensor, ...], placed: tuple[Tensor, ...]) -> Any:
         """The teacher's output for inputs as the data gave them; `placed` are the same on the device.
 
         Raises:
@@ -170,7 +170,7 @@ class TeacherCache:
     def _digest(self, content: bytes) -> str:
         return hashlib.sha256(self.fingerprint + content).hexdigest()[:16]
 
-    def _keys(self, inputs: tuple[Any, ...]) -> list[bytes]:
+    def _keys(self, inputs: tuple[Tensor, ...]) -> list[bytes]:
         """A checksum for each sample, of its part of every tensor and of all that is common."""
         count = len(next(x for x in inputs if isinstance(x, Tensor) and x.ndim))
         common = hashlib.blake2b(self.fingerprint, digest_size=_KEY_BYTES)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
-from sqakd_fx.ir.batches import rows
+from sqakd_fx.ir.batches import moved, rows
 from sqakd_fx.ir.outputs import predictions, tensors_of
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
 from sqakd_fx.runtime.session import execute, providers, session
@@ -82,66 +82,90 @@ def validate(
         ParityError: the runtime refuses the model.
         SourceError: the model does not take a batch.
     """
-    student = student.eval()
-    device = next((p.device for p in student.parameters()), torch.device("cpu"))
-    names = file_names(lowered)
-    met = quantizers_met(lowered, names)
-    lockstep = Lockstep(student)
     with tempfile.TemporaryDirectory() as folder:
         fusion = fusion_report(model, Path(folder))
-    runs = [_Run(p, label, model) for p in providers() for label in ("off", "full")]
-    sections: list[Section] = []
-    trained, whole = _Agreement(), [_Agreement() for _ in runs]
-    samples = 0
+    comparison = _Comparison(student.eval(), lowered, model)
     for inputs in _in_parts(batches):
-        inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
-        if not sections:
-            sections = cut(model, _code_counts(lowered, inputs, names), _CODES_AT_ONCE)
-            for run in runs:
-                run.open(sections)
-        feeds = {i.name: x.numpy() for i, x in zip(runs[0].whole.get_inputs(), inputs, strict=True)}
-
-        def check(index: int, codes: Mapping[str, Tensor], feeds: Any = feeds) -> None:
-            for run in runs:
-                run.check(index, codes, feeds)
-
-        with batch_named("a batch to validate on", inputs), torch.no_grad():
-            on_device = [x.to(device) if isinstance(x, Tensor) else x for x in inputs]
-            lockstep.begin(on_device)
-            recorder = _Recorder(lowered, names, sections, check, met, lockstep)
-            reference = tensors_of(recorder.run(*inputs))
-            wanted = [t.cpu() for t in tensors_of(student(*on_device))]
-        samples += len(inputs[0])
-        trained.add(wanted, reference, reference)
-        for run, agreement in zip(runs, whole, strict=True):
-            got = [torch.from_numpy(y) for y in execute(run.whole, None, feeds)]
-            agreement.add(got, reference, wanted)
-    producers = _producers(model)
-    result = Validation(
-        samples,
-        trained.difference,
-        trained.share,
-        _parities(lockstep.counts.items(), producers),
-        tuple(
-            RuntimeParity(
-                run.provider,
-                run.label,
-                _parities(run.in_order(), producers),
-                agreement.difference,
-                agreement.share,
-            )
-            for run, agreement in zip(runs, whole, strict=True)
-        ),
-        fusion,
-    )
-    unseen = set(names.values()) - {name for section in sections for name in section.outputs}
-    missing = [f"{name}: the model has no such quantized tensor" for name in sorted(unseen)]
+        comparison.add(tuple(x.cpu() for x in inputs))
+    result = comparison.result(fusion)
     failures = (
         *differing_values(lowered, model),
-        *(missing if sections else ()),
+        *comparison.missing_tensors(),
         *_failures(result),
     )
     return replace(result, failures=failures)
+
+
+class _Comparison:
+    """The trained graph, the integer program and the runtime on the same batches, with their differences so far."""
+
+    def __init__(self, student: fx.GraphModule, lowered: fx.GraphModule, model: Path) -> None:
+        self.student, self.lowered, self.model = student, lowered, model
+        self.device = next((p.device for p in student.parameters()), torch.device("cpu"))
+        self.names = file_names(lowered)
+        self.met = quantizers_met(lowered, self.names)
+        self.lockstep = Lockstep(student)
+        self.runs = [_Run(p, label, model) for p in providers() for label in ("off", "full")]
+        self.sections: list[Section] = []
+        self.trained, self.whole = _Agreement(), [_Agreement() for _ in self.runs]
+        self.samples = 0
+
+    def add(self, inputs: tuple[Tensor, ...]) -> None:
+        """Compare on a batch; raises SourceError where the model does not take it."""
+        if not self.sections:
+            counts = _code_counts(self.lowered, inputs, self.names)
+            self.sections = cut(self.model, counts, _CODES_AT_ONCE)
+            for run in self.runs:
+                run.open(self.sections)
+        asked = self.runs[0].whole.get_inputs()
+        feeds = {i.name: x.numpy() for i, x in zip(asked, inputs, strict=True)}
+
+        def check(index: int, codes: Mapping[str, Tensor]) -> None:
+            for run in self.runs:
+                run.check(index, codes, feeds)
+
+        with batch_named("a batch to validate on", inputs), torch.no_grad():
+            on_device = moved(inputs, self.device)
+            self.lockstep.begin(on_device)
+            recorder = _Recorder(
+                self.lowered, self.names, self.sections, check, self.met, self.lockstep
+            )
+            reference = tensors_of(recorder.run(*inputs))
+            wanted = [t.cpu() for t in tensors_of(self.student(*on_device))]
+        self.samples += len(inputs[0])
+        self.trained.add(wanted, reference, reference)
+        for run, agreement in zip(self.runs, self.whole, strict=True):
+            got = [torch.from_numpy(y) for y in execute(run.whole, None, feeds)]
+            agreement.add(got, reference, wanted)
+
+    def result(self, fusion: Fusion) -> Validation:
+        """All differences, without a verdict."""
+        producers = _producers(self.model)
+        return Validation(
+            self.samples,
+            self.trained.difference,
+            self.trained.share,
+            _parities(self.lockstep.counts.items(), producers),
+            tuple(
+                RuntimeParity(
+                    run.provider,
+                    run.label,
+                    _parities(run.in_order(), producers),
+                    agreement.difference,
+                    agreement.share,
+                )
+                for run, agreement in zip(self.runs, self.whole, strict=True)
+            ),
+            fusion,
+        )
+
+    def missing_tensors(self) -> list[str]:
+        """A sentence for each quantized tensor that the file has not."""
+        if not self.sections:
+            return []
+        seen = {name for section in self.sections for name in section.outputs}
+        unseen = sorted(set(self.names.values()) - seen)
+        return [f"{name}: the model has no such quantized tensor" for name in unseen]
 
 
 def _parities(
@@ -263,7 +287,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _code_counts(
-    lowered: fx.GraphModule, inputs: tuple[Any, ...], names: Mapping[str, str]
+    lowered: fx.GraphModule, inputs: tuple[Tensor, ...], names: Mapping[str, str]
 ) -> dict[str, int]:
     """How many codes each quantized tensor has for a batch of this size, from one sample."""
 
@@ -281,7 +305,7 @@ def _code_counts(
     return counts
 
 
-def _in_parts(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+def _in_parts(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
     """Batches of at most 32 samples."""
     for inputs in batches:
         for start in range(0, len(inputs[0]), _SAMPLES_AT_ONCE):
