@@ -56,7 +56,7 @@ def largest_weight_code(weight_range: WeightRange, activation_bits: int) -> int:
     """The largest |code| of a weight that meets activations of so many bits."""
     if weight_range == "full":
         return LARGEST_CODE
-    return min(LARGEST_CODE, LARGEST_SUM // (2 * (2**activation_bits - 1)))
+    return min(LARGEST_CODE, LARGEST_SUM // (2 * ((1 << activation_bits) - 1)))
 
 
 def weight_levels(bits: int, largest_code: int, zero_in_grid: bool, axis: int | None) -> Levels:
