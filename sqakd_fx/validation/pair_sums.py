@@ -11,7 +11,6 @@ make of them. Two unsigned operands are multiplied in 32 bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +123,7 @@ class _File:
         weight = self.constants.value(node.input[1])
         if weight is None or node.op_type not in _WITH_WEIGHT:
             return 0
-        return min(2, math.prod(weight.shape[1:])) * _LARGEST_WEIGHT_OF_THE_RUNTIME
+        return min(2, weight[0].size) * _LARGEST_WEIGHT_OF_THE_RUNTIME
 
     def _codes(self, name: str, element_type: int) -> tuple[int, int]:
         """The smallest and the largest code that a tensor can hold."""

@@ -92,7 +92,7 @@ def test_the_largest_code_is_the_last_whose_pairs_fit() -> None:
 
 def codes_by_layer(net: nn.Module, images: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """Absolute weight codes of the integer program."""
-    program = build_program(net, (images,), {}, recipe)
+    program = build_program(net, images, recipe)
     calibrate(program.student, [(images,)], method=recipe.initialization)
     stored = dict(lower(program.student).graph_module.named_buffers())
     return {name: codes.int().abs() for name, codes in stored.items() if codes.dtype == torch.int8}

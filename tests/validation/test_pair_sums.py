@@ -23,7 +23,6 @@ from sqakd_fx.exporters.profiles import write_profile
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.levels import LARGEST_SUM
-from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.results.export import export_job
 from sqakd_fx.results.markdown import validation_lines
 from sqakd_fx.runtime.session import EXACT_PRODUCTS, overflows, session
@@ -73,11 +72,10 @@ def test_a_session_with_default_options_equals_one_with_exact_products(
 ) -> None:
     torch.manual_seed(0)
     model, inputs = NETWORKS[name]()
-    recipe = resolve_recipe(bits)
-    program = build_program(model.eval(), inputs, {}, recipe)
+    program = build_program(model.eval(), inputs, bits)
     example = program.traced.call.flatten(inputs, {})
     calibrate(program.student, [example], method="minmax")
-    job = export_job(lower(program.student).graph_module, program, recipe)
+    job = export_job(lower(program.student).graph_module, program)
     for profile in ("container", "packed"):
         path = write_profile(profile, job, tmp_path / f"{profile}.onnx").path
         plain, exact = (outputs(path, example, one) for one in (False, True))
