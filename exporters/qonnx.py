@@ -21,7 +21,7 @@ from sqakd_fx.exporters.packed import add_initializer, pack_codes
 DOMAIN = "qonnx.custom_op.general"
 
 _FIRST, _ANY = (0,), None
-_CARRIED: dict[str, tuple[int, ...] | None] = {
+CARRIED: dict[str, tuple[int, ...] | None] = {
     "Clip": (0, 1, 2),
     "Concat": _ANY,
     "DepthToSpace": _FIRST,
@@ -51,7 +51,7 @@ _CARRIED: dict[str, tuple[int, ...] | None] = {
     "Unsqueeze": _FIRST,
     "Where": (1, 2),
 }
-"""Operators that give floats where they are given floats for codes; the inputs that are codes (None: all)."""
+"""Operators that hand on codes, or floats where they are given floats for codes; the inputs that are codes (None: all)."""
 
 
 def to_qonnx(model: ir.Model) -> None:
@@ -127,9 +127,9 @@ def _stored_codes_to_floats(model: ir.Model, node: ir.Node, done: set[ir.Node]) 
         if made is None or made in done or made.op_type == "QuantizeLinear" or _is_bound(made):
             continue
         done.add(made)
-        if made.op_type not in _CARRIED:
+        if made.op_type not in CARRIED:
             raise ExportError(f"qonnx: {made.op_type} of codes ({made.name}) has no float form")
-        carried = _CARRIED[made.op_type]
+        carried = CARRIED[made.op_type]
         for index, given in enumerate(made.inputs):
             if given is None or (carried is not None and index not in carried):
                 continue

@@ -19,12 +19,13 @@ from typing import cast
 from torch import fx, nn
 
 from sqakd_fx.errors import PassError
-from sqakd_fx.ir.op_table import Kind, Op, op_of, shape_of
+from sqakd_fx.ir.op_table import Kind, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import drop_unused, module_path, node_path, set_attribute
 from sqakd_fx.plan.layer_settings import LayerSettings
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
+from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import RuntimeSum
 from sqakd_fx.recipe import Recipe
@@ -185,6 +186,7 @@ class _Insertion:
 
     def _insert_weight_quantizers(self) -> None:
         tied: dict[str, tuple[str, Quantizer]] = {}
+        largest_codes = self._largest_codes()
         for node, settings in self.plan.layers.items():
             op = self.plan.ops[node]
             if op is None or op.weight is None:
@@ -193,7 +195,7 @@ class _Insertion:
             assert isinstance(weight, fx.Node)
             target = str(weight.target)
             if target not in tied:
-                quantizer = self._weight_quantizer(weight, node, op, settings)
+                quantizer = self._weight_quantizer(weight, node, settings, largest_codes[target])
                 name = set_attribute(self.graph_module, f"{target}_quantizer", quantizer)
                 self.modules[name] = quantizer
                 tied[target] = (name, quantizer)
@@ -203,6 +205,18 @@ class _Insertion:
             quantized.meta = dict(weight.meta)
             node.update_arg(op.weight, quantized)
             self._round_bias(node, weight, quantizer)
+
+    def _largest_codes(self) -> dict[str, int]:
+        """The largest code of each weight, by name, that fits with the activations of every layer that reads it."""
+        found: dict[str, int] = {}
+        for node, settings in self.plan.layers.items():
+            op = self.plan.ops[node]
+            if op is None or op.weight is None:
+                continue
+            target = str(cast(fx.Node, node.args[op.weight]).target)
+            fits = largest_weight_code(settings.weight_range, settings.activation_bits)
+            found[target] = min(fits, found.get(target, fits))
+        return found
 
     def _replace_affines(self) -> None:
         for node in self.plan.affines:
@@ -244,8 +258,10 @@ class _Insertion:
         return node
 
     def _weight_quantizer(
-        self, weight: fx.Node, node: fx.Node, op: Op, settings: LayerSettings
+        self, weight: fx.Node, node: fx.Node, settings: LayerSettings, largest_code: int
     ) -> Quantizer:
+        op = self.plan.ops[node]
+        assert op is not None
         shape = shape_of(weight) or ()
         grouped_transpose = op.channel_axis == 1 and node.args[6] != 1
         per_channel = settings.granularity == "channel" and not grouped_transpose
@@ -256,6 +272,7 @@ class _Insertion:
             channels=shape[op.channel_axis] if per_channel else None,
             axis=op.channel_axis if per_channel else None,
             zero_in_grid=self.recipe.zero_in_grid,
+            largest_code=largest_code,
             power_of_two=self.recipe.power_of_two,
             delta=self.recipe.delta,
             mu=self.recipe.mu,

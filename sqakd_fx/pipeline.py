@@ -198,7 +198,8 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
         batches = validation_batches(job.source, program, inputs)
         checked = validate(program.student, lowered, exported.path, batches)
     journal.say.stage("report", "accuracy and speed")
-    measured = measure(job.source, program, exported.path)
+    exact_products = checked.deployed.exact_products
+    measured = measure(job.source, program, exported.path, exact_products=exact_products)
     report = make_report(
         job.source, program, distilled, exported, checked, measured, journal.seconds
     )

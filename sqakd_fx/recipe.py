@@ -38,6 +38,7 @@ def _known_family(name: str) -> str:
 
 
 FamilyName = Annotated[str, AfterValidator(_known_family)]
+WeightRange = Literal["reduced", "full"]
 LossKind = Literal["auto", "kl", "mse", "cosine", "none"]
 _DEFAULT = "w4a4"
 
@@ -53,6 +54,7 @@ class Override(BaseModel):
     weight_family: FamilyName | None = None
     activation_family: FamilyName | None = None
     granularity: Literal["channel", "tensor"] | None = None
+    weight_range: WeightRange | None = None
     float: bool | None = Field(None, description="leave these layers in float")
 
 
@@ -85,6 +87,11 @@ class Recipe(BaseModel):
         "convolutions read a tensor at fewer bits than other layers do",
     )
     zero_in_grid: bool = Field(True, description="weights: a grid with a zero, from 2 bits up")
+    weight_range: WeightRange = Field(
+        "reduced",
+        description="codes of weights that meet 8-bit activations: within ±64, exact on every processor; or all of "
+        "INT8, for targets that have VNNI, are ARM or a GPU",
+    )
     power_of_two: bool = False
     initialization: Literal["paper", "minmax", "percentile", "mse"] = "mse"
     delta: float | None = Field(

@@ -35,6 +35,7 @@ class Setting:
     features: int
     delta: float = 0.0
     mu: float = 0.0
+    largest_code: int = 127
 
     def total(self, x: Array) -> Array:
         return np.sum(x, axis=self.axes, keepdims=True)
@@ -48,13 +49,14 @@ class Setting:
     def weight_codes(self) -> tuple[float, float]:
         """Smallest and largest value in steps: -8 .. 7, or -7.5 .. 7.5 without a zero, at 4 bits."""
         if self.bits == 8:
-            return -127.0, 127.0
+            return float(-self.largest_code), float(self.largest_code)
         half = 2.0 ** (self.bits - 1)
-        return (-half, half - 1) if self.zero and self.bits > 1 else (0.5 - half, half - 0.5)
+        odd = 2 * half - 1 <= self.largest_code and (self.bits == 1 or not self.zero)
+        return (0.5 - half, half - 0.5) if odd else (-half, half - 1)
 
     @property
     def levels(self) -> int:
-        return 255 if self.bits == 8 else int(2**self.bits)
+        return 2 * self.largest_code + 1 if self.bits == 8 else int(2**self.bits)
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ _SAWB = {
 
 def sawb_weight(x: Array, p: Values, g: Array, s: Setting) -> Reference:
     """Choi 2018b, eq. 6: α = c1 sqrt(E[w²]) - c2 E[|w|], never beyond the largest weight."""
-    c1, c2 = _SAWB[s.bits]
+    c1, c2 = _SAWB[7 if s.levels == 129 else s.bits]
     alpha = c1 * np.sqrt(s.mean(x * x)) - c2 * s.mean(np.abs(x))
     alpha = np.where(alpha > 0, np.minimum(alpha, s.largest(x)), s.largest(x))
     return fixed_step_weight(x, {"step": alpha / s.weight_codes()[1]}, g, s)

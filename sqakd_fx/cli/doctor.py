@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sqakd_fx.engine.compilation import has_compiler
 from sqakd_fx.runtime.capabilities import starts, table
-from sqakd_fx.runtime.session import EXACT_PRODUCTS, overflows
+from sqakd_fx.runtime.session import overflows
 
 
 def show_doctor() -> None:
@@ -32,9 +32,9 @@ def show_doctor() -> None:
         p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()
     )
     shown.add_row("ONNX Runtime providers", found, "without CUDA, validation runs on the CPU")
-    products = "–" if overflows() else "yes"
-    need = f"sessions need {EXACT_PRODUCTS} = 1, or 8-bit products overflow"
-    shown.add_row("exact 8-bit products in ONNX Runtime", products, need)
+    dot_products = "–" if overflows() else "yes"
+    need = 'files of weight_range = "full" are wrong here; those of the default are not'
+    shown.add_row("8-bit dot products in ONNX Runtime", dot_products, need)
     compiler = "yes" if has_compiler(torch.device("cpu")) else "–"
     shown.add_row("C++ compiler", compiler, "training runs uncompiled, about half as fast")
     console.print(shown)

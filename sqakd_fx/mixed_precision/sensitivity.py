@@ -19,6 +19,7 @@ from sqakd_fx.ir.op_table import node_macs, op_of
 from sqakd_fx.ir.rewriting import constant_of, module_path
 from sqakd_fx.plan.layer_settings import LayerSettings
 from sqakd_fx.program import Program
+from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.training.losses import distillation_loss
@@ -193,6 +194,7 @@ def _quantizer(
             channels=x.shape[group.axis] if per_channel else None,
             axis=group.axis if per_channel else None,
             zero_in_grid=recipe.zero_in_grid,
+            largest_code=largest_weight_code(at.weight_range, at.activation_bits),
             power_of_two=recipe.power_of_two,
         ).to(x.device)
         made.initialize(x, recipe.initialization)

@@ -14,7 +14,7 @@ from sqakd_fx.errors import RecipeError
 from sqakd_fx.ir.op_table import Kind, Op
 from sqakd_fx.ir.rewriting import module_path, paths_and_parents
 from sqakd_fx.plan.projections import projections
-from sqakd_fx.recipe import Override, Recipe
+from sqakd_fx.recipe import Override, Recipe, WeightRange
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class LayerSettings:
     weight_family: str
     activation_family: str
     granularity: Literal["channel", "tensor"]
+    weight_range: WeightRange
     float_reason: str | None
     source: str
 
@@ -93,6 +94,7 @@ def _base(recipe: Recipe, apart: tuple[str, str, str] | None) -> LayerSettings:
         recipe.weight_family,
         recipe.activation_family,
         recipe.granularity,
+        recipe.weight_range,
         reason,
         source,
     )
@@ -109,6 +111,7 @@ def _override(settings: LayerSettings, override: Override) -> LayerSettings:
         override.weight_family or settings.weight_family,
         override.activation_family or settings.activation_family,
         override.granularity or settings.granularity,
+        override.weight_range or settings.weight_range,
         reason,
         source,
     )

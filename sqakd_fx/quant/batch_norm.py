@@ -19,10 +19,12 @@ from sqakd_fx.diagnostics.batch_errors import batch_named, call
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.ir.op_table import TABLE, Kind, op_name, op_of
 from sqakd_fx.ir.rewriting import constant_of
+from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
 
 _BIAS_LIMIT = 2.0**30
-AFFINE_CODE = 127  # a lone multiplier is one weight code per channel: the largest, for a fine bias
+AFFINE_CODE = largest_weight_code("reduced", 8)
+"""Of a lone multiplier, one weight code a channel: the largest that fits on every processor, for a fine bias."""
 AFFINE_SCALE = torch.tensor(1.0 / AFFINE_CODE)
 
 

@@ -1,4 +1,14 @@
-"""How many levels a quantizer has, and along which axis it has a range for each channel."""
+"""How many levels a quantizer has, and along which axis it has a range for each channel.
+
+x86 processors without 8-bit dot products (VNNI) multiply unsigned activation codes by signed weight codes, and add two
+such products in 16 bits with saturation:
+
+    2 · 255 · 64 = 32,640 <= 32,767        2 · 255 · 127 = 64,770 > 32,767
+
+So a weight that an 8-bit activation meets keeps its codes within ±64, which is all that fits: 129 levels at 8 bits.
+Both ends are used, so that BatchNorm may flip the signs of a channel. A grid without zero has odd codes up to
+2^bits - 1 and fits up to 6 bits. With activations of 7 bits or fewer all of INT8 fits: 2 · 127 · 127 = 32,258.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from sqakd_fx.recipe import WeightRange
+
+LARGEST_SUM = 2**15 - 1
+"""Of two products that are added in 16 bits."""
+LARGEST_CODE = 127
+"""Of an INT8 weight: -128 stays unused, since BatchNorm may flip a sign."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +50,20 @@ class Levels:
         if self.axis is None:
             return how(x.reshape(1, -1), dim=1).reshape(())
         return how(x.transpose(0, self.axis).reshape(x.shape[self.axis], -1), dim=1)
+
+
+def largest_weight_code(weight_range: WeightRange, activation_bits: int) -> int:
+    """The largest |code| of a weight that meets activations of so many bits."""
+    if weight_range == "full":
+        return LARGEST_CODE
+    return min(LARGEST_CODE, LARGEST_SUM // (2 * ((1 << activation_bits) - 1)))
+
+
+def weight_levels(bits: int, largest_code: int, zero_in_grid: bool, axis: int | None) -> Levels:
+    """Levels of a weight whose codes lie within ±`largest_code`, without a zero where that is wanted and fits."""
+    n = 2**bits
+    if bits == 8:
+        return Levels(bits, -largest_code, 2 * largest_code, 0.0, axis, False)
+    if n - 1 <= largest_code and (bits == 1 or not zero_in_grid):
+        return Levels(bits, 1 - n // 2, n - 1, 0.5, axis, False)
+    return Levels(bits, -n // 2, n - 1, 0.0, axis, False)

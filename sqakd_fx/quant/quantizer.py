@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sqakd_fx.errors import NotFiniteError
 from sqakd_fx.quant.families import FAMILIES, Family, Interval, Side, straight_through
 from sqakd_fx.quant.grid import Grid, along_axis
-from sqakd_fx.quant.levels import Levels
+from sqakd_fx.quant.levels import LARGEST_CODE, Levels, weight_levels
 
 _SMALLEST_SCALE = 2.0**-60
 _LARGEST_SCALE = 2.0**100
@@ -113,7 +113,8 @@ class Quantizer(nn.Module):
         role: "weight" or "activation".
         bits: 1 to 8.
         channels, axis: number of channels and their axis for a per-channel weight grid.
-        zero_in_grid: False places an even number of levels symmetrically about zero (weights).
+        zero_in_grid: False places an even number of levels symmetrically about zero (weights), where they fit.
+        largest_code: the codes of a weight lie within ± this, whatever the family says.
         power_of_two: round every scale to the nearest power of two.
         delta: EWGS's δ; the family's own where None.
         mu: a constant μ.
@@ -128,6 +129,7 @@ class Quantizer(nn.Module):
         channels: int | None = None,
         axis: int | None = None,
         zero_in_grid: bool = True,
+        largest_code: int = LARGEST_CODE,
         power_of_two: bool = False,
         delta: float | None = None,
         mu: float = 0.0,
@@ -142,6 +144,7 @@ class Quantizer(nn.Module):
         self.power_of_two = power_of_two
         self.enabled = False
         self.zero_in_grid = zero_in_grid
+        self.largest_code = largest_code
         self.channels = channels
         self.axis = axis if channels is not None else None
         self.set_bits(bits)
@@ -170,15 +173,11 @@ class Quantizer(nn.Module):
         if not 1 <= bits <= 8:
             raise ValueError(f"bits run from 1 to 8, not {bits}")
         self.bits = bits
-        n = 2**bits
         if self.role == "activation":
-            self.levels = Levels(bits, 0, n - 1, 0.0, None, True)
-        elif bits == 8:  # odd codes would not fit int8; -128 is unused: BatchNorm may flip a sign
-            self.levels = Levels(bits, -127, 254, 0.0, self.axis, False)
-        elif bits == 1 or not (self.zero_in_grid and self.side.zero_in_grid):
-            self.levels = Levels(bits, 1 - n // 2, n - 1, 0.5, self.axis, False)
+            self.levels = Levels(bits, 0, 2**bits - 1, 0.0, None, True)
         else:
-            self.levels = Levels(bits, -n // 2, n - 1, 0.0, self.axis, False)
+            with_zero = self.zero_in_grid and self.side.zero_in_grid
+            self.levels = weight_levels(bits, self.largest_code, with_zero, self.axis)
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -190,7 +189,15 @@ class Quantizer(nn.Module):
         at = self.side.interval(self.values, x, self.levels)
         scale_in = self._guard(at.scale_in)
         scale_out = scale_in if at.scale_out is at.scale_in else self._guard(at.scale_out)
-        return Interval(scale_in, at.offset, scale_out, at.lowest)
+        lowest = at.lowest if self.role == "activation" else self._within_codes(at.lowest)
+        return Interval(scale_in, at.offset, scale_out, lowest)
+
+    def _within_codes(self, lowest: Tensor) -> Tensor:
+        """The smallest q of a weight, moved so that all its codes (q, or 2q - 1) lie within ±`largest_code`."""
+        least, most = -self.largest_code, self.largest_code
+        if self.levels.half:
+            least, most = -((self.largest_code - 1) // 2), (self.largest_code + 1) // 2
+        return lowest.clamp(least, most - self.levels.span)
 
     def _guard(self, scale: Tensor) -> Tensor:
         """No dead range: a floor under the scale that lets the gradient through, and a ceiling."""

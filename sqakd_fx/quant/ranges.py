@@ -37,7 +37,7 @@ SAWB_COEFFICIENTS: dict[int, tuple[float, float]] = {
     7: (26.80, 29.40),
     8: (31.76, 35.04),
 }
-"""Clip = c1 sqrt(E[w²]) - c2 E[|w|] (SAWB, eq. 6); 1 bit is E[|w|], the least-squares answer; 6 and 7
+"""Clip = c1 sqrt(E[w²]) - c2 E[|w|] (SAWB, eq. 6), by the bits that the levels make; 1 bit is E[|w|], the least-squares answer; 6 and 7
 bits, which the paper has not, are interpolated."""
 
 
@@ -106,7 +106,7 @@ def _population_std(x: Tensor, dim: int) -> Tensor:
 
 def sawb_clip(x: Tensor, levels: Levels) -> Tensor:
     """c1 sqrt(E[w²]) - c2 E[|w|], inside the largest |w|."""
-    c1, c2 = SAWB_COEFFICIENTS[levels.bits]
+    c1, c2 = SAWB_COEFFICIENTS[round(math.log2(levels.span + 1))]
     mean = levels.reduce(x.abs(), torch.mean)
     square = levels.reduce(x * x, torch.mean)
     clip = c1 * square.sqrt() - c2 * mean

@@ -36,10 +36,9 @@ def make_report(
     lines = reporting.validation_lines(checked)
     if measured.unmeasured is not None:
         lines.insert(0, f"accuracy was not measured: {measured.unmeasured}")
-    full = next(r for r in checked.runtimes if r.optimization == "full")
     summary = [
         *_accuracy_rows("metric" if source.metric else "top-1 (%)", measured),
-        ("same prediction as the trained graph", "", f"{full.agreement:.2%}"),
+        ("same prediction as the trained graph", "", f"{checked.deployed.agreement:.2%}"),
         ("ONNX file", _kib(measured.float_bytes), _kib(measured.onnx_bytes)),
         ("weights at their nominal bits", _kib(4 * weights), _kib(packed)),
         _speed_row(len(program.example[0]), measured),

@@ -8,7 +8,8 @@ from typing import Any
 
 from sqakd_fx.ir.pass_manager import LogEntry, Note
 from sqakd_fx.program import LayerFacts
-from sqakd_fx.runtime.session import EXACT_PRODUCTS, overflows
+from sqakd_fx.quant.levels import LARGEST_SUM
+from sqakd_fx.runtime.session import EXACT_PRODUCTS
 from sqakd_fx.validation.parity import TensorParity, first_divergence
 from sqakd_fx.validation.validate import Validation
 
@@ -53,12 +54,6 @@ def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Seq
     return "\n".join(lines) + "\n"
 
 
-OVERFLOW = (
-    "this processor has no 8-bit dot products (VNNI): sums of large 8-bit codes overflow in ONNX Runtime unless the "
-    f"session sets {EXACT_PRODUCTS} to 1, as validation does"
-)
-
-
 def validation_lines(validation: Validation) -> list[str]:
     """The verdict in sentences."""
     lines = [
@@ -67,13 +62,12 @@ def validation_lines(validation: Validation) -> list[str]:
         f"{validation.student_difference:.2g})"
     ]
     for runtime in validation.runtimes:
-        provider = runtime.provider.removesuffix("ExecutionProvider")
+        unjudged = "" if runtime.judged else " (not judged: this processor has no VNNI)"
         lines.append(
-            f"ONNX Runtime {provider}, optimization {runtime.optimization}: {parity_line(runtime.tensors)}; "
-            f"same prediction as the trained graph on {runtime.agreement:.2%}"
+            f"{runtime.title}: {parity_line(runtime.tensors)}; "
+            f"same prediction as the trained graph on {runtime.agreement:.2%}{unjudged}"
         )
-    if overflows():
-        lines.append(OVERFLOW)
+    lines += pair_sum_lines(validation)
     fusion = validation.fusion
     integer = ", ".join(f"{count} {name}" for name, count in sorted(fusion.integer.items()))
     lines.append(f"integer kernels in the runtime's optimized graph: {integer or 'none'}")
@@ -83,13 +77,30 @@ def validation_lines(validation: Validation) -> list[str]:
     return lines
 
 
+def pair_sum_lines(validation: Validation) -> list[str]:
+    """Whether sums of two products fit in 16 bits, as x86 kernels without VNNI add them."""
+    most = max(validation.pair_sums, key=lambda pair: pair.largest, default=None)
+    if most is None:
+        return []
+    found = f"the largest sum of two products is {most.largest} ({most.layer})"
+    if not most.overflows:
+        return [
+            f"{found}, of {LARGEST_SUM} that fit: exact on every processor with default options"
+        ]
+    lines = [f"{found}, of {LARGEST_SUM} that fit in 16 bits"]
+    if validation.full_range:
+        lines.append(
+            'weight_range = "full": on x86 processors without 8-bit dot products (VNNI) sums overflow in ONNX Runtime '
+            f"unless the session sets {EXACT_PRODUCTS} to 1"
+        )
+    return lines
+
+
 def tensor_table(validation: Validation) -> str:
     """One line a quantized tensor, for the trained graph and each runtime: how many codes are how many steps off."""
     lines = _tensor_lines("trained graph", validation.trained)
     for runtime in validation.runtimes:
-        provider = runtime.provider.removesuffix("ExecutionProvider")
-        title = f"ONNX Runtime {provider}, optimization {runtime.optimization}"
-        lines += _tensor_lines(title, runtime.tensors)
+        lines += _tensor_lines(runtime.title, runtime.tensors)
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
 import torch
 from torch import Tensor
 
@@ -34,11 +35,17 @@ class Measured:
     integer_ms: float
 
 
-def measure(source: Source, program: Program, model_path: Path) -> Measured:
-    """Run the exported file and the float model, on the source's labels and on the example."""
+def measure(
+    source: Source, program: Program, model_path: Path, *, exact_products: bool
+) -> Measured:
+    """Run the exported file and the float model, on the source's labels and on the example.
+
+    `exact_products`: as the session asks that the file was judged in.
+    """
     accuracy, unmeasured = None, None
     try:
-        accuracy = _accuracy(source, program, model_path)
+        running = session(model_path, exact_products=exact_products)
+        accuracy = _accuracy(source, program, running)
     except SourceError as error:
         unmeasured = str(error)
     float_bytes, float_ms = _float_file(program)
@@ -48,12 +55,13 @@ def measure(source: Source, program: Program, model_path: Path) -> Measured:
         float_bytes,
         float_ms,
         model_path.stat().st_size,
-        latency(model_path, program.example),
+        latency(model_path, program.example, exact_products=exact_products),
     )
 
 
-def _accuracy(source: Source, program: Program, model_path: Path) -> dict[str, float] | None:
-    running = session(model_path)
+def _accuracy(
+    source: Source, program: Program, running: ort.InferenceSession
+) -> dict[str, float] | None:
     names = [i.name for i in running.get_inputs()]
 
     def integer_onnx(*inputs: Tensor) -> list[Tensor]:

@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 from sqakd_fx.errors import SourceError, StorageError
 from sqakd_fx.program import Program, build_program, enable_quantizers
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import resolve_recipe, to_toml
+from sqakd_fx.recipe import read_toml, resolve_recipe, to_toml
 from sqakd_fx.results import markdown as reporting
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import read_json, write_atomically, write_json, write_text
+
+_WEIGHT_RANGE_OF_0_1 = "full"
+"""What a student was trained with whose recipe does not say it."""
 
 
 def save_student(program: Program, source: Source, out: Path) -> None:
@@ -47,7 +50,8 @@ def load_student(out: Path, source: Source) -> Program:
         StorageError: the folder lacks a file. SourceError: the source is no longer the same model.
     """
     read_json(out / "program.json")
-    recipe = resolve_recipe(out / "recipe.toml")
+    written = read_toml(out / "recipe.toml")
+    recipe = resolve_recipe({"weight_range": _WEIGHT_RANGE_OF_0_1} | written)
     program = build_program(
         source.model, source.example_inputs, recipe, example_kwargs=source.example_kwargs
     )

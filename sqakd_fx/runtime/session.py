@@ -21,7 +21,10 @@ CUDA = "CUDAExecutionProvider"
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 EXACT_PRODUCTS = "session.x64quantprecision"
-"""Setting of a session: x86 processors without 8-bit dot products (VNNI) else add pairs in 16 bits, which overflow."""
+"""Setting of a session: x86 processors without 8-bit dot products (VNNI) else add two products in 16 bits.
+
+Weight codes within ±64 need it nowhere; with all of INT8 such sums overflow there without it.
+"""
 
 
 def session(
@@ -30,13 +33,14 @@ def session(
     provider: str = CPU,
     optimize: bool = True,
     threads: int = 0,
+    exact_products: bool = False,
     optimized_to: Path | None = None,
     data_folder: Path | None = None,
 ) -> ort.InferenceSession:
     """An ONNX Runtime session on a provider, with the CPU for what that does not implement.
 
-    `data_folder` is where the external data of a model given as bytes lies. Products of 8-bit codes are exact
-    on every processor (`EXACT_PRODUCTS`). On CUDA, float32 products are computed in float32: TF32, the
+    Arithmetic is that of default options, but for `exact_products` (`EXACT_PRODUCTS`), which no model needs whose
+    pairs of products fit in 16 bits. `data_folder` is where the external data of a model given as bytes lies. On CUDA, float32 products are computed in float32: TF32, the
     runtime's default, keeps 10 bits of each factor.
 
     Raises:
@@ -49,14 +53,15 @@ def session(
     options.intra_op_num_threads = threads
     # waiting threads of one session would take the cores from torch and from other sessions
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(EXACT_PRODUCTS, "1")
+    if exact_products:
+        options.add_session_config_entry(EXACT_PRODUCTS, "1")
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
     if data_folder is not None:
         options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
     asked = [(name, _OPTIONS.get(name, {})) for name in dict.fromkeys((provider, CPU))]
     # merging small weights of equal codes, it fails where it then makes unsigned codes of each
-    left_out = {"ConstantSharing"} if overflows() else set()
+    left_out = {"ConstantSharing"} if exact_products else set()
     try:
         made = ort.InferenceSession(
             str(model) if isinstance(model, Path) else model,
@@ -154,9 +159,16 @@ def _one_node(
     return made.SerializeToString()  # type: ignore[no-any-return]
 
 
-def latency(model: Path, inputs: Sequence[Tensor], *, runs: int = 20, threads: int = 1) -> float:
+def latency(
+    model: Path,
+    inputs: Sequence[Tensor],
+    *,
+    runs: int = 20,
+    threads: int = 1,
+    exact_products: bool = False,
+) -> float:
     """Median milliseconds of one call."""
-    running = session(model, threads=threads)
+    running = session(model, threads=threads, exact_products=exact_products)
     feeds = {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
     running.run(None, feeds)
     times = []

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import fx
 
 import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 from sqakd_fx.ir.rewriting import get_attribute
+from sqakd_fx.validation.file_constants import Array, FileConstants
 
 _OPS = torch.ops.sqakd_fx
-Array = np.ndarray[Any, Any]
 
 
 class Stored(NamedTuple):
@@ -52,7 +51,8 @@ def file_names(lowered: fx.GraphModule) -> dict[str, str]:
 def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
     """A sentence for each quantized tensor, weight or bias whose stored numbers differ."""
     proto = onnx.load(str(model), load_external_data=False)
-    constants = _Constants(proto, model.parent)
+    constants = FileConstants(proto, model.parent)
+    readers = _readers(proto, constants)
     names = file_names(lowered)
     around = _operators_around(proto, set(names.values()))
     wrong: list[str] = []
@@ -74,7 +74,7 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
                     name, step = (str(_argument(node, a).target) for a in (codes, scale))
                     trained.setdefault(name, {})[step] = Stored(values[codes], values[scale])
     for name, by_scale in trained.items():
-        wrong += constants.differing(name, by_scale.values())
+        wrong += _differing(constants, readers.get(name, ()), name, by_scale.values())
     return list(dict.fromkeys(wrong))
 
 
@@ -129,57 +129,34 @@ def _operators_around(proto: onnx.ModelProto, tensors: Set[str]) -> dict[str, li
     return found
 
 
-class _Constants:
-    """The stored tensors of a file, read one at a time, and what is made of them when it is loaded."""
+def _readers(proto: onnx.ModelProto, constants: FileConstants) -> dict[str, list[onnx.NodeProto]]:
+    """The DequantizeLinear nodes behind each stored tensor."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear":
+            found.setdefault(constants.origin(node.input[0]), []).append(node)
+    return found
 
-    def __init__(self, proto: onnx.ModelProto, folder: Path) -> None:
-        self.folder = str(folder)
-        self.stored = {i.name: i for i in proto.graph.initializer}
-        self.made = {
-            n.output[0]: n
-            for n in proto.graph.node
-            if n.op_type in ("Cast", "Mul", "Add", "Reshape")
-        }
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in proto.graph.node:
-            if node.op_type == "DequantizeLinear":
-                self.readers.setdefault(self.origin(node.input[0]), []).append(node)
 
-    def origin(self, name: str) -> str:
-        """The stored tensor behind what is made of it."""
-        while name in self.made:
-            name = self.made[name].input[0]
-        return name
-
-    def value(self, name: str) -> Array | None:
-        """A tensor that does not depend on the inputs; integers are int32. None for others."""
-        if name in self.stored:
-            array: Array = numpy_helper.to_array(self.stored[name], self.folder)
-            return array if array.dtype == np.float32 else array.astype(np.int32)
-        node = self.made.get(name)
-        first = None if node is None else self.value(node.input[0])
-        if node is None or first is None or node.op_type in ("Cast", "Reshape"):
-            return first
-        second = self.value(node.input[1])
-        if second is None:
-            return None
-        return np.multiply(first, second) if node.op_type == "Mul" else np.add(first, second)
-
-    def differing(self, name: str, trained: Collection[Stored]) -> list[str]:
-        """What is wrong with the codes called `name` and with the scales that layers read them with."""
-        readers = self.readers.get(name, [])
-        if name not in self.stored or not readers:
-            return [f"{name}: no DequantizeLinear reads it from the file"]
-        wrong, missing = [], list(trained)
-        for reader in readers:
-            found, step = self.value(reader.input[0]), self.value(reader.input[1])
-            zero = self.value(reader.input[2]) if len(reader.input) > 2 else None
-            if zero is not None and zero.any():
-                wrong.append(f"{name}: its zero point is not 0")
-            elif found is None or step is None:
-                wrong.append(f"{name}: its codes or its scale are computed, not stored")
-            elif not any(one.equals(found, step) for one in trained):
-                wrong.append(f"{name}: its codes and scale are not what was trained")
-            else:
-                missing = [one for one in missing if not one.equals(found, step)]
-        return wrong or [f"{name}: its codes and scale are not what was trained"] * bool(missing)
+def _differing(
+    constants: FileConstants,
+    readers: Collection[onnx.NodeProto],
+    name: str,
+    trained: Collection[Stored],
+) -> list[str]:
+    """What is wrong with the codes called `name` and with the scales that layers read them with."""
+    if name not in constants.stored or not readers:
+        return [f"{name}: no DequantizeLinear reads it from the file"]
+    wrong, missing = [], list(trained)
+    for reader in readers:
+        found, step = constants.value(reader.input[0]), constants.value(reader.input[1])
+        zero = constants.value(reader.input[2]) if len(reader.input) > 2 else None
+        if zero is not None and zero.any():
+            wrong.append(f"{name}: its zero point is not 0")
+        elif found is None or step is None:
+            wrong.append(f"{name}: its codes or its scale are computed, not stored")
+        elif not any(one.equals(found, step) for one in trained):
+            wrong.append(f"{name}: its codes and scale are not what was trained")
+        else:
+            missing = [one for one in missing if not one.equals(found, step)]
+    return wrong or [f"{name}: its codes and scale are not what was trained"] * bool(missing)

@@ -4,7 +4,9 @@ Three ways: trained graph, integer program in PyTorch, ONNX Runtime with optimiz
 Differences are counted in codes at every quantized tensor, one operation at a time: each gets the
 integer program's codes as its input, so that a rounding difference is seen where it is made and
 not again behind it. Predictions are compared end to end. The runtime's own optimized graph says what
-runs on integer kernels.
+runs on integer kernels. Sessions have default options; that these are exact on every processor is proved from the
+file (`pair_sums.py`). A recipe that asks for all of INT8 asks for a processor that is: there, sessions with exact
+products are judged as well, and those with default options where this processor is one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.ir.batches import moved, rows
 from sqakd_fx.ir.outputs import predictions, tensors_of
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
-from sqakd_fx.runtime.session import execute, providers, session
+from sqakd_fx.runtime.session import CPU, execute, overflows, providers, session
+from sqakd_fx.validation.pair_sums import PairSum, pair_sums
 from sqakd_fx.validation.parity import TensorParity, count_steps
 from sqakd_fx.validation.sections import Section, cut, given
 from sqakd_fx.validation.stored_values import differing_values, file_names
@@ -44,16 +47,26 @@ class RuntimeParity:
 
     provider: str
     optimization: str
+    exact_products: bool
     tensors: tuple[TensorParity, ...]
     output_difference: float
     agreement: float
+    judged: bool = True
+
+    @property
+    def title(self) -> str:
+        """What ran, in words."""
+        provider = self.provider.removesuffix("ExecutionProvider")
+        asked = ", exact products asked for" if self.exact_products else ""
+        return f"ONNX Runtime {provider}, optimization {self.optimization}{asked}"
 
 
 @dataclass(frozen=True)
 class Validation:
     """The verdict: `failures` is empty where the export is the trained function.
 
-    `trained` holds the trained graph against the integer program, tensor by tensor.
+    `trained` holds the trained graph against the integer program, tensor by tensor. `full_range` where the file needs a
+    processor with 8-bit dot products, or sessions with exact products, as its recipe asked.
     """
 
     samples: int
@@ -62,7 +75,14 @@ class Validation:
     trained: tuple[TensorParity, ...]
     runtimes: tuple[RuntimeParity, ...]
     fusion: Fusion
+    pair_sums: tuple[PairSum, ...]
+    full_range: bool
     failures: tuple[str, ...] = field(default=())
+
+    @property
+    def deployed(self) -> RuntimeParity:
+        """The judged run at full optimization that a deployer repeats."""
+        return next(r for r in self.runtimes if r.optimization == "full" and r.judged)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"passed": not self.failures}
@@ -84,28 +104,48 @@ def validate(
     """
     with tempfile.TemporaryDirectory() as folder:
         fusion = fusion_report(model, Path(folder))
-    comparison = _Comparison(student.eval(), lowered, model)
+    sums = pair_sums(model)
+    full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
+    comparison = _Comparison(student.eval(), lowered, model, _runs(model, full_range))
     for inputs in _in_parts(batches):
         comparison.add(tuple(x.cpu() for x in inputs))
-    result = comparison.result(fusion)
+    result = comparison.result(fusion, sums, full_range)
     failures = (
         *differing_values(lowered, model),
         *comparison.missing_tensors(),
+        *(pair.sentence() for pair in sums if pair.overflows and not full_range),
         *_failures(result),
     )
     return replace(result, failures=failures)
 
 
+def _asks_for_full_range(student: fx.GraphModule) -> bool:
+    layers = (node.meta.get("layer") for node in student.graph.nodes)
+    return any(layer is not None and layer.weight_range == "full" for layer in layers)
+
+
+def _runs(model: Path, full_range: bool) -> list[_Run]:
+    """What runs the whole file; of one with all of INT8 also a session with exact products."""
+    wrong = {(CPU, "full")} if full_range and overflows() else set()
+    found = [
+        _Run(provider, label, model, judged=(provider, label) not in wrong)
+        for provider in providers()
+        for label in ("off", "full")
+    ]
+    return [*found, _Run(CPU, "full", model, exact_products=True)] if full_range else found
+
+
 class _Comparison:
     """The trained graph, the integer program and the runtime on the same batches, with their differences so far."""
 
-    def __init__(self, student: fx.GraphModule, lowered: fx.GraphModule, model: Path) -> None:
-        self.student, self.lowered, self.model = student, lowered, model
+    def __init__(
+        self, student: fx.GraphModule, lowered: fx.GraphModule, model: Path, runs: list[_Run]
+    ) -> None:
+        self.student, self.lowered, self.model, self.runs = student, lowered, model, runs
         self.device = next((p.device for p in student.parameters()), torch.device("cpu"))
         self.names = file_names(lowered)
         self.met = quantizers_met(lowered, self.names)
         self.lockstep = Lockstep(student)
-        self.runs = [_Run(p, label, model) for p in providers() for label in ("off", "full")]
         self.sections: list[Section] = []
         self.trained, self.whole = _Agreement(), [_Agreement() for _ in self.runs]
         self.samples = 0
@@ -138,7 +178,7 @@ class _Comparison:
             got = [torch.from_numpy(y) for y in execute(run.whole, None, feeds)]
             agreement.add(got, reference, wanted)
 
-    def result(self, fusion: Fusion) -> Validation:
+    def result(self, fusion: Fusion, sums: tuple[PairSum, ...], full_range: bool) -> Validation:
         """All differences, without a verdict."""
         producers = _producers(self.model)
         return Validation(
@@ -150,13 +190,17 @@ class _Comparison:
                 RuntimeParity(
                     run.provider,
                     run.label,
+                    run.exact_products,
                     _parities(run.in_order(), producers),
                     agreement.difference,
                     agreement.share,
+                    run.judged,
                 )
                 for run, agreement in zip(self.runs, self.whole, strict=True)
             ),
             fusion,
+            sums,
+            full_range,
         )
 
     def missing_tensors(self) -> list[str]:
@@ -200,25 +244,37 @@ class _Agreement:
 class _Run:
     """One provider at one optimization level: the whole model, its sections, and counted differences."""
 
-    def __init__(self, provider: str, label: str, model: Path) -> None:
+    def __init__(
+        self,
+        provider: str,
+        label: str,
+        model: Path,
+        *,
+        exact_products: bool = False,
+        judged: bool = True,
+    ) -> None:
         self.provider, self.label, self.model = provider, label, model
-        self.whole = session(model, provider=provider, optimize=label == "full")
+        self.exact_products, self.judged = exact_products, judged
+        self.whole = self._session(model)
         self.sections: list[tuple[Section, ort.InferenceSession]] = []
         self.counts: dict[str, Counter[int]] = {}
 
     def open(self, sections: Sequence[Section]) -> None:
         self.sections = [
-            (
-                section,
-                session(
-                    section.model,
-                    provider=self.provider,
-                    optimize=self.label == "full",
-                    data_folder=self.model.absolute().parent,
-                ),
-            )
+            (section, self._session(section.model, self.model.absolute().parent))
             for section in sections
         ]
+
+    def _session(
+        self, model: Path | bytes, data_folder: Path | None = None
+    ) -> ort.InferenceSession:
+        return session(
+            model,
+            provider=self.provider,
+            optimize=self.label == "full",
+            exact_products=self.exact_products,
+            data_folder=data_folder,
+        )
 
     def in_order(self) -> Iterator[tuple[str, Counter[int]]]:
         """The counted differences by tensor, in the order of the model."""
@@ -331,7 +387,9 @@ def _failures(result: Validation) -> list[str]:
             "of the predictions only"
         )
     for runtime in result.runtimes:
-        where = f"{runtime.provider}, optimization {runtime.optimization}"
+        if not runtime.judged:
+            continue
+        where = runtime.title
         broken = next((t for t in runtime.tensors if _is_broken(t, runtime.optimization)), None)
         if broken is not None:
             failures.append(

@@ -24,10 +24,9 @@ from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import export_program
 from sqakd_fx.exporters.packed import pack_codes, pack_weights
 from sqakd_fx.exporters.profiles import write_profile
-from sqakd_fx.results.markdown import validation_lines
 from sqakd_fx.runtime.capabilities import CPU, Support, starts, support, table
 from sqakd_fx.runtime.forms import FORMS, INT8, stored_codes
-from sqakd_fx.runtime.session import EXACT_PRODUCTS, execute, largest_products, session
+from sqakd_fx.runtime.session import execute, session
 from sqakd_fx.validation.validate import validate
 
 BITS = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a1")
@@ -200,27 +199,6 @@ def test_a_weight_that_several_layers_read_is_stored_once(
     exported = write_profile(profile, job, tmp_path / "model.onnx")
     assert len(exported.weights) == 3
     assert validate(program.student, job.lowered, exported.path, [(x,)]).failures == ()
-
-
-def test_products_of_the_largest_codes_are_exact_on_every_processor() -> None:
-    (sums,) = session(largest_products()).run(None, {"codes": np.full((1, 8), 255, np.uint8)})
-    assert sums == 255
-
-
-@pytest.mark.parametrize("overflows", [False, True])
-def test_a_report_says_where_a_processor_needs_a_setting(
-    overflows: bool,
-    residual_net: nn.Module,
-    images: Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    program, job = job_of(residual_net, images, "w8a8")
-    exported = write_profile("container", job, tmp_path / "model.onnx")
-    checked = validate(program.student, job.lowered, exported.path, [(images,)])
-    monkeypatch.setattr("sqakd_fx.results.markdown.overflows", lambda: overflows)
-    told = " ".join(validation_lines(checked))
-    assert (EXACT_PRODUCTS in told) == overflows
 
 
 def test_the_float_profile_is_the_teacher(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -110,10 +111,26 @@ def compare(made: Quantizer, rule: Rule, x: Array, g: Array, setting: Setting) -
 @pytest.mark.parametrize("axis", [None, 0, 1], ids=["tensor", "channel", "channel axis 1"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights(family: str, axis: int | None) -> None:
+    assert_weights(family, axis, BITS, MODULATIONS, 127)
+
+
+@pytest.mark.parametrize("axis", [None, 0], ids=["tensor", "channel"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_within_64(family: str, axis: int | None) -> None:
+    assert_weights(family, axis, (7, 8), MODULATIONS[:2], 64)
+
+
+def assert_weights(
+    family: str,
+    axis: int | None,
+    widths: Iterable[int],
+    modulations: Iterable[tuple[float, float]],
+    largest_code: int,
+) -> None:
     x, g = random(0, 5, 6, 9) / 5, random(1, 5, 6, 9)
     axes = tuple(i for i in range(3) if i != axis)
     features = x.size if axis is None else x.size // x.shape[axis]
-    for bits, (delta, mu), zero in itertools.product(BITS, MODULATIONS, (True, False)):
+    for bits, (delta, mu), zero in itertools.product(widths, modulations, (True, False)):
         made = Quantizer(
             family,
             "weight",
@@ -121,12 +138,14 @@ def test_weights(family: str, axis: int | None) -> None:
             channels=None if axis is None else x.shape[axis],
             axis=axis,
             zero_in_grid=zero,
+            largest_code=largest_code,
             delta=delta,
             mu=mu,
         )
         made.initialize(torch.tensor(x), "paper")
         moved(made)
-        setting = Setting(bits, zero and family not in NO_ZERO, axes, features, delta, mu)
+        with_zero = zero and family not in NO_ZERO
+        setting = Setting(bits, with_zero, axes, features, delta, mu, largest_code)
         compare(made, WEIGHTS[family], x, g, setting)
 
 
