@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 from pathlib import Path
 
+from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError, StorageError
 from sqakd_fx.storage import is_result_folder
 
@@ -13,8 +13,7 @@ from sqakd_fx.storage import is_result_folder
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
     """Raise RecipeError where `value` is none of `choices`."""
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else f"choose {', '.join(choices)}"
+        hint = did_you_mean(value, choices, cutoff=0.4) or f"choose {', '.join(choices)}"
         raise RecipeError(f"{option} {value!r} is unknown: {hint}")
 
 
