@@ -123,7 +123,7 @@ class _File:
         weight = self.constants.value(node.input[1])
         if weight is None or node.op_type not in _WITH_WEIGHT:
             return 0
-        return min(2, weight[0].size) * _LARGEST_WEIGHT_OF_THE_RUNTIME
+        return min(2, int(weight[0].size)) * _LARGEST_WEIGHT_OF_THE_RUNTIME
 
     def _codes(self, name: str, element_type: int) -> tuple[int, int]:
         """The smallest and the largest code that a tensor can hold."""
