@@ -22,9 +22,13 @@ from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.kept_translations import kept_translations
+from sqakd_fx.exporters.names import is_marked, name_interface, name_values
 from sqakd_fx.exporters.runtime_rewrites import prevent_rewrites
 from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.simplify import simplify
+from sqakd_fx.ir import meta
+from sqakd_fx.ir.quantized_tensors import is_own_operation
+from sqakd_fx.ir.tensor_names import quantized_names
 from sqakd_fx.storage import write_atomically
 
 _EXTERNAL_DATA_BYTES = 1 << 31
@@ -46,21 +50,25 @@ def export_program(
     lowered.graph.eliminate_dead_code()
     lowered.recompile()
     example_inputs = [x.clone() if isinstance(x, torch.Tensor) else x for x in example_inputs]
-    tag_of = {node.name: node.meta.get("quantized_tensor") for node in lowered.graph.nodes}
-    model, origins = _translate(lowered, example_inputs, translations, opset)
-    names, tags = list(origins), [tag_of.get(origin) for origin in origins.values()]
-    stored = {
-        str(node.target): node.meta["quantized_tensor"]
-        for node in lowered.graph.find_nodes(op="get_attr")
-        if node.meta.get("quantized_tensor") is not None
+    tensors = {
+        node.name: tensor
+        for node in lowered.graph.nodes
+        if (tensor := meta.quantized_tensor(node)) is not None
     }
+    names = quantized_names(lowered)
+    stored = {
+        str(node.target): tensors[node.name]
+        for node in lowered.graph.find_nodes(op="get_attr")
+        if node.name in tensors
+    }
+    model, origins = _translate(lowered, example_inputs, translations, opset)
     simplify(model, stored.keys())
     prevent_rewrites(model)
-    _name_values(model, names, tags)
-    _name_interface(model)
-    for name, tag in stored.items():
+    name_values(model, origins, names, tensors)
+    name_interface(model)
+    for name, tensor in stored.items():
         if name in model.graph.initializers:
-            model.graph.initializers[name].metadata_props.update(_properties(tag))
+            model.graph.initializers[name].metadata_props.update(tensor.properties())
     model.producer_name = "sqakd-fx"
     model.producer_version = None
     model.graph.name = "student"
@@ -141,7 +149,7 @@ def _translate(
     origins = {
         node.name: _origin(node)
         for node in exported.exported_program.graph.nodes
-        if str(getattr(node.target, "namespace", "")) == "sqakd_fx"
+        if is_own_operation(node)
     }
     return exported.model, origins
 
@@ -176,7 +184,7 @@ def _outputs(graph_module: fx.GraphModule) -> list[Any]:
 
 
 def _makes_tensors(node: fx.Node) -> bool:
-    return "tensor_meta" in node.meta or str(getattr(node.target, "namespace", "")) == "sqakd_fx"
+    return "tensor_meta" in node.meta or is_own_operation(node)
 
 
 def _origin(node: fx.Node) -> str:
@@ -227,68 +235,6 @@ def _line_of(
     return code_line(nodes[name]) if name in nodes else None
 
 
-def _properties(tag: Mapping[str, Any]) -> dict[str, str]:
-    return {f"sqakd_fx.{key}": str(value) for key, value in tag.items() if key != "name"}
-
-
-def _name_values(
-    model: ir.Model, names: Sequence[str], tags: Sequence[Mapping[str, Any] | None]
-) -> None:
-    """Quantized tensors are called by their module path, everything else after its node."""
-    by_name = {value.name: value for node in model.graph for value in node.outputs}
-    taken = set(model.graph.initializers)
-    for name, tag in zip(names, tags, strict=True):
-        value = by_name.get(name)
-        if value is None or tag is None:
-            continue
-        wanted = str(tag["name"]) + "_quantized"
-        count, unique = 1, wanted
-        while unique in taken:
-            unique, count = f"{wanted}_{count}", count + 1
-        taken.add(unique)
-        value.name = unique
-        value.metadata_props.update(_properties(tag))
-        producer = value.producer()
-        if producer is not None:
-            producer.metadata_props.update(_properties(tag))
-    counts: dict[str, int] = {}
-    for node in model.graph:
-        stem = _stem(node)
-        counts[stem] = counts.get(stem, 0) + 1
-        node.name = stem if counts[stem] == 1 else f"{stem}_{counts[stem]}"
-        for output in node.outputs:
-            if (output.name or "").startswith("val_") and output not in set(model.graph.outputs):
-                output.name = f"{node.name}:0"
-
-
-def _stem(node: ir.Node) -> str:
-    """The path of the weight that a node reads, or of what it quantizes, and its operator."""
-    for value in (*node.inputs[1:], *node.inputs[:1]):
-        if value is None:
-            continue
-        producer = value.producer()
-        name = (producer.name if producer is not None else value.name) or ""
-        path = name.rpartition("/")[0] if producer is not None else name.rpartition(".")[0]
-        if path and not path.startswith("constant"):
-            return f"{path}/{node.op_type}"
-    return node.op_type
-
-
-def _name_interface(model: ir.Model) -> None:
-    """The batch axis is called "batch"; a single output is called "output"."""
-    names: dict[str, str] = {}
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.shape is None:
-            continue
-        for index, size in enumerate(value.shape):
-            if isinstance(size, ir.SymbolicDim) and size.value is not None:
-                first = "batch" if not names else f"axis_{len(names)}"
-                value.shape[index] = ir.SymbolicDim(names.setdefault(size.value, first))
-    for index, value in enumerate(model.graph.outputs):
-        if value not in set(model.graph.inputs):
-            value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
-
-
 def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
     """One quantization_annotation for every quantized tensor: what a quantizer gives, what is read."""
     found: dict[str, onnx.TensorAnnotation] = {}
@@ -316,6 +262,5 @@ def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
 def _bounded(codes: ir.Value) -> ir.Value:
     """Codes as the Clip that belongs to their quantizer leaves them."""
     users = list(codes.consumers())
-    named = "_quantized" in str(codes.name)
-    bounded = not named and [user.op_type for user in users] == ["Clip"]
+    bounded = not is_marked(codes) and [user.op_type for user in users] == ["Clip"]
     return users[0].outputs[0] if bounded else codes

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from sqakd_fx.exporters.names import names_of
+from sqakd_fx.ir.tensor_names import free_name
 from sqakd_fx.runtime.capabilities import Support, support
 from sqakd_fx.runtime.forms import INT2_CAST, INT4_CAST, OPSET_OF_INT2, stored_codes
 
@@ -161,7 +163,8 @@ def replace_initializer(model: ir.Model, value: ir.Value, tensor: ir.TensorProto
 
 
 def add_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """A new stored tensor."""
+    """A new stored tensor, called `name` where nothing else is."""
+    name = free_name(name, names_of(model))
     tensor = ir.tensor(array, name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor

@@ -11,6 +11,9 @@ from onnxscript import optimizer
 from onnxscript.rewriter import RewriteRuleSet
 from onnxscript.rewriter.rules.common import mul_by_1_rule
 
+from sqakd_fx.exporters.names import names_of
+from sqakd_fx.ir.tensor_names import free_name
+
 _LARGEST_SHARED_CONSTANT = 1 << 16
 _READ_AS_ABSENT = {("STFT", "onesided")}
 """Attributes whose default ONNX's shape inference does not know."""
@@ -18,12 +21,13 @@ _READ_AS_ABSENT = {("STFT", "onesided")}
 
 def simplify(model: ir.Model, codes: Set[str]) -> None:
     """Simplify a translated model in place, with types from ONNX's inference; initializers called `codes` stay as they are."""
+    stored = set(model.graph.initializers)
     ir_passes.ClearMetadataAndDocStringPass()(model)
     _forget_types(model)
     _drop_defaults(model)
     ir_passes.ShapeInferencePass()(model)
     _fold_constants(model, codes)
-    _lift_constants(model)
+    _lift_constants(model, stored)
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)
 
@@ -81,12 +85,12 @@ def _fold_constants(model: ir.Model, codes: Set[str]) -> None:
     RewriteRuleSet(mul_by_1_rule.commute()).apply_to_model(model)
 
 
-def _lift_constants(model: ir.Model) -> None:
-    """Constants become initializers, one for each value, named after what they hold."""
+def _lift_constants(model: ir.Model, stored: Set[str]) -> None:
+    """Constants become initializers, one for each value; tensors `stored` inside a module keep their names."""
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     seen: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
-        if "." in name and not name.startswith("val_"):
+        if name in stored and "." in name:
             continue
         tensor = value.const_value
         if tensor is None or tensor.size > _LARGEST_SHARED_CONSTANT:
@@ -97,9 +101,10 @@ def _lift_constants(model: ir.Model) -> None:
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)
             del model.graph.initializers[name]
+    for value in seen.values():
+        del model.graph.initializers[str(value.name)]
+    taken = names_of(model)
     for number, value in enumerate(seen.values()):
-        old = value.name
-        assert old is not None
-        del model.graph.initializers[old]
-        value.name = f"constant.{number}"
+        value.name = free_name(f"constant.{number}", taken)
+        taken.add(value.name)
         model.graph.initializers[value.name] = value

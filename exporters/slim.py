@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sqakd_fx.exporters.onnx_program import tensor_annotations
+from sqakd_fx.exporters.names import is_marked, values_of
 from sqakd_fx.exporters.packed import replace_initializer, stored_behind
+from sqakd_fx.ir.tensor_names import free_name
 
 _BYTES_OF_A_CAST = 40
 _PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Mul", "Add")
@@ -115,22 +116,22 @@ def _share_small_constants(model: ir.Model) -> None:
 
 def _forget(model: ir.Model) -> None:
     outer = {*model.graph.inputs, *model.graph.outputs}
-    activations = {
-        str(note.tensor_name)
-        for note in tensor_annotations(model)
-        if "_quantized" in note.tensor_name
-    }
     codes = {
         stored_behind(node.inputs[0])
         for node in model.graph
         if node.op_type == "DequantizeLinear" and node.inputs[0] is not None
+    }
+    fixed = {
+        str(value.name)
+        for value in values_of(model)
+        if value in outer or value in codes or is_marked(value)
     }
     for index, (name, value) in enumerate(list(model.graph.initializers.items())):
         value.metadata_props.clear()
         value.type = value.shape = None
         if value not in codes:
             del model.graph.initializers[name]
-            value.name = f"c{index}"
+            value.name = free_name(f"c{index}", fixed)
             model.graph.initializers[value.name] = value
     for index, node in enumerate(model.graph):
         node.metadata_props.clear()
@@ -141,5 +142,5 @@ def _forget(model: ir.Model) -> None:
             if value in outer:
                 continue
             value.type = value.shape = None
-            if value.name not in activations:
-                value.name = f"t{index}"
+            if not is_marked(value):
+                value.name = free_name(f"t{index}", fixed)

@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import TABLE, Kind, Op, bind, op_name, shape_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import (
@@ -59,8 +60,8 @@ def _is_idle(node: fx.Node, name: str | None) -> bool:
     source = node.args[0] if node.args else None
     if name not in _CASTS or not isinstance(source, fx.Node):
         return False
-    metas = [n.meta.get("tensor_meta") for n in (source, node)]
-    return all(getattr(meta, "dtype", None) is torch.float32 for meta in metas)
+    known = [n.meta.get("tensor_meta") for n in (source, node)]
+    return all(getattr(one, "dtype", None) is torch.float32 for one in known)
 
 
 def _rewrite(
@@ -106,8 +107,8 @@ def _rewrite(
         new = graph_module.graph.call_function(op.target, tuple(arguments.values()))
     new.meta = dict(node.meta)
     if node.op == "call_module":
-        new.meta["module_path"] = str(node.target)
-        new.meta["is_module"] = True
+        meta.set_module_path(new, str(node.target))
+        meta.set_is_module(new, True)
     name = node.name
     node.replace_all_uses_with(new)
     graph_module.graph.erase_node(node)
@@ -143,7 +144,7 @@ def _module_arguments(
                 value = graph_module.graph.get_attr(f"{node.target}.{argument}")
             tensor = getattr(module, argument)
             value.meta["tensor_meta"] = _meta(tensor)
-            value.meta["module_path"] = str(node.target)
+            meta.set_module_path(value, str(node.target))
         given[argument] = value
     if op.name == "clamp":
         return bind(op, (), given)
@@ -155,7 +156,7 @@ def _module_arguments(
             padded = graph_module.graph.call_function(
                 F.pad, (given["input"], amounts), {"mode": str(module.padding_mode)}
             )
-        padded.meta["module_path"] = str(node.target)
+        meta.set_module_path(padded, str(node.target))
         given["input"], given["padding"] = padded, 0
     return bind(op, (), given)
 
@@ -319,7 +320,7 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     with torch.no_grad():
         for key, value in values.items():
             getattr(module, key).copy_(value)
-    path = str(node.meta.get("module_path") or "")
+    path = meta.module_path(node)
     name = attribute_name(graph_module, f"{path}.batch_norm" if path else node.name)
     graph_module.add_submodule(name, module.eval())
     with graph_module.graph.inserting_before(node):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.constants import compute, insert_constant, is_computable
 from sqakd_fx.ir.op_table import op_name, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
@@ -41,13 +42,13 @@ def _fold_numbers(graph: fx.Graph) -> bool:
     """Put the numbers that tracing found to be constant in the place of their nodes."""
     changed = False
     for node in list(graph.nodes):
-        if node.meta.get("is_batch_size") and not _is_size_of_input(node):
+        if meta.is_batch_size(node) and not _is_size_of_input(node):
             node.replace_all_uses_with(_batch_size(graph))
             changed = True
             continue
-        if "constant" not in node.meta or node.op not in ("call_function", "call_method"):
+        value = meta.constant(node)
+        if value is None or node.op not in ("call_function", "call_method"):
             continue
-        value = node.meta["constant"]
 
         def number(n: fx.Node, node: fx.Node = node, value: Any = value) -> Any:
             return value if n is node else n
@@ -66,7 +67,7 @@ def _is_size_of_input(node: fx.Node) -> bool:
 def _batch_size(graph: fx.Graph) -> fx.Node:
     """x.size(0) of the first input that grows with the batch."""
     inputs = graph.find_nodes(op="placeholder")
-    batched: fx.Node = next(node for node in inputs if 0 in node.meta.get("batch_axes", ()))
+    batched: fx.Node = next(node for node in inputs if 0 in meta.batch_axes(node))
     for user in batched.users:
         if user.op == "call_method" and (user.target, user.args[1:]) == ("size", (0,)):
             return user

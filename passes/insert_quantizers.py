@@ -19,10 +19,10 @@ from typing import cast
 from torch import fx, nn
 
 from sqakd_fx.errors import PassError
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
-from sqakd_fx.ir.rewriting import drop_unused, module_path, node_path, set_attribute
-from sqakd_fx.plan.layer_settings import LayerSettings
+from sqakd_fx.ir.rewriting import drop_unused, node_path, set_attribute
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
 from sqakd_fx.quant.levels import largest_weight_code
@@ -56,7 +56,7 @@ class InsertQuantizers(Pass):
                 continue
             weight = node.args[op.weight]
             quantized = isinstance(weight, fx.Node) and _is_quantizer(weight, modules)
-            if quantized != ("layer" in node.meta):
+            if quantized != (meta.layer(node) is not None):
                 raise PassError(f"{node.name} is half quantized", node=node.name)
 
 
@@ -87,11 +87,11 @@ class _Insertion:
     def _mark_nodes(self) -> None:
         """For the passes behind: which nodes become integer, and how."""
         for node, settings in self.plan.layers.items():
-            node.meta["layer"] = settings
+            meta.set_layer(node, settings)
         for node, kind in self.plan.arithmetic.items():
-            node.meta["arithmetic"] = kind
+            meta.set_arithmetic(node, kind)
         for node in self.plan.affines:
-            node.meta["affine"] = True
+            meta.set_affine(node)
 
     def _insert_activation_quantizers(self) -> None:
         plan = self.plan
@@ -113,7 +113,6 @@ class _Insertion:
             for consumer, bits in wanted.items():
                 shifts = bits < region.bits and self._has_affine(consumer)
                 alike.setdefault((bits, shifts), []).append(consumer)
-                consumer.meta.setdefault("input_quantizers", {})
             for (bits, shifts), consumers in alike.items():
                 chosen = quantizer
                 if bits < region.bits:
@@ -124,9 +123,9 @@ class _Insertion:
                     if shifts:
                         read = self._insert_affine(value, read, quantizer, consumers)
                     narrow = self._insert_behind(read, name, consumers)
-                    narrow.meta["module_path"] = module_path(value)
+                    meta.set_module_path(narrow, meta.module_path(value))
                 for consumer in consumers:
-                    consumer.meta["input_quantizers"][value.name] = chosen
+                    meta.set_input_quantizer(consumer, value.name, chosen)
 
     def _has_affine(self, consumer: fx.Node) -> bool:
         """Whether a layer's narrow activations get an affine of each channel: axis 1, as a convolution has them."""
@@ -143,7 +142,8 @@ class _Insertion:
         name = set_attribute(self.graph_module, f"{node_path(value)}_affine", affine)
         self.modules[name] = affine
         node = self._insert_behind(on_grid, name, users)
-        node.meta |= {"module_path": name, "affine": True}
+        meta.set_module_path(node, name)
+        meta.set_affine(node)
         return node
 
     def _quantized(self, value: fx.Node) -> fx.Node:
@@ -156,7 +156,7 @@ class _Insertion:
         with self.graph.inserting_after(value):
             node = self.graph.call_module(name, (value,))
         node.meta["tensor_meta"] = value.meta.get("tensor_meta")
-        node.meta["module_path"] = module_path(value)
+        meta.set_module_path(node, meta.module_path(value))
         for user in users:
             if user is not node:
                 user.replace_input_with(value, node)
@@ -220,7 +220,7 @@ class _Insertion:
 
     def _replace_affines(self) -> None:
         for node in self.plan.affines:
-            (x_quantizer,) = node.meta["input_quantizers"].values()
+            (x_quantizer,) = meta.input_quantizers(node, Quantizer).values()
             node.target = set_attribute(
                 self.graph_module,
                 f"{node.target}_affine",
@@ -236,8 +236,9 @@ class _Insertion:
             out = self._sole_quantizer(node)
             if out is None:
                 continue
+            known = meta.input_quantizers(node, Quantizer)
             a, b = (
-                node.meta["input_quantizers"][self._before_quantizers(node.args[i]).name]  # type: ignore[arg-type]
+                known[self._before_quantizers(node.args[i]).name]  # type: ignore[arg-type]
                 for i in op.activations
             )
             node.target = set_attribute(
@@ -258,7 +259,7 @@ class _Insertion:
         return node
 
     def _weight_quantizer(
-        self, weight: fx.Node, node: fx.Node, settings: LayerSettings, largest_code: int
+        self, weight: fx.Node, node: fx.Node, settings: meta.LayerSettings, largest_code: int
     ) -> Quantizer:
         op = self.plan.ops[node]
         assert op is not None
@@ -280,7 +281,7 @@ class _Insertion:
 
     def _round_bias(self, node: fx.Node, weight: fx.Node, quantizer: Quantizer) -> None:
         """The int32 bias: behind an absorbed BatchNorm where there is one, else the layer's own."""
-        x_quantizer = next(iter(node.meta["input_quantizers"].values()))
+        x_quantizer = next(iter(meta.input_quantizers(node, Quantizer).values()))
         bias = node.args[2]
         batch_norm = self.plan.absorbed.get(node)
         if batch_norm is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from sqakd_fx.frontend.copy_model import float_copy, refuse_ties_to_the_original
 from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.trace import FloatModule, Traced, trace
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import node_macs
 from sqakd_fx.ir.pass_manager import Compiled, GraphObserver, LogEntry, Note, Pass, run_passes
 from sqakd_fx.ir.rewriting import constant_of
@@ -26,7 +27,6 @@ from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.passes.lower_to_integer.lower import LowerToInteger
 from sqakd_fx.passes.propagate_shapes import PropagateShapes
 from sqakd_fx.passes.stable_top_k import StableTopK
-from sqakd_fx.plan.layer_settings import LayerSettings
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe import Recipe, resolve_recipe
 
@@ -216,7 +216,7 @@ def layer_facts(student: fx.GraphModule) -> list[LayerFacts]:
     modules = dict(student.named_modules())
     facts = []
     for node in student.graph.nodes:
-        settings: LayerSettings | None = node.meta.get("layer")
+        settings = meta.layer(node)
         if settings is None:
             continue
         weight = next(
@@ -232,10 +232,10 @@ def layer_facts(student: fx.GraphModule) -> list[LayerFacts]:
         )
         quantizer = modules[str(weight.target)] if weight is not None else None
         tensor = constant_of(student, weight.args[0]) if weight is not None else None
-        inputs: Iterable[Quantizer] = node.meta["input_quantizers"].values()
+        inputs = meta.input_quantizers(node, Quantizer).values()
         facts.append(
             LayerFacts(
-                name=str(node.meta.get("module_path") or node.name),
+                name=meta.module_path(node) or node.name,
                 operation=str(getattr(node.target, "__name__", node.target)),
                 weight_bits=quantizer.bits if isinstance(quantizer, Quantizer) else None,
                 activation_bits=max(q.bits for q in inputs),
@@ -250,9 +250,7 @@ def layer_facts(student: fx.GraphModule) -> list[LayerFacts]:
 
 def multiply_accumulates(student: fx.GraphModule) -> int:
     """Multiply-accumulates of all quantized layers, on the shapes of the example."""
-    return sum(
-        node_macs(node) for node in student.graph.nodes if node.meta.get("layer") is not None
-    )
+    return sum(node_macs(node) for node in student.graph.nodes if meta.layer(node) is not None)
 
 
 def enable_quantizers(student: fx.GraphModule) -> None:

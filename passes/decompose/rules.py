@@ -21,12 +21,12 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import op_name, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     call_like,
     insert_attribute,
-    module_path,
     replace_node,
 )
 from sqakd_fx.passes.decompose.einsum import spell_out_einsum
@@ -76,8 +76,8 @@ def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
             constant = insert_attribute(graph_module, node, f"{node.name}_causal_mask", blocked)
             scores = call(torch.masked_fill, scores, constant, float("-inf"))
         if isinstance(mask, fx.Node):
-            meta = mask.meta.get("tensor_meta")
-            if getattr(meta, "dtype", None) is torch.bool:
+            known = mask.meta.get("tensor_meta")
+            if getattr(known, "dtype", None) is torch.bool:
                 blocked_by = call(torch.logical_not, mask)
                 scores = call(torch.masked_fill, scores, blocked_by, float("-inf"))
             else:
@@ -96,17 +96,17 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         user.target is operator.getitem and isinstance(user.args[1], int) for user in picks
     ):
         return False
-    meta = torch.empty(shape, device="meta")
+    shapes = torch.empty(shape, device="meta")
     rest = node.args[1:]
     if any(isinstance(a, fx.Node) for a in (*rest, *node.kwargs.values())):
         return False
     if node.op == "call_method":
-        parts = getattr(meta, str(node.target))(*rest, **node.kwargs)
+        parts = getattr(shapes, str(node.target))(*rest, **node.kwargs)
     else:
-        parts = node.target(meta, *rest, **node.kwargs)  # type: ignore[operator]
+        parts = node.target(shapes, *rest, **node.kwargs)  # type: ignore[operator]
     is_unbind = op_name(node, {}) == "unbind"
     axis = _split_axis(node, is_unbind) % len(shape)
-    if axis == 0 or axis in cast(Any, source).meta.get("batch_axes", ()):
+    if axis == 0 or axis in meta.batch_axes(cast(fx.Node, source)):
         return False
     starts = list(
         itertools.accumulate((0 if is_unbind else p.shape[axis] for p in parts), initial=0)
@@ -118,7 +118,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
                 for index in range(len(parts))
             ]
         for one in taken:
-            one.meta = {"module_path": module_path(node)}
+            meta.keep_only_module_path(one, node)
         user.args = tuple(taken if argument is node else argument for argument in user.args)
         user.kwargs = {k: taken if v is node else v for k, v in user.kwargs.items()}
         picks += taken

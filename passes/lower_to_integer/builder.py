@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import shape_of
-from sqakd_fx.ir.rewriting import module_path, set_attribute
+from sqakd_fx.ir.quantized_tensors import QuantizedTensor
+from sqakd_fx.ir.rewriting import set_attribute
 from sqakd_fx.passes.lower_to_integer.layers import Arithmetic, Codes, Layer
 
 _OPS = torch.ops.sqakd_fx
@@ -90,7 +92,7 @@ class LoweredGraph:
         outs = shape_of(value.source) or ()
         if value.op.name == "linear" and len(outs) > 2:
             sizes = list(outs)
-            sizes[(value.source.meta.get("batch_axes") or (0,))[0]] = -1
+            sizes[(meta.batch_axes(value.source) or (0,))[0]] = -1
             return self._call(torch.reshape, node, sizes)
         if value.unfolding is None:
             return node
@@ -112,7 +114,7 @@ class LoweredGraph:
                 if layer.weight is None
                 else self._weighted(layer, layer.weight)
             )
-            made.meta["source"] = _path(layer.source)
+            meta.set_accumulator_source(made, _path(layer.source))
             self._accumulators[key] = made
         return self._accumulators[key]
 
@@ -120,15 +122,16 @@ class LoweredGraph:
         assert layer.weight_grid is not None
         path = _path(layer.source)
         weight = self.buffer(f"{path}.weight", codes)
-        settings = layer.source.meta.get("layer")
-        weight.meta["quantized_tensor"] = {
-            "name": f"{path}.weight",
-            "bits": layer.weight_grid.bits,
-            "qmin": int(codes.min()),
-            "qmax": int(codes.max()),
-            "family": settings.weight_family if settings else "affine",
-            "granularity": "tensor" if layer.weight_grid.axis is None else "channel",
-        }
+        settings = meta.layer(layer.source)
+        tensor = QuantizedTensor(
+            path=f"{path}.weight",
+            bits=layer.weight_grid.bits,
+            qmin=int(codes.min()),
+            qmax=int(codes.max()),
+            family=settings.weight_family if settings else "affine",
+            granularity="tensor" if layer.weight_grid.axis is None else "channel",
+        )
+        meta.set_quantized_tensor(weight, tensor)
         (x,) = layer.inputs
         if layer.op.name == "linear" and len(shape_of(layer.source) or ()) > 2:
             x = replace(x, node=self._call(torch.reshape, x.node, [-1, codes.shape[1]]))
@@ -144,7 +147,7 @@ class LoweredGraph:
 
 
 def _path(node: fx.Node) -> str:
-    return module_path(node) or node.name
+    return meta.module_path(node) or node.name
 
 
 def _accumulator_axis(layer: Layer) -> int:

@@ -24,9 +24,11 @@ from torch.nn import functional as F
 
 import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 from sqakd_fx.errors import PassError
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import TABLE, Kind, Op, op_name, op_of, pad_amounts, pad_value, shape_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
-from sqakd_fx.ir.rewriting import constant_of, get_attribute, module_path, set_attribute
+from sqakd_fx.ir.quantized_tensors import QuantizedTensor
+from sqakd_fx.ir.rewriting import constant_of, get_attribute, set_attribute
 from sqakd_fx.passes.lower_to_integer.average_pools import (
     adaptive_pool_settings,
     pool_settings,
@@ -139,9 +141,9 @@ class _Lowering:
         return self._copy(node)
 
     def _by_kind(self, node: fx.Node, op: Op) -> Any:
-        if op.kind is Kind.COMPUTE and "layer" in node.meta:
+        if op.kind is Kind.COMPUTE and meta.layer(node) is not None:
             return self._layer(node, op)
-        if op.kind in (Kind.SUM, Kind.PRODUCT, Kind.AVERAGE) and "arithmetic" in node.meta:
+        if meta.arithmetic(node) is not None:
             return self._arithmetic(node, op)
         if op.kind is Kind.CLIP and node.op == "call_function":
             return self._clip(node, op)
@@ -183,7 +185,7 @@ class _Lowering:
             grid = replace(grid, qmin=qmin, qmax=qmax)
             code = self.built.quantized(value, scale, zero_point, qmin, qmax)
             code = self.built.shaped(value, self._tag(code, name, grid, module))
-            code.meta["quantizer_node"] = node.name
+            meta.set_quantizer_node(code, node.name)
             return Codes(code, grid, scale, zero_point)
         if isinstance(value, Codes) and value.grid.same_as(grid) and is_inside(value.grid, grid):
             return value
@@ -202,21 +204,22 @@ class _Lowering:
                     grid.qmax,
                 ),
             )
-            code.meta["quantizer_node"] = node.name
+            meta.set_quantizer_node(code, node.name)
         return Codes(self._tag(code, name, grid, module), grid, scale, zero_point)
 
     def _tag(self, node: fx.Node, name: str, grid: Grid, module: Quantizer) -> fx.Node:
         """What the exported file says of a quantized tensor."""
-        node.meta["quantized_tensor"] = {
-            "name": name,
-            "bits": grid.bits,
-            "qmin": grid.qmin,
-            "qmax": grid.qmax,
-            "family": module.family.name,
-            "granularity": "tensor" if module.axis is None else "channel",
-            "module": module_path(node) or name.rpartition(".")[0],
-            "pass": "insert_quantizers",
-        }
+        tensor = QuantizedTensor(
+            path=name,
+            bits=grid.bits,
+            qmin=grid.qmin,
+            qmax=grid.qmax,
+            family=module.family.name,
+            granularity="tensor" if module.axis is None else "channel",
+            module=meta.module_path(node) or name.rpartition(".")[0],
+            made_by="insert_quantizers",
+        )
+        meta.set_quantized_tensor(node, tensor)
         return node
 
     def _grid(self, target: str, module: Quantizer) -> tuple[str, str, Grid]:
@@ -353,7 +356,7 @@ class _Lowering:
 
         self._bring_module(node)
         new = self.graph.node_copy(node, pick)
-        new.meta = {"module_path": module_path(node)}
+        meta.keep_only_module_path(new, node)
         return new
 
     # -- floats ----------------------------------------------------------------------------

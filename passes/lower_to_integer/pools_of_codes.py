@@ -9,8 +9,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import shape_of
-from sqakd_fx.ir.rewriting import module_path
 from sqakd_fx.passes.lower_to_integer.average_pools import adaptive_pool_settings, pool_arguments
 
 WITHOUT_BYTES = ("max_pool1d", "adaptive_max_pool1d", "adaptive_max_pool2d")
@@ -33,7 +33,7 @@ def pool_of_codes(
         pooled = _pooled_row(graph, codes, **pool_arguments(node, modules, _ROW))
     else:
         pooled = _adaptive(graph, node, int(name[-2]), codes)
-    pooled.meta = {"module_path": module_path(node)}
+    meta.keep_only_module_path(pooled, node)
     return pooled
 
 

@@ -10,9 +10,9 @@ from torch import fx, nn
 from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.exporters.container import onnx_form
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, Op, op_name, op_of, shape_of
-from sqakd_fx.ir.rewriting import module_path, node_path, paths_and_parents
-from sqakd_fx.plan.layer_settings import LayerSettings
+from sqakd_fx.ir.rewriting import node_path, paths_and_parents
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, RoundedBias
 from sqakd_fx.quant.quantizer import Quantizer
@@ -60,11 +60,11 @@ def explain(program: Program, name: str) -> list[Explanation]:
     nodes = list(program.student.graph.nodes)
     found = (
         [n for n in nodes if name in (n.name, node_path(n))]
-        or [n for n in nodes if module_path(n) == name]
-        or [n for n in nodes if module_path(n).startswith(f"{name}.")]
+        or [n for n in nodes if meta.module_path(n) == name]
+        or [n for n in nodes if meta.module_path(n).startswith(f"{name}.")]
     )
     if not found:
-        names = sorted({n.name for n in nodes} | paths_and_parents(map(module_path, nodes)))
+        names = sorted({n.name for n in nodes} | paths_and_parents(map(meta.module_path, nodes)))
         hint = did_you_mean(name, names, cutoff=0.4) or "`sqakd-fx inspect` lists them"
         raise RecipeError(f"--explain: there is no node or module {name!r}: {hint}")
     modules = dict(program.student.named_modules())
@@ -81,7 +81,7 @@ def _explain(
     reasons: Mapping[str, list[str]],
 ) -> Explanation:
     own = _quantizer(node, modules)
-    facts = {"node": node.name, "module": module_path(node), "shape": _shape(node)}
+    facts = {"node": node.name, "module": meta.module_path(node), "shape": _shape(node)}
     if own is not None:
         facts |= _of_quantizer(student, node, own)
     else:
@@ -111,7 +111,7 @@ def _of_operation(
     student: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Module]
 ) -> Explanation:
     op = op_of(node, modules)
-    settings: LayerSettings | None = node.meta.get("layer")
+    settings = meta.layer(node)
     facts = {
         "operation": operation(node, modules.get(str(node.target))) if op is None else op.name,
         "rule": _ABSORBING.get(type(modules.get(str(node.target))), "")
@@ -140,7 +140,7 @@ def _of_operation(
     if op is not None and op.kind in (Kind.TRANSPARENT, Kind.JOINT):
         facts["in ONNX"] = "the same operator, on the codes where its input has them"
     elif op is not None and op.kind is not Kind.CLIP:
-        facts["in ONNX"] = onnx_form(op.name, integer=_is_integer(node))
+        facts["in ONNX"] = onnx_form(op.name, integer=meta.is_integer(node))
     return facts
 
 
@@ -158,17 +158,13 @@ def _is_move(op: Op | None) -> bool:
 def _verdict(node: fx.Node, op: Op | None) -> str:
     if op is None:
         return ""
-    if _is_integer(node):
+    if meta.is_integer(node):
         return "computed on integers"
     if op.kind is Kind.CLIP:
         return "merged into the code range of the quantizer behind it, where there is one"
     if op.kind in (Kind.TRANSPARENT, Kind.JOINT):
         return "moves integer codes where its input has them, floats where not"
     return "computed in float"
-
-
-def _is_integer(node: fx.Node) -> bool:
-    return any(key in node.meta for key in ("layer", "arithmetic", "affine"))
 
 
 def _quantizer(node: fx.Node, modules: Mapping[str, nn.Module]) -> Quantizer | None:

@@ -19,9 +19,9 @@ from torch import fx
 from sqakd_fx.cli.arguments import check_choice
 from sqakd_fx.cli.explain import operation
 from sqakd_fx.errors import ExportError, RecipeError
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.pass_manager import Note, Pass, run_passes
-from sqakd_fx.ir.rewriting import module_path
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.passes.lower_to_integer.lower import LowerToInteger
@@ -87,7 +87,7 @@ def rows(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
     for node in graph_module.graph.nodes:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         quantizer = module if isinstance(module, Quantizer) else None
-        tag = node.meta.get("quantized_tensor") or {}
+        tag = meta.quantized_tensor(node)
         found.append(
             {
                 "name": node.name,
@@ -95,8 +95,8 @@ def rows(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
                 "operation": operation(node, module),
                 "module": _module(node),
                 "shape": list(shape_of(node) or ()),
-                "bits": quantizer.bits if quantizer else tag.get("bits"),
-                "family": quantizer.family.name if quantizer else tag.get("family"),
+                "bits": quantizer.bits if quantizer else tag and tag.bits,
+                "family": quantizer.family.name if quantizer else tag and tag.family,
                 "inputs": [source.name for source in node.all_input_nodes],
             }
         )
@@ -105,9 +105,10 @@ def rows(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
 
 def _module(node: fx.Node) -> str:
     """The user's module that a node belongs to, at any stage."""
-    tag = node.meta.get("quantized_tensor") or {}
+    tag = meta.quantized_tensor(node)
     owner = str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
-    return module_path(node) or str(tag.get("module") or node.meta.get("source") or owner)
+    codes_of = tag.module if tag is not None else None
+    return meta.module_path(node) or codes_of or meta.accumulator_source(node) or owner
 
 
 def show_stage(source: Source, recipe: Recipe, place: str, form: str) -> None:

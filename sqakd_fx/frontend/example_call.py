@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_with_path
 
 from sqakd_fx.errors import TraceError
+from sqakd_fx.frontend.plain_names import input_name
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """One call of a model: its one tensor, its positional arguments, or its arguments by name."""
@@ -74,7 +75,7 @@ class Call:
     def with_tensors(self, tensors: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) of the example with other values in place of its tensors."""
         bound = _bind(self.signature, self.args, self.kwargs)
-        _visit(bound, lambda name, leaf: tensors[name] if isinstance(leaf, Tensor) else leaf)
+        _visit(bound, lambda name, _: tensors[name])
         return bound.args, bound.kwargs
 
 
@@ -106,23 +107,30 @@ def _bind(
 def _tensors(bound: inspect.BoundArguments) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            found[name] = leaf.float() if leaf.is_floating_point() else leaf
+    def keep(name: str, leaf: Tensor) -> Tensor:
+        found[name] = leaf.float() if leaf.is_floating_point() else leaf
         return leaf
 
     _visit(bound, keep)
     return found
 
 
-def _visit(bound: inspect.BoundArguments, replace: Callable[[str, Any], Any]) -> None:
-    """Put replace(name, leaf) in the place of every leaf."""
+def _visit(bound: inspect.BoundArguments, replace: Callable[[str, Tensor], Any]) -> None:
+    """Put replace(name, tensor) in the place of every tensor; names are of Python code, each its own."""
+    taken: set[str] = set()
+
+    def named(stem: list[str], path: tuple[Any, ...], leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        name = input_name("_".join([*stem, *map(key_name, path)]), taken)
+        taken.add(name)
+        return replace(name, leaf)
+
     for argument, value in list(bound.arguments.items()):
         kind = bound.signature.parameters[argument].kind
         stem = [] if kind is inspect.Parameter.VAR_KEYWORD else [argument]
         bound.arguments[argument] = tree_map_with_path(
-            lambda path, leaf, stem=stem: replace("_".join([*stem, *map(key_name, path)]), leaf),
-            value,
+            lambda path, leaf, stem=stem: named(stem, path, leaf), value
         )
 
 

@@ -20,6 +20,8 @@ from torch import Tensor, fx, nn
 
 from sqakd_fx.diagnostics.source_lines import line_outside_torch
 from sqakd_fx.frontend.example_call import Call
+from sqakd_fx.frontend.plain_names import object_at
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import TABLE, module_op_name
 from sqakd_fx.ir.size_queries import asks_for_size
 
@@ -151,8 +153,8 @@ class Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["module_path"] = self.path[-1] if self.path else ""
-        node.meta["is_module"] = node.op == "call_module"
+        meta.set_module_path(node, self.path[-1] if self.path else "")
+        meta.set_is_module(node, node.op == "call_module")
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -192,13 +194,13 @@ class Tracer(fx.Tracer):
         if node.op == "placeholder":
             return self.example[str(node.target)]
         if node.op == "get_attr":
-            return functools.reduce(getattr, str(node.target).split("."), self.root)
+            return object_at(self.root, str(node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.values[n])
         if node.op == "call_function":
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+        return object_at(self.root, str(node.target)).forward(*args, **kwargs)
 
     def _is_from_data(self, node: fx.Node) -> bool:
         """True where the values of an input tensor, not only its size, reach the node."""

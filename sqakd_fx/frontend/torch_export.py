@@ -12,6 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.frontend.example_call import Call, two_samples
 from sqakd_fx.frontend.verify import compare_on_two_batches
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.aliasing import change_seen_elsewhere
 
 
@@ -70,7 +71,9 @@ def _tidy(graph_module: fx.GraphModule, names: Sequence[str]) -> None:
             continue
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = str(stack[-1][0]) if stack else ""
-        node.meta["module_path"] = path.removeprefix("L__self__.").removeprefix("model").lstrip(".")
+        meta.set_module_path(
+            node, path.removeprefix("L__self__.").removeprefix("model").lstrip(".")
+        )
     for node, name in zip(graph.find_nodes(op="placeholder"), names, strict=True):
         node.target = name
         node.name = name

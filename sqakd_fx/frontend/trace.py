@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.attention import spell_out_attention
 from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
 from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
+from sqakd_fx.frontend.plain_names import graph_module_of, plain_paths
 from sqakd_fx.frontend.symbolic import (
     DependsOnData,
     Tracer,
@@ -182,6 +183,7 @@ def _with_float_modules(
     """
     float_modules = {path: FloatModule(path, "the recipe keeps it whole", None) for path in wanted}
     specialize = set(by_example)
+    plain = plain_paths(model)
     modules = dict(model.named_modules())
     inputs = tuple(call.tensors().values())
     while True:
@@ -201,11 +203,13 @@ def _with_float_modules(
                 ) from error
             float_modules[path] = FloatModule(path, reason, model_line(error))
             continue
-        graph_module = fx.GraphModule(tracer.root, graph, type(model).__name__)
+        graph_module = graph_module_of(tracer.root, graph, type(model).__name__, plain)
         _drop_assertions(graph_module)
         _propagate_shapes(graph_module, inputs)
         closed = [
-            path for path in float_modules if not _can_be_exported(graph_module, path, inputs)
+            path
+            for path in float_modules
+            if not _can_be_exported(graph_module, plain.get(path, path), inputs)
         ]
         if closed:
             specialize.update(closed)
@@ -220,7 +224,8 @@ def _with_float_modules(
         _refuse_changes_seen_elsewhere(graph_module)
         decisions = tuple(dict.fromkeys(tracer.decisions))
         compare_on_two_batches(model, graph_module, call, other_values=not decisions)
-        return Traced(graph_module, call, tuple(float_modules.values()), "symbolic", decisions)
+        whole = tuple(replace(m, path=plain.get(path, path)) for path, m in float_modules.items())
+        return Traced(graph_module, call, whole, "symbolic", decisions)
 
 
 def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.float32 import in_float32
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.ir.size_queries import asks_for_size
 
@@ -71,13 +72,13 @@ def turned(x: Tensor) -> Tensor:
 def _record(once: _Sizes, twice: _Sizes, batch: int) -> None:
     for node, value in once.numbers.items():
         if twice.numbers.get(node) == value:
-            node.meta["constant"] = value
+            meta.set_constant(node, value)
         elif (value, twice.numbers.get(node)) == (batch, 2 * batch):
-            node.meta["is_batch_size"] = True
+            meta.set_is_batch_size(node)
     for node, shape in once.shapes.items():
         other = twice.shapes.get(node, ())
         if len(shape) == len(other):
-            node.meta["batch_axes"] = tuple(i for i, n in enumerate(shape) if n != other[i])
+            meta.set_batch_axes(node, tuple(i for i, n in enumerate(shape) if n != other[i]))
 
 
 class _Sizes(fx.Interpreter):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.aliasing import is_in_place
 from sqakd_fx.ir.op_table import VIEWS, op_name, shape_of
 from sqakd_fx.ir.rewriting import get_attribute, insert_attribute
@@ -53,7 +54,7 @@ def insert_constant(
     """A stored tensor in place of what `source` computes: a parameter where it was made of one and is float."""
     trained = trained and value.is_floating_point()
     node = insert_attribute(graph_module, before, name, nn.Parameter(value) if trained else value)
-    node.meta["module_path"] = source.meta.get("module_path", "")
+    meta.set_module_path(node, meta.module_path(source))
     return node
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
+from sqakd_fx.ir import meta
+
 
 def get_attribute(graph_module: nn.Module, target: str) -> Any:
     """The parameter, buffer or attribute behind a dotted get_attr target."""
@@ -85,13 +87,8 @@ def insert_attribute(
     with graph_module.graph.inserting_before(before):
         node = graph_module.graph.get_attr(name)
     node.meta["tensor_meta"] = _extract_tensor_metadata(value)
-    node.meta["module_path"] = name.rpartition(".")[0]
+    meta.set_module_path(node, name.rpartition(".")[0])
     return node
-
-
-def module_path(node: fx.Node) -> str:
-    """The user's module that a node came from, the empty string for the root."""
-    return str(node.meta.get("module_path") or "")
 
 
 def paths_and_parents(paths: Iterable[str]) -> set[str]:
@@ -102,8 +99,8 @@ def paths_and_parents(paths: Iterable[str]) -> set[str]:
 
 def node_path(node: fx.Node) -> str:
     """A name for what a node computes: its own module's path, or its name inside the user's module."""
-    path = module_path(node)
-    if node.meta.get("is_module"):
+    path = meta.module_path(node)
+    if meta.is_module(node):
         return path
     return f"{path}.{node.name}" if path else node.name
 
@@ -148,7 +145,7 @@ def call_like(
 ) -> fx.Node:
     """A new call at the insertion point that stands for a part of what `like` computes."""
     new = graph_module.graph.call_function(target, args, kwargs)
-    new.meta = {key: like.meta[key] for key in ("module_path", "stack_trace") if key in like.meta}
+    meta.keep_origin(new, like)
     return new
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sqakd_fx.ir import meta
+from sqakd_fx.ir.meta import LayerSettings
 from sqakd_fx.ir.op_table import node_macs, op_of
-from sqakd_fx.ir.rewriting import constant_of, module_path
-from sqakd_fx.plan.layer_settings import LayerSettings
+from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.program import Program
 from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
@@ -131,9 +132,9 @@ def _bits_to_try(group: _Group, candidates: Sequence[int]) -> list[int]:
 def _groups(program: Program) -> dict[str, _Group]:
     """Layers by the weight they use, under the name of the first."""
     settings = {
-        node.name: node.meta["layer"]
+        node.name: settings
         for node in program.student.graph.nodes
-        if node.meta.get("layer") is not None
+        if (settings := meta.layer(node)) is not None
     }
     modules = dict(program.teacher.named_modules())
     by_weight: dict[str, _Group] = {}
@@ -154,7 +155,7 @@ def _groups(program: Program) -> dict[str, _Group]:
 
 def layer_name(node: fx.Node) -> str:
     """What an override of a recipe matches for this layer alone."""
-    return module_path(node) if node.meta.get("is_module") else node.name
+    return meta.module_path(node) if meta.is_module(node) else node.name
 
 
 def _quantized(replay: _Replay, node: fx.Node, group: _Group, bits: int, recipe: Recipe) -> Any:

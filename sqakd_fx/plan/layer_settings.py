@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from torch import fx
 
 from sqakd_fx.errors import RecipeError
+from sqakd_fx.ir.meta import LayerSettings, module_path
 from sqakd_fx.ir.op_table import Kind, Op
-from sqakd_fx.ir.rewriting import module_path, paths_and_parents
+from sqakd_fx.ir.rewriting import paths_and_parents
 from sqakd_fx.plan.projections import projections
-from sqakd_fx.recipe import Override, Recipe, WeightRange
-
-
-@dataclass(frozen=True)
-class LayerSettings:
-    """Resolved settings of one compute node; `source` says which rule gave the bits."""
-
-    weight_bits: int
-    activation_bits: int
-    weight_family: str
-    activation_family: str
-    granularity: Literal["channel", "tensor"]
-    weight_range: WeightRange
-    float_reason: str | None
-    source: str
+from sqakd_fx.recipe import Override, Recipe
 
 
 def layer_settings(

@@ -15,10 +15,11 @@ from typing import Any
 import networkx as nx
 from torch import fx, nn
 
+from sqakd_fx.ir.meta import LayerSettings
 from sqakd_fx.ir.op_table import Kind, Op, is_float_tensor, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.ir.rewriting import constant_of, reads_of
-from sqakd_fx.plan.layer_settings import LayerSettings, layer_settings
+from sqakd_fx.plan.layer_settings import layer_settings
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
 from sqakd_fx.recipe import Recipe
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 from torch import fx
 
+from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.runtime.session import session
 
 _INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
@@ -91,7 +92,7 @@ def without_kernel(lowered: fx.GraphModule, fusion: Fusion) -> dict[str, int]:
     program = Counter(
         node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
         for node in lowered.graph.nodes
-        if str(getattr(node.target, "namespace", "")) == "sqakd_fx"
+        if is_own_operation(node)
     )
     found = {
         what: sum(program[o] for o in operations) - sum(fusion.integer.get(k, 0) for k in kernels)

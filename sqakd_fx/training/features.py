@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from sqakd_fx.diagnostics.batch_errors import call
 from sqakd_fx.diagnostics.wording import no_effect
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, shape_of
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
@@ -103,7 +104,7 @@ def feature_places(
 
 def _is_sum(node: Any) -> bool:
     """True for a residual sum, with or without the activation behind it."""
-    return any(one.meta.get("arithmetic") is Kind.SUM for one in (node, *node.all_input_nodes[:1]))
+    return any(meta.arithmetic(one) is Kind.SUM for one in (node, *node.all_input_nodes[:1]))
 
 
 def _exposing(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:

@@ -7,7 +7,7 @@ codes that a later section still reads are kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,24 +34,20 @@ def given(name: str) -> str:
     return f"{name}{_GIVEN}"
 
 
-def quantized_activations(proto: onnx.ModelProto) -> list[str]:
-    """Annotated tensors that a quantizer made, in the order of the graph."""
-    constants = {i.name for i in proto.graph.initializer}
-    annotated = {
-        a.tensor_name
-        for a in proto.graph.quantization_annotation
-        if a.tensor_name not in constants and "_quantized" in a.tensor_name
-    }
-    return [name for node in proto.graph.node for name in node.output if name in annotated]
+def _in_order(proto: onnx.ModelProto, codes: Collection[str]) -> list[str]:
+    """Which of these quantized tensors the file has and annotates, in the order of its graph."""
+    found = {a.tensor_name for a in proto.graph.quantization_annotation}.intersection(codes)
+    return [name for node in proto.graph.node for name in node.output if name in found]
 
 
 def cut(model: Path, sizes: Mapping[str, int], most: int) -> list[Section]:
     """Sections whose outputs have at most `most` codes in all, or are one tensor.
 
-    `sizes` gives the codes of each tensor. External data stays where it is.
+    `sizes` has the quantized tensors of the integer program, and how many codes each holds. External data
+    stays where it is.
     """
     proto = onnx.load(str(model), load_external_data=False)
-    names = quantized_activations(proto)
+    names = _in_order(proto, sizes.keys())
     inside = set(names)
     for node in proto.graph.node:
         for index, name in enumerate(node.input):
@@ -60,7 +56,7 @@ def cut(model: Path, sizes: Mapping[str, int], most: int) -> list[Section]:
     groups: list[list[str]] = []
     held = 0
     for name in names:
-        size = sizes.get(name, 0)
+        size = sizes[name]
         if not groups or held + size > most:
             groups.append([])
             held = 0

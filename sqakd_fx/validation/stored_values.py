@@ -15,7 +15,9 @@ import torch
 from torch import fx
 
 import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
+from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import get_attribute
+from sqakd_fx.ir.tensor_names import quantized_names
 from sqakd_fx.validation.file_constants import Array, FileConstants
 
 _OPS = torch.ops.sqakd_fx
@@ -34,26 +36,12 @@ class Stored(NamedTuple):
         return same and bool((np.abs(scale) == np.abs(own)).all())
 
 
-def file_names(lowered: fx.GraphModule) -> dict[str, str]:
-    """Lowered node name to the name of its quantized tensor in the ONNX file."""
-    found: dict[str, str] = {}
-    counts: dict[str, int] = {}
-    for node in lowered.graph.nodes:
-        tag = node.meta.get("quantized_tensor")
-        if tag is None or str(getattr(node.target, "namespace", "")) != "sqakd_fx":
-            continue
-        stem = f"{tag['name']}_quantized"
-        counts[stem] = counts.get(stem, 0) + 1
-        found[node.name] = stem if counts[stem] == 1 else f"{stem}_{counts[stem] - 1}"
-    return found
-
-
 def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
     """A sentence for each quantized tensor, weight or bias whose stored numbers differ."""
     proto = onnx.load(str(model), load_external_data=False)
     constants = FileConstants(proto, model.parent)
     readers = _readers(proto, constants)
-    names = file_names(lowered)
+    names = quantized_names(lowered)
     around = _operators_around(proto, set(names.values()))
     wrong: list[str] = []
     trained: dict[str, dict[str, Stored]] = {}
@@ -80,7 +68,7 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
 
 def _arguments(lowered: fx.GraphModule, node: fx.Node) -> dict[str, torch.Tensor]:
     """The stored tensors that an integer operation reads, by argument."""
-    if str(getattr(node.target, "namespace", "")) != "sqakd_fx":
+    if not is_own_operation(node):
         return {}
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     return {

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from torch import Tensor, fx
 
+from sqakd_fx.ir import meta
 from sqakd_fx.quant.grid import decode
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.validation.parity import count_steps
@@ -22,7 +23,7 @@ def quantizers_met(lowered: fx.GraphModule, names: Mapping[str, str]) -> dict[st
     """Lowered node to the quantizer node of the trained graph that gives its codes, and the tensor's name."""
     found = {}
     for node in lowered.graph.nodes:
-        quantizer = node.meta.get("quantizer_node")
+        quantizer = meta.quantizer_node(node)
         if quantizer is None:
             continue
         source = node

@@ -24,14 +24,16 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.batches import moved, rows
 from sqakd_fx.ir.outputs import predictions, tensors_of
+from sqakd_fx.ir.tensor_names import quantized_names
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
 from sqakd_fx.runtime.session import CPU, execute, overflows, providers, session
 from sqakd_fx.validation.pair_sums import PairSum, pair_sums
 from sqakd_fx.validation.parity import TensorParity, count_steps
 from sqakd_fx.validation.sections import Section, cut, given
-from sqakd_fx.validation.stored_values import differing_values, file_names
+from sqakd_fx.validation.stored_values import differing_values
 from sqakd_fx.validation.trained_parity import Lockstep, quantizers_met
 
 _SAMPLES_AT_ONCE = 32
@@ -120,7 +122,7 @@ def validate(
 
 
 def _asks_for_full_range(student: fx.GraphModule) -> bool:
-    layers = (node.meta.get("layer") for node in student.graph.nodes)
+    layers = (meta.layer(node) for node in student.graph.nodes)
     return any(layer is not None and layer.weight_range == "full" for layer in layers)
 
 
@@ -143,7 +145,7 @@ class _Comparison:
     ) -> None:
         self.student, self.lowered, self.model, self.runs = student, lowered, model, runs
         self.device = next((p.device for p in student.parameters()), torch.device("cpu"))
-        self.names = file_names(lowered)
+        self.names = quantized_names(lowered)
         self.met = quantizers_met(lowered, self.names)
         self.lockstep = Lockstep(student)
         self.sections: list[Section] = []

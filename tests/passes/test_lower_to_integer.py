@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import check_model, export_program, save_model, to_proto
 from sqakd_fx.exporters.profiles import write_profile
+from sqakd_fx.ir import meta
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
@@ -77,9 +78,9 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         self.values[n.name] = value
-        tag = n.meta.get("quantized_tensor")
-        if n.op == "call_function" and tag is not None and tag["name"] in self.instead:
-            return self.instead[tag["name"]].to(value.dtype)
+        tag = meta.quantized_tensor(n)
+        if n.op == "call_function" and tag is not None and tag.path in self.instead:
+            return self.instead[tag.path].to(value.dtype)
         return value
 
 
@@ -113,13 +114,13 @@ def test_integer_program_gives_the_training_graphs_codes(
     recorder.run(images)
     compared = 0
     for node in lowered.graph.nodes:
-        tag = node.meta.get("quantized_tensor")
-        if tag is None or node.op != "call_function" or tag["name"] not in wanted:
+        tag = meta.quantized_tensor(node)
+        if tag is None or node.op != "call_function" or tag.path not in wanted:
             continue
         got = recorder.values[node.name].to(torch.int32)
-        steps = (got - wanted[tag["name"]]).abs()
-        assert steps.max() <= 1, tag["name"]
-        assert (steps > 0).float().mean() <= 1e-3, tag["name"]
+        steps = (got - wanted[tag.path]).abs()
+        assert steps.max() <= 1, tag.path
+        assert (steps > 0).float().mean() <= 1e-3, tag.path
         compared += 1
     assert compared >= 9
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.ir.pass_manager import run_passes
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
@@ -156,7 +157,7 @@ def kept_in_float(model: nn.Module, images: Tensor, every: int) -> list[dict[str
     if not every:
         return []
     student = build_program(model, images, resolve_recipe("w4a4")).student
-    layers = [node.name for node in student.graph.nodes if "layer" in node.meta]
+    layers = [node.name for node in student.graph.nodes if meta.layer(node) is not None]
     return [{"match": name, "float": True} for name in layers[1::every]]
 
 

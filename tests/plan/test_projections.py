@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sqakd_fx.ir import meta
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe import resolve_recipe
 
@@ -49,8 +50,8 @@ def bits_of(model: nn.Module, **fields: object) -> dict[str, tuple[int, int, str
     """(weight bits, activation bits, source) of each layer by name."""
     recipe = resolve_recipe("w2a2", **fields)
     student = build_program(model.eval(), torch.zeros(2, 3, 12, 12), recipe).student
-    settings = {n.name: n.meta["layer"] for n in student.graph.nodes if "layer" in n.meta}
-    return {n: (s.weight_bits, s.activation_bits, s.source) for n, s in settings.items()}
+    settings = {n.name: meta.layer(n) for n in student.graph.nodes}
+    return {n: (s.weight_bits, s.activation_bits, s.source) for n, s in settings.items() if s}
 
 
 def one_pixel() -> nn.Module:

@@ -1,0 +1,121 @@
+"""Names of modules, inputs and outputs are names: whatever the user calls them, the file is the trained function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sqakd_fx.exporters.profiles import write_profile
+from sqakd_fx.program import build_program, lower
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.results.export import export_job
+from sqakd_fx.validation.validate import validate
+
+IMAGES = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+NAMES = (
+    "conv_quantized", "x_scale", "x_zero_point", "x_quantized", "val_1", "constant", "output", "x", "t5", "c1",
+    "bits_4", "one", "infinity", "class", "graph", "half", "forward", "meta", 'a"b', "a'b", "a\nb", "a\\", "a b/c:0",
+    "a.b", "", "é", "ﬁ", "層", "x" * 300,
+)  # fmt: skip
+
+
+class Named(nn.Module):
+    """Two convolutions, a sum, and a head; the first convolution and its ReLU have the name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.key = name
+        self._modules[name] = nn.Conv2d(
+            3, 4, 3, padding=1
+        )  # past what add_module and setattr refuse
+        self._modules[f"{name}_quantized"] = nn.ReLU()
+        self.inner = nn.Module()
+        self.inner._modules[name] = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._modules[f"{self.key}_quantized"](self._modules[self.key](x))  # type: ignore[misc]
+        y = torch.relu(self.inner._modules[self.key](y) + y)  # type: ignore[misc]
+        return self.head(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class NamedEnds(nn.Module):
+    """Inputs in a dict, and outputs in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, rows: dict[str, Tensor], output: Tensor, **more: Tensor) -> dict[str, Tensor]:
+        a, b = rows.values()
+        (c,) = more.values()
+        y = torch.relu(self.left(a + c)) + self.right(b)
+        return {'"quoted"\n': y, "output_0": torch.relu(self.right(output)), "x_quantized": y * 2}
+
+
+def _trained(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The program and its integer form after a few steps."""
+    recipe = resolve_recipe("w4a4")
+    program = build_program(model.eval(), args, kwargs, recipe)
+    calibrate(program.student, [program.example], method="minmax")
+    student = program.student.train()
+    optimizer = torch.optim.SGD(student.parameters(), 0.01)
+    for _ in range(3):
+        given = [student(*program.example), program.teacher(*program.example)]
+        ours, wanted = (torch.utils._pytree.tree_leaves(one) for one in given)
+        loss = sum(nn.functional.mse_loss(a, b) for a, b in zip(ours, wanted, strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    lowered = lower(student.eval()).graph_module
+    return program, export_job(lowered, program, recipe)
+
+
+def _check_all_profiles(program: Any, job: Any, folder: Path) -> None:
+    for profile in ("container", "packed", "typed", "qonnx", "float", "pt2"):
+        path = write_profile(profile, job, folder / f"model.{profile}").path
+        if profile in ("container", "packed", "typed"):
+            checked = validate(program.student, job.lowered, path, [program.example])
+            assert checked.failures == ()
+            assert checked.trained
+        if profile != "pt2":
+            graph = onnx.load(path).graph
+            made = [name for node in graph.node for name in node.output if name]
+            names = [v.name for v in (*graph.input, *graph.initializer)] + made
+            assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", NAMES, ids=[ascii(name)[:20] for name in NAMES])
+def test_a_module_may_have_any_name(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _check_all_profiles(*_trained(Named(name), (IMAGES,), {}), tmp_path)
+
+
+def test_inputs_and_outputs_may_have_any_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    rows = {'a"b\n': x, "left_quantized": x * 2}
+    program, job = _trained(NamedEnds(), (rows, x - 1), {"self": x + 1})
+    assert program.input_names == ("rows_a_b_", "rows_left_quantized", "output", "self_")
+    _check_all_profiles(program, job, tmp_path)
+
+
+def test_inputs_whose_paths_read_alike_are_told_apart(tmp_path: Path) -> None:
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x: dict[str, Tensor], x_a: Tensor) -> Tensor:
+            return self.fc(x["a"] - x_a)  # type: ignore[no-any-return]
+
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+    program, job = _trained(Alike(), ({"a": x}, 2 * x), {})
+    assert program.input_names == ("x_a", "x_a_1")
+    _check_all_profiles(program, job, tmp_path)
