@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import keyword
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.tensor_names import free_name
@@ -66,11 +65,13 @@ def _plain(name: str) -> str:
 
 def object_at(root: nn.Module, path: str) -> Any:
     """The module, parameter, buffer or attribute at a path whose names may have dots in them."""
-    try:
-        return functools.reduce(getattr, path.split("."), root)
-    except AttributeError:
-        every = (root.named_modules, root.named_parameters, root.named_buffers)
-        return {k: v for found in every for k, v in found(remove_duplicate=False)}[path]
+    found: Any = root
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if isinstance(found, nn.Module | Tensor):
+        return found
+    every = (root.named_modules, root.named_parameters, root.named_buffers)
+    return {k: v for known in every for k, v in known(remove_duplicate=False)}.get(path, found)
 
 
 def graph_module_of(

@@ -62,7 +62,7 @@ class NamedEnds(nn.Module):
 def _trained(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The program and its integer form after a few steps."""
     recipe = resolve_recipe("w4a4")
-    program = build_program(model.eval(), args, kwargs, recipe)
+    program = build_program(model.eval(), args, recipe, example_kwargs=kwargs)
     calibrate(program.student, [program.example], method="minmax")
     student = program.student.train()
     optimizer = torch.optim.SGD(student.parameters(), 0.01)
@@ -74,7 +74,7 @@ def _trained(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         loss.backward()
         optimizer.step()
     lowered = lower(student.eval()).graph_module
-    return program, export_job(lowered, program, recipe)
+    return program, export_job(lowered, program)
 
 
 def _check_all_profiles(program: Any, job: Any, folder: Path) -> None:
