@@ -6,7 +6,6 @@ integer Clip stands behind QuantizeLinear. ONNX Runtime fuses this form into int
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from onnxscript import opset21 as op
 
 import sqakd_fx.ir.integer_ops
 import sqakd_fx.ir.top_k  # noqa: F401  (both register torch.ops.sqakd_fx)
+from sqakd_fx.ir.op_table import Kind, Op
 
 _OPS = torch.ops.sqakd_fx
 
@@ -215,29 +215,17 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.sort.stable: _stable_sort,
 }
 
-_FUSED = {
-    "conv": "QLinearConv",
-    "linear": "QGemm",
-    "matmul": "QLinearMatMul",
-    "add": "QLinearAdd",
-    "mul": "QLinearMul",
-    "mean": "QLinearGlobalAveragePool",
-    "avg_pool": "QLinearAveragePool",
-    "adaptive_avg_pool": "QLinearGlobalAveragePool or QLinearAveragePool",
-}
+QUANTIZER_FORM = "QuantizeLinear, then below 8 bits a Clip on the codes"
+"""What a quantizer of activations becomes in this profile, in words."""
 
 
-def onnx_form(operation: str, *, integer: bool) -> str:
+def onnx_form(op: Op, *, integer: bool) -> str:
     """What an operation of the op table becomes in this profile, in words."""
-    if operation == "quantizer":
-        return "QuantizeLinear, then below 8 bits a Clip on the codes"
-    if operation == "batch_norm" and integer:
-        return "a depthwise 1×1 Conv between DequantizeLinear and QuantizeLinear"
     if not integer:
         return "the float operator, between DequantizeLinear and QuantizeLinear where those stand"
-    stem = re.sub(r"\dd$", "", operation)
-    if stem.startswith("conv_transpose"):
+    if op.kind is Kind.BATCH_NORM:
+        return "a depthwise 1×1 Conv between DequantizeLinear and QuantizeLinear"
+    if op.transposed:
         return "a Conv with one output channel for each phase, then Reshape and Transpose of codes"
     form = "DequantizeLinear, the float operator, QuantizeLinear"
-    kernel = _FUSED.get(stem)
-    return f"{form}; ONNX Runtime fuses them to {kernel}" if kernel else f"{form}, not fused"
+    return f"{form}; ONNX Runtime fuses them to {op.fused}" if op.fused else f"{form}, not fused"

@@ -20,7 +20,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import TABLE, Kind, Op, bind, op_name, shape_of
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import TABLE, Kind, Op, bind, convolution, shape_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     attribute_name,
@@ -101,7 +102,7 @@ def _rewrite(
         return False
     if arguments is None:
         return False
-    if op.kind is Kind.COMPUTE and op.name.startswith("conv"):
+    if op.is_convolution:
         _spell_out_padding(graph_module, node, op, arguments)
     with graph_module.graph.inserting_before(node):
         new = graph_module.graph.call_function(op.target, tuple(arguments.values()))
@@ -127,7 +128,7 @@ def _function_arguments(node: fx.Node, op: Op) -> dict[str, Any] | None:
     if shape_of(node) is None:
         return None
     if not isinstance(arguments["input"], fx.Node):
-        if op.name == "sub":
+        if not op.commutes:
             return None
         arguments = {"input": arguments["other"], "other": arguments["input"]}
     return arguments
@@ -146,9 +147,7 @@ def _module_arguments(
             value.meta["tensor_meta"] = _meta(tensor)
             meta.set_module_path(value, str(node.target))
         given[argument] = value
-    if op.name == "clamp":
-        return bind(op, (), given)
-    if op.name.startswith("conv_transpose") and (node.args[1:] or "output_size" in node.kwargs):
+    if op.transposed and (node.args[1:] or "output_size" in node.kwargs):
         given["output_padding"] = _output_padding(node, module)
     if getattr(module, "padding_mode", "zeros") != "zeros":
         amounts = [int(x) for x in module._reversed_padding_repeated_twice]  # type: ignore[union-attr]
@@ -182,7 +181,7 @@ def _spell_out_padding(
     graph_module: fx.GraphModule, node: fx.Node, op: Op, arguments: dict[str, Any]
 ) -> None:
     """'same' and 'valid' become numbers, and every per-axis setting a tuple."""
-    axes = int(op.name[-2])
+    axes = op.axes or 0
     for key in ("stride", "dilation", "padding", "output_padding"):
         value = arguments.get(key)
         if isinstance(value, int):
@@ -267,7 +266,7 @@ def _aten_convolution(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     as_tuple = [
         tuple(v) * (axes if len(v) == 1 else 1) for v in (stride, padding, dilation, output_padding)
     ]
-    op = TABLE[f"conv_transpose{axes}d" if transposed else f"conv{axes}d"]
+    op = convolution(axes, transposed=transposed)
     if transposed:
         args = (x, w, b, as_tuple[0], as_tuple[1], as_tuple[3], groups, as_tuple[2])
     else:

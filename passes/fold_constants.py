@@ -19,7 +19,8 @@ from torch import fx, nn
 
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.constants import compute, insert_constant, is_computable
-from sqakd_fx.ir.op_table import op_name, shape_of
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path
 

@@ -27,7 +27,7 @@ from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
 from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.quant.runtime_sum import RuntimeSum
+from sqakd_fx.quant.runtime_sum import KERNEL, RuntimeSum
 from sqakd_fx.recipe import Recipe
 
 
@@ -130,7 +130,7 @@ class _Insertion:
     def _has_affine(self, consumer: fx.Node) -> bool:
         """Whether a layer's narrow activations get an affine of each channel: axis 1, as a convolution has them."""
         op = self.plan.ops[consumer]
-        convolves = op is not None and op.name.startswith("conv")
+        convolves = op is not None and op.is_convolution
         return self.recipe.activation_affine == "channel" and convolves
 
     def _insert_affine(
@@ -231,7 +231,7 @@ class _Insertion:
         """Sums that one quantizer waits for, behind clips or none, round as the runtime does in evaluation."""
         for node, kind in self.plan.arithmetic.items():
             op = self.plan.ops[node]
-            if kind is not Kind.SUM or op is None or op.name != "add":
+            if kind is not Kind.SUM or op is None or op.fused != KERNEL:
                 continue
             out = self._sole_quantizer(node)
             if out is None:

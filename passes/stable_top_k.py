@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 import sqakd_fx.ir.top_k  # noqa: F401  (registers torch.ops.sqakd_fx.top_k)
-from sqakd_fx.ir.op_table import op_name
+from sqakd_fx.ir.op_names import op_name
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import replace_node
 

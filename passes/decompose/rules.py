@@ -22,7 +22,8 @@ from torch import fx
 from torch.nn import functional as F
 
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import op_name, shape_of
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     call_like,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import shape_of
+from sqakd_fx.ir.op_table import Op, shape_of
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import set_attribute
 from sqakd_fx.passes.lower_to_integer.layers import Arithmetic, Codes, Layer
@@ -70,7 +70,7 @@ class LoweredGraph:
                 _OPS.requantize.default,
                 self._accumulator(value),
                 self._accumulator_scale(value),
-                _accumulator_axis(value),
+                value.op.accumulator_axis,
                 *grid,
             )
         inputs = self.grid_arguments(value.inputs)
@@ -82,7 +82,7 @@ class LoweredGraph:
             _OPS.dequantize_accumulator.default,
             self._accumulator(layer),
             self._accumulator_scale(layer),
-            _accumulator_axis(layer),
+            layer.op.accumulator_axis,
         )
 
     def shaped(self, value: Layer | Arithmetic, node: fx.Node) -> fx.Node:
@@ -90,7 +90,7 @@ class LoweredGraph:
         if isinstance(value, Arithmetic):
             return node if value.keep_axes else self._call(torch.flatten, node, 1)
         outs = shape_of(value.source) or ()
-        if value.op.name == "linear" and len(outs) > 2:
+        if value.op.is_linear and len(outs) > 2:
             sizes = list(outs)
             sizes[(meta.batch_axes(value.source) or (0,))[0]] = -1
             return self._call(torch.reshape, node, sizes)
@@ -110,7 +110,7 @@ class LoweredGraph:
         key = (layer.source, layer.bias is None, id(layer.weight))
         if key not in self._accumulators:
             made = (
-                self._call(_OPS.matmul.default, *self.grid_arguments(layer.inputs))
+                self._call(integer_operation(layer.op), *self.grid_arguments(layer.inputs))
                 if layer.weight is None
                 else self._weighted(layer, layer.weight)
             )
@@ -133,10 +133,10 @@ class LoweredGraph:
         )
         meta.set_quantized_tensor(weight, tensor)
         (x,) = layer.inputs
-        if layer.op.name == "linear" and len(shape_of(layer.source) or ()) > 2:
+        if layer.op.is_linear and len(shape_of(layer.source) or ()) > 2:
             x = replace(x, node=self._call(torch.reshape, x.node, [-1, codes.shape[1]]))
         return self._call(
-            _OPS.linear.default if layer.op.name == "linear" else _OPS.conv.default,
+            integer_operation(layer.op),
             *self.grid_arguments((x,)),
             weight,
             self.buffer(f"{path}.weight_scale", layer.weight_grid.scale),
@@ -150,5 +150,8 @@ def _path(node: fx.Node) -> str:
     return meta.module_path(node) or node.name
 
 
-def _accumulator_axis(layer: Layer) -> int:
-    return -1 if layer.op.name in ("linear", "matmul") else 1
+def integer_operation(op: Op) -> Callable[..., Any]:
+    """What computes a row of the op table in the integer program."""
+    assert op.integer is not None
+    operation: Callable[..., Any] = getattr(_OPS, op.integer).default
+    return operation

@@ -32,10 +32,8 @@ class Clip:
 
 def clip_bounds(node: fx.Node, op: Op) -> tuple[float, float] | None:
     """The bounds of a clip row of the op table; None where they are computed."""
-    if op.name == "relu":
-        return 0.0, float("inf")
-    if op.name == "relu6":
-        return 0.0, 6.0
+    if op.bounds is not None:
+        return op.bounds
     lower, upper = node.args[1:3]
     if not all(v is None or isinstance(v, int | float) for v in (lower, upper)):
         return None

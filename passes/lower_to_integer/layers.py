@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sqakd_fx.ir.op_table import TABLE, Op
+from sqakd_fx.ir.op_table import Op, convolution
 from sqakd_fx.passes.lower_to_integer.clips import Clip
 from sqakd_fx.quant.batch_norm import absorb
 from sqakd_fx.quant.grid import Grid
@@ -113,7 +113,7 @@ def as_convolution(layer: Layer) -> Layer:
     y[s i + r] = Σ_j x[i - j] w[s j + r]: for each phase r < s a convolution with the reversed taps
     w[r], w[s + r], ...; interleaving the phases and cutting the padding gives y.
     """
-    if not layer.op.name.startswith("conv_transpose"):
+    if not layer.op.transposed:
         return layer
     assert layer.weight is not None
     assert layer.weight_grid is not None
@@ -145,7 +145,7 @@ def as_convolution(layer: Layer) -> Layer:
     grid = layer.weight_grid
     return replace(
         layer,
-        op=TABLE[f"conv{axes}d"],
+        op=convolution(axes),
         arguments=([1] * axes, [t - 1 for t in taps], [1] * axes, groups),
         weight=codes,
         weight_grid=replace(

@@ -25,7 +25,16 @@ from torch.nn import functional as F
 import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 from sqakd_fx.errors import PassError
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import TABLE, Kind, Op, op_name, op_of, pad_amounts, pad_value, shape_of
+from sqakd_fx.ir.op_table import (
+    Kind,
+    Op,
+    convolution,
+    is_read_by_max_pool,
+    op_of,
+    pad_amounts,
+    pad_value,
+    shape_of,
+)
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import constant_of, get_attribute, set_attribute
@@ -34,7 +43,7 @@ from sqakd_fx.passes.lower_to_integer.average_pools import (
     pool_settings,
     rounds_up,
 )
-from sqakd_fx.passes.lower_to_integer.builder import LoweredGraph
+from sqakd_fx.passes.lower_to_integer.builder import LoweredGraph, integer_operation
 from sqakd_fx.passes.lower_to_integer.clips import (
     Clip,
     clip_bounds,
@@ -49,7 +58,7 @@ from sqakd_fx.passes.lower_to_integer.layers import (
     as_convolution,
     with_affine,
 )
-from sqakd_fx.passes.lower_to_integer.pools_of_codes import WITHOUT_BYTES, pool_of_codes
+from sqakd_fx.passes.lower_to_integer.pools_of_codes import pool_of_codes
 from sqakd_fx.quant.batch_norm import (
     AFFINE_CODE,
     AFFINE_SCALE,
@@ -150,14 +159,14 @@ class _Lowering:
         if op.kind is Kind.TRANSPARENT:
             source = node.args[0] if node.args else None
             value = self.values.get(source) if isinstance(source, fx.Node) else None
-            if isinstance(value, Codes) and op.name == "zero_pad":
+            if isinstance(value, Codes) and op.pads:
                 return self._padded(node, value)
             if isinstance(value, Codes):
-                if "max_pool" in op.name:  # torch pools integers only in the plain memory format
+                if op.takes_largest:  # torch pools integers only in the plain memory format
                     plain = self.graph.call_method("contiguous", (value.node,))
                     value = replace(value, node=plain)
-                if op.name in WITHOUT_BYTES:
-                    pooled = pool_of_codes(self.graph, node, op.name, self.modules, value.node)
+                if not op.on_bytes:
+                    pooled = pool_of_codes(self.graph, node, op, self.modules, value.node)
                     return replace(value, node=pooled)
                 return replace(value, node=self._on_codes(node, {source: value}))
         if op.kind is Kind.JOINT:
@@ -278,7 +287,7 @@ class _Lowering:
         x = self.values[cast(fx.Node, node.args[0])]
         assert isinstance(x, Codes)
         axes = len(shape_of(node) or ()) - 2
-        op = TABLE[f"conv{axes}d"]
+        op = convolution(axes)
         a, b = (t.detach().float().cpu() for t in affine_of(module.batch_norm))
         ones = torch.full((len(a), 1, *[1] * axes), AFFINE_CODE, dtype=torch.int8)
         grid = Grid(AFFINE_SCALE, 0, -AFFINE_CODE, AFFINE_CODE, 8)
@@ -293,18 +302,17 @@ class _Lowering:
         if not all(isinstance(value, Codes) for value in inputs):
             return None
         if op.kind is not Kind.AVERAGE:
-            return Arithmetic(node, getattr(_OPS, op.name).default, tuple(inputs), ())
+            return Arithmetic(node, integer_operation(op), tuple(inputs), ())
         return self._average(node, op, inputs[0])
 
     def _average(self, node: fx.Node, op: Op, x: Codes) -> Any:
         ins, outs = shape_of(cast(fx.Node, node.args[0])) or (), shape_of(node) or ()
-        if op.name == "mean":
+        if op.axes is None:
             keep = len(outs) == len(ins)
             return Arithmetic(node, _OPS.global_average_pool.default, (x,), (), keep_axes=keep)
-        axes = int(op.name[-2])
-        if len(ins) != axes + 2:
+        if len(ins) != op.axes + 2:
             return None
-        if op.name.startswith("adaptive"):
+        if op.adaptive:
             if all(size == 1 for size in outs[2:]):
                 return Arithmetic(node, _OPS.global_average_pool.default, (x,), ())
             settings = adaptive_pool_settings(ins[2:], outs[2:])
@@ -372,7 +380,7 @@ class _Lowering:
         op = op_of(node, self.modules)
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         on_grid = isinstance(self.values.get(source) if source else None, Codes)
-        if op is None or op.name != "softmax" or not on_grid:
+        if op is None or not op.reads_scores or not on_grid:
             return value
         one = self.built.buffer("one", torch.tensor(1.0))
         return self.graph.call_function(torch.minimum, (value, one))
@@ -437,11 +445,10 @@ class _Lowering:
         A Pad with zeros becomes part of a MaxPool, which pads with -inf; an AveragePool with ceil_mode between
         DequantizeLinear and QuantizeLinear becomes QLinearAveragePool, which divides the last windows wrongly.
         """
-        name = op_name(node, self.modules) or ""
-        pads = name == "pad" and pad_amounts(node) is not None
-        pooled = pads and any("max_pool" in (op_name(u, self.modules) or "") for u in node.users)
-        averages = re.fullmatch(r"avg_pool\dd", name) and rounds_up(node, self.modules)
-        if not pooled and not averages:
+        op = op_of(node, self.modules)
+        windows = op is not None and op.kind is Kind.AVERAGE and op.axes and not op.adaptive
+        averages = windows and rounds_up(node, self.modules)
+        if not is_read_by_max_pool(node, self.modules) and not averages:
             return new
         infinity = self.built.buffer("infinity", torch.tensor(math.inf))
         return self.graph.call_function(torch.minimum, (new, infinity))

@@ -10,11 +10,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import shape_of
+from sqakd_fx.ir.op_table import Op, shape_of
 from sqakd_fx.passes.lower_to_integer.average_pools import adaptive_pool_settings, pool_arguments
 
-WITHOUT_BYTES = ("max_pool1d", "adaptive_max_pool1d", "adaptive_max_pool2d")
-"""Rows of the op table that torch does not compute on bytes."""
 _ROW: dict[str, Any] = {
     "kernel_size": None,
     "stride": None,
@@ -26,13 +24,14 @@ _ROW: dict[str, Any] = {
 
 
 def pool_of_codes(
-    graph: fx.Graph, node: fx.Node, name: str, modules: Mapping[str, nn.Module], codes: fx.Node
+    graph: fx.Graph, node: fx.Node, op: Op, modules: Mapping[str, nn.Module], codes: fx.Node
 ) -> fx.Node:
-    """`node`, the pool `name`, on `codes`."""
-    if name == "max_pool1d":
-        pooled = _pooled_row(graph, codes, **pool_arguments(node, modules, _ROW))
+    """`node`, a pool that takes the largest value, on `codes`."""
+    assert op.axes is not None
+    if op.adaptive:
+        pooled = _adaptive(graph, node, op.axes, codes)
     else:
-        pooled = _adaptive(graph, node, int(name[-2]), codes)
+        pooled = _pooled_row(graph, codes, **pool_arguments(node, modules, _ROW))
     meta.keep_only_module_path(pooled, node)
     return pooled
 

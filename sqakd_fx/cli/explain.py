@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError
-from sqakd_fx.exporters.container import onnx_form
+from sqakd_fx.exporters.container import QUANTIZER_FORM, onnx_form
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import Kind, Op, op_name, op_of, shape_of
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import Kind, Op, op_of, shape_of
 from sqakd_fx.ir.rewriting import node_path, paths_and_parents
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, RoundedBias
@@ -101,9 +102,7 @@ def _of_quantizer(student: fx.GraphModule, node: fx.Node, quantizer: Quantizer) 
         "quantizes": ", ".join(source.name for source in node.all_input_nodes),
         "read by": ", ".join(user.name for user in node.users),
         "shares its grid with": _region(student, node, str(node.target)),
-        "in ONNX": "stored codes, read by DequantizeLinear"
-        if weight
-        else onnx_form("quantizer", integer=True),
+        "in ONNX": "stored codes, read by DequantizeLinear" if weight else QUANTIZER_FORM,
     }
 
 
@@ -140,7 +139,7 @@ def _of_operation(
     if op is not None and op.kind in (Kind.TRANSPARENT, Kind.JOINT):
         facts["in ONNX"] = "the same operator, on the codes where its input has them"
     elif op is not None and op.kind is not Kind.CLIP:
-        facts["in ONNX"] = onnx_form(op.name, integer=meta.is_integer(node))
+        facts["in ONNX"] = onnx_form(op, integer=meta.is_integer(node))
     return facts
 
 

@@ -22,7 +22,8 @@ from sqakd_fx.diagnostics.source_lines import line_outside_torch
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.plain_names import object_at
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import TABLE, module_op_name
+from sqakd_fx.ir.op_names import module_op_name
+from sqakd_fx.ir.op_table import TABLE
 from sqakd_fx.ir.size_queries import asks_for_size
 
 _FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "rand", "randn")

@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import fx, nn
 
-from sqakd_fx.ir.op_table import VIEWS, op_name
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import VIEWS
 from sqakd_fx.ir.size_queries import asks_for_size
 
 

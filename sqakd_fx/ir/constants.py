@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.aliasing import is_in_place
-from sqakd_fx.ir.op_table import VIEWS, op_name, shape_of
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import VIEWS, shape_of
 from sqakd_fx.ir.rewriting import get_attribute, insert_attribute
 
 _RANDOM = ("rand", "dropout", "bernoulli", "normal", "multinomial")

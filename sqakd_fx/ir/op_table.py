@@ -8,9 +8,7 @@ the table; none has a list of classes of its own.
 from __future__ import annotations
 
 import math
-import operator
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -18,6 +16,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+
+from sqakd_fx.ir.op_names import op_name
 
 
 class Kind(Enum):
@@ -49,6 +49,20 @@ class Op:
         weight: position of the weight argument, None where there is none.
         channel_axis: output channel axis of the weight.
         target: the function that the canonical form calls.
+        axes: how many spatial axes a convolution or a pool has, None for what has no window.
+        transposed: true for a transposed convolution.
+        adaptive: true for a pool that is told the size of its output.
+        takes_largest: true for a pool that takes the largest value of a window.
+        on_bytes: false for what torch does not compute on uint8.
+        commutes: false where the two inputs cannot change places.
+        bounds: what a clip without arguments clips to.
+        integer: the operation of the integer program, in the namespace `torch.ops.sqakd_fx`.
+        accumulator_axis: the channel axis of the int32 accumulator.
+        fused: the kernel of ONNX Runtime that computes it on codes.
+        pads: true for what writes zeros around a tensor.
+        gives_parts: true for what gives a tuple of parts of one tensor.
+        masks: true for what only replaces or casts scores on their way to a softmax.
+        reads_scores: true for a softmax: its scores stay in float, and the runtime's kernel on codes is not used.
     """
 
     name: str
@@ -58,7 +72,30 @@ class Op:
     activations: tuple[int, ...] = (0,)
     weight: int | None = None
     channel_axis: int = 0
-    target: Any = None
+    target: Callable[..., Any] | None = None
+    axes: int | None = None
+    transposed: bool = False
+    adaptive: bool = False
+    takes_largest: bool = False
+    on_bytes: bool = True
+    commutes: bool = True
+    bounds: tuple[float, float] | None = None
+    integer: str | None = None
+    accumulator_axis: int = 1
+    fused: str | None = None
+    pads: bool = False
+    gives_parts: bool = False
+    masks: bool = False
+    reads_scores: bool = False
+
+    @property
+    def is_convolution(self) -> bool:
+        return self.kind is Kind.COMPUTE and self.axes is not None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it multiplies rows of features by a stored matrix."""
+        return self.kind is Kind.COMPUTE and self.weight is not None and self.axes is None
 
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -74,7 +111,17 @@ _CONV_TRANSPOSE = (
 )
 
 _COMPUTE = [
-    Op(f"conv{n}d", Kind.COMPUTE, _CONV, (None, 1, 0, 1, 1), weight=1, target=target)
+    Op(
+        f"conv{n}d",
+        Kind.COMPUTE,
+        _CONV,
+        (None, 1, 0, 1, 1),
+        weight=1,
+        target=target,
+        axes=n,
+        integer="conv",
+        fused="QLinearConv",
+    )
     for n, target in ((1, F.conv1d), (2, F.conv2d), (3, F.conv3d))
 ]
 _COMPUTE += [
@@ -86,17 +133,82 @@ _COMPUTE += [
         weight=1,
         channel_axis=1,
         target=target,
+        axes=n,
+        transposed=True,
+        integer="conv",
     )
     for n, target in ((1, F.conv_transpose1d), (2, F.conv_transpose2d), (3, F.conv_transpose3d))
 ]
 _COMPUTE += [
-    Op("linear", Kind.COMPUTE, ("input", "weight", "bias"), (None,), weight=1, target=F.linear),
-    Op("matmul", Kind.COMPUTE, ("input", "other"), activations=(0, 1), target=torch.matmul),
+    Op(
+        "linear",
+        Kind.COMPUTE,
+        ("input", "weight", "bias"),
+        (None,),
+        weight=1,
+        target=F.linear,
+        integer="linear",
+        accumulator_axis=-1,
+        fused="QGemm",
+    ),
+    Op(
+        "matmul",
+        Kind.COMPUTE,
+        ("input", "other"),
+        activations=(0, 1),
+        target=torch.matmul,
+        integer="matmul",
+        accumulator_axis=-1,
+        fused="QLinearMatMul",
+    ),
+]
+
+_PAIRS = [
+    Op(name, kind, ("input", "other"), activations=(0, 1), target=target, integer=name, **columns)
+    for name, kind, target, columns in (
+        ("add", Kind.SUM, torch.add, {"fused": "QLinearAdd"}),
+        ("sub", Kind.SUM, torch.sub, {"commutes": False}),
+        ("mul", Kind.PRODUCT, torch.mul, {"fused": "QLinearMul"}),
+    )
+]
+
+_POOLS = [
+    op
+    for n in (1, 2, 3)
+    for op in (
+        Op(
+            f"avg_pool{n}d",
+            Kind.AVERAGE,
+            axes=n,
+            integer="average_pool",
+            fused="QLinearAveragePool",
+        ),
+        Op(
+            f"adaptive_avg_pool{n}d",
+            Kind.AVERAGE,
+            axes=n,
+            adaptive=True,
+            integer="average_pool",
+            fused="QLinearGlobalAveragePool or QLinearAveragePool",
+        ),
+        Op(f"max_pool{n}d", Kind.TRANSPARENT, axes=n, takes_largest=True, on_bytes=n > 1),
+    )
+]
+_POOLS += [
+    Op(
+        f"adaptive_max_pool{n}d",
+        Kind.TRANSPARENT,
+        axes=n,
+        adaptive=True,
+        takes_largest=True,
+        on_bytes=False,
+    )
+    for n in (1, 2)
 ]
 
 _CLIPS = [
-    Op("relu", Kind.CLIP, ("input",), target=F.relu),
-    Op("relu6", Kind.CLIP, ("input",), target=F.relu6),
+    Op("relu", Kind.CLIP, ("input",), target=F.relu, bounds=(0.0, math.inf)),
+    Op("relu6", Kind.CLIP, ("input",), target=F.relu6, bounds=(0.0, 6.0)),
     Op("hardtanh", Kind.CLIP, ("input", "min_val", "max_val"), (-1.0, 1.0), target=F.hardtanh),
     Op("clamp", Kind.CLIP, ("input", "min", "max"), (None, None), target=torch.clamp),
 ]
@@ -111,38 +223,34 @@ TABLE: Mapping[str, Op] = {
     for op in (
         *_COMPUTE,
         *_CLIPS,
-        Op("add", Kind.SUM, ("input", "other"), activations=(0, 1), target=torch.add),
-        Op("sub", Kind.SUM, ("input", "other"), activations=(0, 1), target=torch.sub),
-        Op("mul", Kind.PRODUCT, ("input", "other"), activations=(0, 1), target=torch.mul),
-        *_rows(
-            Kind.AVERAGE,
-            "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-            "adaptive_avg_pool3d mean",
-        ),
+        *_PAIRS,
+        *_POOLS,
+        Op("mean", Kind.AVERAGE, integer="global_average_pool", fused="QLinearGlobalAveragePool"),
         *_rows(
             Kind.TRANSPARENT,
-            "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d flatten "
-            "reshape view unflatten permute transpose t squeeze unsqueeze expand expand_as repeat "
-            "repeat_interleave contiguous clone detach identity getitem narrow select slice chunk "
-            "split tensor_split unbind split_with_sizes roll flip pixel_shuffle pixel_unshuffle "
+            "flatten reshape view unflatten permute transpose t squeeze unsqueeze expand expand_as repeat "
+            "repeat_interleave contiguous clone detach identity getitem narrow select slice "
+            "tensor_split roll flip pixel_shuffle pixel_unshuffle "
             "channel_shuffle movedim swapaxes tile gather index_select amax alias view_as "
-            "reshape_as unfold to float",
+            "reshape_as unfold float nearest_interpolate upsample_nearest1d upsample_nearest2d "
+            "upsample_nearest3d",
         ),
-        *_rows(
-            Kind.TRANSPARENT,
-            "nearest_interpolate upsample_nearest1d upsample_nearest2d upsample_nearest3d zero_pad",
-        ),
+        *_rows(Kind.TRANSPARENT, "chunk split unbind split_with_sizes", gives_parts=True),
+        Op("to", Kind.TRANSPARENT, masks=True),
+        Op("zero_pad", Kind.TRANSPARENT, pads=True),
         *_rows(Kind.JOINT, "cat stack maximum minimum"),
         *_rows(
             Kind.SMOOTH,
-            "sigmoid hardsigmoid silu hardswish gelu softmax log_softmax tanh leaky_relu elu selu "
+            "sigmoid hardsigmoid silu hardswish gelu log_softmax tanh leaky_relu elu selu "
             "celu mish softplus prelu layer_norm group_norm instance_norm rms_norm local_response_norm "
             "scaled_dot_product_attention exp log sqrt rsqrt pow div erf sin cos neg abs sum norm "
             "normalize embedding interpolate upsample upsample_bilinear2d upsample_bicubic2d "
-            "upsample_linear1d upsample_trilinear3d grid_sample einsum where cumsum var std "
+            "upsample_linear1d upsample_trilinear3d grid_sample einsum cumsum var std "
             "gru lstm rnn baddbmm pad softsign logsigmoid glu "
-            "im2col col2im masked_fill sign square reciprocal linalg_vector_norm vector_norm",
+            "im2col col2im sign square reciprocal linalg_vector_norm vector_norm",
         ),
+        Op("softmax", Kind.SMOOTH, reads_scores=True),
+        *_rows(Kind.SMOOTH, "masked_fill where", masks=True),
         *_rows(
             Kind.NOISE, "dropout alpha_dropout feature_alpha_dropout stochastic_depth drop_path"
         ),
@@ -163,127 +271,39 @@ VIEWS = frozenset(
     for name in names.split()
 )
 
-OPERATION_ATTRIBUTE = "sqakd_fx_operation"
-"""The class attribute by which a module of this package names its row."""
-
-_MODULE_NAMES: Mapping[type[nn.Module], str] = {
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.Conv3d: "conv3d",
-    nn.ConvTranspose1d: "conv_transpose1d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.ConvTranspose3d: "conv_transpose3d",
-    nn.BatchNorm1d: "batch_norm",
-    nn.BatchNorm2d: "batch_norm",
-    nn.BatchNorm3d: "batch_norm",
-    nn.SyncBatchNorm: "batch_norm",
-    nn.Unfold: "im2col",
-    nn.Fold: "col2im",
-    nn.Dropout1d: "dropout",
-    nn.Dropout2d: "dropout",
-    nn.Dropout3d: "dropout",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.CELU: "celu",
-    nn.ELU: "elu",
-    nn.SELU: "selu",
-    nn.PReLU: "prelu",
-    nn.LSTM: "lstm",
-    nn.GRU: "gru",
-    nn.RNN: "rnn",
-    nn.GLU: "glu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.MaxPool1d: "max_pool1d",
-    nn.MaxPool2d: "max_pool2d",
-    nn.MaxPool3d: "max_pool3d",
-    nn.AvgPool1d: "avg_pool1d",
-    nn.AvgPool2d: "avg_pool2d",
-    nn.AvgPool3d: "avg_pool3d",
-    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d",
-    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-    nn.AdaptiveAvgPool3d: "adaptive_avg_pool3d",
-    nn.AdaptiveMaxPool1d: "adaptive_max_pool1d",
-    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-}
-
-_ALIASES: Mapping[str, str] = {
-    "iadd": "add",
-    "isub": "sub",
-    "imul": "mul",
-    "truediv": "div",
-    "itruediv": "div",
-    "true_divide": "div",
-    "multiply": "mul",
-    "subtract": "sub",
-    "concat": "cat",
-    "concatenate": "cat",
-    "mm": "matmul",
-    "bmm": "matmul",
-    "imatmul": "matmul",
-    "unsafe_view": "view",
-    "adaptive_avg_pool2d": "adaptive_avg_pool2d",
-    "scaled_dot_product_attention": "scaled_dot_product_attention",
-    "clip": "clamp",
-    "boolean_dispatch": "max_pool2d",
-    "native_layer_norm": "layer_norm",
-    "sigmoid_": "sigmoid",
-    "swapdims": "transpose",
-    "hard_sigmoid": "hardsigmoid",
-    "native_batch_norm_legit_no_training": "batch_norm",
-    "constant_pad_nd": "pad",
-    "threshold": "threshold",
-}
-
-
-def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
-    """The canonical name of what a node calls, None for the user's own code and for inputs."""
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        return module_op_name(module)
-    if node.op == "call_method":
-        return _tidy(str(node.target))
-    if node.op != "call_function":
-        return None
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, _, name = target._schema.name.partition("::")
-        return _tidy(name) if namespace == "aten" else None
-    if target in _DISPATCHED:
-        return _DISPATCHED[target]
-    module_name = getattr(target, "__module__", None) or ""
-    name = getattr(target, "__name__", "")
-    known = module_name.startswith(("torch", "_operator", "operator")) or module_name in (
-        "",
-        "builtins",
-    )
-    return _tidy(name) if known else None
-
-
-def module_op_name(module: nn.Module) -> str | None:
-    """The canonical name of what a leaf module computes, None for a user's own module."""
-    kind = type(module)
-    named = getattr(kind, OPERATION_ATTRIBUTE, None)
-    if named is not None:
-        return str(named)
-    if kind in _MODULE_NAMES:
-        return _MODULE_NAMES[kind]
-    if kind.__module__.startswith("torch.nn."):
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
-    return None
-
 
 def op_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Op | None:
     """The node's row, None where the table has none."""
     name = op_name(node, modules)
     if name in ("interpolate", "upsample") and _is_nearest(node, modules):
         name = "nearest_interpolate"
-    elif name == "pad" and pad_amounts(node) is not None:
-        pooled = all("max_pool" in (op_name(user, modules) or "") for user in node.users)
-        if pad_value(node) == 0 or pooled:
-            name = "zero_pad"
+    elif name == "pad" and _pads_on_grid(node, modules):
+        name = "zero_pad"
     return TABLE.get(name) if name else None
+
+
+def _pads_on_grid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True for a padding with zeros, or with -inf where only pools that take the largest value read it."""
+    if pad_amounts(node) is None:
+        return False
+    return pad_value(node) == 0 or all(_takes_largest(user, modules) for user in node.users)
+
+
+def is_read_by_max_pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True for a padding, with zeros or -inf, in front of a pool that takes the largest value."""
+    pads = op_name(node, modules) == "pad" and pad_amounts(node) is not None
+    return pads and any(_takes_largest(user, modules) for user in node.users)
+
+
+def _takes_largest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    name = op_name(node, modules) or ""
+    op = TABLE.get(name.removesuffix("_with_indices"))
+    return op is not None and op.takes_largest
+
+
+def convolution(axes: int, *, transposed: bool = False) -> Op:
+    """The row of a convolution over so many spatial axes."""
+    return TABLE[f"conv_transpose{axes}d" if transposed else f"conv{axes}d"]
 
 
 def _is_nearest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -313,23 +333,6 @@ def pad_value(node: fx.Node) -> float:
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
     return node.kwargs.get(name, node.args[position] if len(node.args) > position else None)
-
-
-def _tidy(name: str) -> str:
-    name = name.strip("_")
-    return _ALIASES.get(name, name)
-
-
-_DISPATCHED: dict[Any, str] = {
-    F.unfold: "im2col",
-    F.fold: "col2im",
-    F.max_pool1d: "max_pool1d",
-    F.max_pool2d: "max_pool2d",
-    F.max_pool3d: "max_pool3d",
-    F.adaptive_max_pool1d: "adaptive_max_pool1d",
-    F.adaptive_max_pool2d: "adaptive_max_pool2d",
-    operator.getitem: "getitem",
-}
 
 
 def bind(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -380,6 +383,6 @@ def node_macs(node: fx.Node) -> int:
     weight = shape_of(node.args[op.weight])  # type: ignore[arg-type]
     if weight is None:
         return 0
-    if op.name.startswith("conv_transpose"):
+    if op.transposed:
         return math.prod(ins) * math.prod(weight[1:])
     return math.prod(outs) * math.prod(weight[1:])

@@ -23,7 +23,6 @@ from sqakd_fx.plan.layer_settings import layer_settings
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
 from sqakd_fx.recipe import Recipe
 
-_MASKS = ("masked_fill", "where", "to")
 _LONGEST_SCORE = 16
 
 
@@ -152,7 +151,7 @@ class _Planning:
         weight = constant_of(self.graph_module, node.args[op.weight])
         if weight is None:
             return "its weight is computed from data, not a parameter"
-        if op.name.startswith("conv") and len(shape_of(node) or ()) < weight.ndim:
+        if op.is_convolution and len(shape_of(node) or ()) < weight.ndim:
             return "its input has no batch axis: add one with x[None]"
         bias = node.args[2]
         if bias is not None and constant_of(self.graph_module, bias) is None:
@@ -200,7 +199,7 @@ class _Planning:
         tails = set()
         for node in self.nodes:
             op = self.ops[node]
-            convolves = op is not None and op.name.startswith("conv") and node in self.layers
+            convolves = op is not None and op.is_convolution and node in self.layers
             combines = self.arithmetic.get(node) in (Kind.SUM, Kind.PRODUCT)
             if convolves or combines or node in self.affines:
                 tails.add(_tail(node, self.ops, self.absorbed))
@@ -239,9 +238,9 @@ class _Planning:
             seen += 1
             if op is None or seen > _LONGEST_SCORE:
                 return False
-            if op.name == "softmax":
+            if op.reads_scores:
                 continue
-            if op.kind not in (Kind.SUM, Kind.PRODUCT, Kind.TRANSPARENT) and op.name not in _MASKS:
+            if op.kind not in (Kind.SUM, Kind.PRODUCT, Kind.TRANSPARENT) and not op.masks:
                 return False
             pending.extend(user.users)
         return bool(node.users)
@@ -278,7 +277,7 @@ class _Planning:
 
     def _is_tuple_of_one_grid(self, node: fx.Node) -> bool:
         op = self.ops[node]
-        return op is not None and op.name in ("chunk", "split", "unbind", "split_with_sizes")
+        return op is not None and op.gives_parts
 
     def _regions(self) -> dict[fx.Node, Region]:
         """The region of every tensor on a grid, in the order in which regions are found."""
@@ -334,7 +333,7 @@ def _grid_inputs(node: fx.Node, op: Op) -> list[fx.Node]:
 
 def _is_spatial(node: fx.Node, op: Op, modules: dict[str, nn.Module]) -> bool:
     """True for pooling, and for a mean over all axes behind the channels."""
-    if op.name != "mean":
+    if op.axes is not None:
         return True
     shape = shape_of(node.args[0]) or ()  # type: ignore[arg-type]
     axes: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")

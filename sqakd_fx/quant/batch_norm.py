@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sqakd_fx.diagnostics.batch_errors import batch_named, call
 from sqakd_fx.ir.batches import moved
-from sqakd_fx.ir.op_table import TABLE, Kind, op_name, op_of
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import TABLE, Kind, op_of
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer

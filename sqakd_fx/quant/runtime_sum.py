@@ -15,6 +15,9 @@ from sqakd_fx.ir.integer_ops import rounded_sum
 from sqakd_fx.quant.families import straight_through
 from sqakd_fx.quant.quantizer import Quantizer
 
+KERNEL = "QLinearAdd"
+"""The kernel whose rounding this is."""
+
 
 class RuntimeSum(nn.Module):
     """a + b; in evaluation at the code that the runtime gives it on the grid behind the sum.
