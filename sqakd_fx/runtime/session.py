@@ -40,8 +40,8 @@ def session(
     """An ONNX Runtime session on a provider, with the CPU for what that does not implement.
 
     Arithmetic is that of default options, but for `exact_products` (`EXACT_PRODUCTS`), which no model needs whose
-    pairs of products fit in 16 bits. `data_folder` is where the external data of a model given as bytes lies. On CUDA, float32 products are computed in float32: TF32, the
-    runtime's default, keeps 10 bits of each factor.
+    pairs of products fit in 16 bits. `data_folder` is where the external data of a model given as bytes lies. On
+    CUDA, float32 products are computed in float32: TF32, the runtime's default, keeps 10 bits of each factor.
 
     Raises:
         ParityError: the runtime refuses the model, or does not get the provider.
@@ -115,12 +115,12 @@ def providers() -> tuple[str, ...]:
 @functools.cache
 def overflows() -> bool:
     """Whether a session that does not ask for exact products computes others on this processor."""
-    plain = ort.InferenceSession(largest_products(), providers=[CPU])
+    plain = ort.InferenceSession(_largest_products(), providers=[CPU])
     (sums,) = plain.run(None, {"codes": np.full((1, 8), 255, np.uint8)})
     return bool((sums != 255).any())
 
 
-def largest_products() -> bytes:
+def _largest_products() -> bytes:
     """A model of one QLinearMatMul: uint8 "codes" (1, 8) times the largest INT8 weights; of 255s it makes 255."""
     constants = {
         "scale": np.float32(1),
