@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 Costs = NDArray[np.int64]
 _Start = tuple[int, float]
-_GAP, _ROUNDING = 1e-6, 1e-12
+_GAP, _ROUNDING = 1e-6, 1e-13
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def _best(groups: Sequence[_Group], limit: float) -> list[int]:
     """Extend the states group by group, and follow the best one back."""
     relaxation = _Relaxation.of(groups)
     cost, value, known = np.zeros(1, np.int64), np.zeros(1), np.inf
+    rounding = _ROUNDING * sum(float(np.abs(group.values).max()) for group in groups)
     history = []
     for number, group in enumerate(groups):
         rest_cost, rest_value = relaxation.behind(number)
@@ -123,7 +124,7 @@ def _best(groups: Sequence[_Group], limit: float) -> list[int]:
         bound = values[kept] + np.interp(left, rest_cost, rest_value)
         known = min(known, float(complete.min()))
         better = bound < known - _GAP * abs(known)
-        kept = kept[better | (complete <= known + _ROUNDING * abs(known))]
+        kept = kept[better | (complete <= known + rounding)]
         cost, value = costs[kept], values[kept]
         history.append(np.divmod(kept, len(group.costs)))
     state, chosen = int(np.argmin(value)), []

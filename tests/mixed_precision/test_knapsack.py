@@ -36,7 +36,7 @@ def textbook_optimum(problem: Problem, limit: int) -> float:
     return float(table[limit])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 20)), min_size=1, max_size=4),
