@@ -1,4 +1,4 @@
-"""Bits for each layer under a budget: an integer programme, solved exactly by HiGHS.
+"""Bits for each layer under a budget: a multiple-choice knapsack (`knapsack.py`).
 
 minimize    Σ over layers of divergence[layer][bits]
 subject to  one choice of bits for each layer,  Σ cost[layer][bits] <= budget
@@ -11,11 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
-
 from sqakd_fx.errors import RecipeError
+from sqakd_fx.mixed_precision.knapsack import solve
 from sqakd_fx.mixed_precision.sensitivity import LayerSensitivity
 from sqakd_fx.recipe import Override, Recipe
 
@@ -29,10 +26,10 @@ class Budget:
     kind: str
     limit: float
 
-    def cost(self, layer: LayerSensitivity, bits: int, total: int) -> float:
-        """What a choice adds to the sum that `limit` bounds; `total` is the number of weights."""
+    def cost(self, layer: LayerSensitivity, bits: int) -> int:
+        """What a choice adds to the sum that is bounded: bits of the weights, or bytes in a packed file."""
         if self.kind == "bits":
-            return bits * layer.parameters / max(total, 1)
+            return bits * layer.parameters
         return math.ceil(stored_bits(bits) * layer.parameters / 8)
 
 
@@ -63,29 +60,20 @@ def choose_bits(layers: Sequence[LayerSensitivity], budget: Budget) -> dict[str,
     if not weighted:
         raise RecipeError("no quantized layer has a weight: there are no bits to choose")
     total = sum(layer.parameters for layer in weighted)
-    options = [(layer, bits) for layer in weighted for bits in _options(layer)]
-    cost = np.array([budget.cost(layer, bits, total) for layer, bits in options])
-    owner = [index for index, layer in enumerate(weighted) for _ in _options(layer)]
-    one_each = csr_array((np.ones(len(options)), (owner, range(len(options)))))
-    least = sum(min(budget.cost(layer, b, total) for b in _options(layer)) for layer in weighted)
-    if least > budget.limit * (1 + 1e-9):
+    limit = budget.limit * (1 + 1e-9) * (total if budget.kind == "bits" else 1)
+    chosen = solve(
+        [[layer.divergence[bits] for bits in _options(layer)] for layer in weighted],
+        [[budget.cost(layer, bits) for bits in _options(layer)] for layer in weighted],
+        limit,
+    )
+    if chosen is None:
+        least = sum(min(budget.cost(layer, b) for b in _options(layer)) for layer in weighted)
+        needed = least / total if budget.kind == "bits" else least
         raise RecipeError(
-            f"the budget {budget.kind}={budget.limit:g} is below {least:g}, what these layers need at "
+            f"the budget {budget.kind}={budget.limit:g} is below {needed:g}, what these layers need at "
             "the fewest bits: raise it, add smaller --candidates, or --set first_last=same and projections=same"
         )
-    solved = milp(
-        np.array([layer.divergence[bits] for layer, bits in options]),
-        integrality=np.ones(len(options)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(cost, ub=budget.limit * (1 + 1e-9)),
-        ],
-        options={"mip_rel_gap": 0.0},
-    )
-    if solved.x is None:
-        raise RecipeError(f"no choice of bits meets {budget.kind}={budget.limit:g}: raise it")
-    return {layer.name: bits for (layer, bits), taken in zip(options, solved.x) if taken > 0.5}
+    return {layer.name: _options(layer)[c] for layer, c in zip(weighted, chosen, strict=True)}
 
 
 def _options(layer: LayerSensitivity) -> list[int]:
@@ -113,6 +101,6 @@ def totals(layers: Sequence[LayerSensitivity], bits: dict[str, int]) -> tuple[fl
     mean, size = Budget("bits", 0), Budget("size", 0)
     chosen = [(layer, bits[layer.name]) for layer in layers if layer.parameters]
     return (
-        sum(mean.cost(layer, width, weights) for layer, width in chosen),
-        int(sum(size.cost(layer, width, weights) for layer, width in chosen)),
+        sum(mean.cost(layer, width) for layer, width in chosen) / max(weights, 1),
+        sum(size.cost(layer, width) for layer, width in chosen),
     )
