@@ -256,9 +256,9 @@ def _name_values(
         stem = _stem(node)
         counts[stem] = counts.get(stem, 0) + 1
         node.name = stem if counts[stem] == 1 else f"{stem}_{counts[stem]}"
-        for output in node.outputs:
+        for index, output in enumerate(node.outputs):
             if (output.name or "").startswith("val_") and output not in set(model.graph.outputs):
-                output.name = f"{node.name}:0"
+                output.name = f"{node.name}:{index}"
 
 
 def _stem(node: ir.Node) -> str:

@@ -141,7 +141,7 @@ TABLE: Mapping[str, Op] = {
             "normalize embedding interpolate upsample upsample_bilinear2d upsample_bicubic2d "
             "upsample_linear1d upsample_trilinear3d grid_sample einsum where cumsum var std "
             "gru lstm rnn baddbmm pad softsign logsigmoid glu "
-            "im2col col2im masked_fill sign square reciprocal linalg_vector_norm vector_norm",
+            "max_pool_with_indices im2col col2im masked_fill sign square reciprocal linalg_vector_norm vector_norm",
         ),
         *_rows(
             Kind.NOISE, "dropout alpha_dropout feature_alpha_dropout stochastic_depth drop_path"
@@ -283,7 +283,17 @@ def op_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Op | None:
         pooled = all("max_pool" in (op_name(user, modules) or "") for user in node.users)
         if pad_value(node) == 0 or pooled:
             name = "zero_pad"
+    elif name and "max_pool" in name and _returns_indices(node, modules):
+        name = "max_pool_with_indices"
     return TABLE.get(name) if name else None
+
+
+def _returns_indices(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True for a max pool that gives the places of its maxima beside them."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "return_indices", False))
+    overload = str(getattr(node.target, "_schema", ""))
+    return "with_indices" in overload or bool(node.kwargs.get("return_indices", False))
 
 
 def _is_nearest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
