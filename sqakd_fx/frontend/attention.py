@@ -14,7 +14,9 @@ class PlainAttention(nn.Module):
     an nn.MultiheadAttention may read of it is there too: nn.TransformerEncoder looks at ten of its attributes.
     """
 
-    _qkv_same_embed_dim = False  # so torch's fused path, which reads the weights itself, is not taken
+    _qkv_same_embed_dim = (
+        False  # so torch's fused path, which reads the weights itself, is not taken
+    )
 
     def __init__(self, module: nn.MultiheadAttention) -> None:
         super().__init__()

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-_SIZE_METHODS = {"size", "dim", "numel", "ndimension", "stride", "is_floating_point", "is_complex", "get_device"}
+_SIZE_METHODS = {
+    "size",
+    "dim",
+    "numel",
+    "ndimension",
+    "stride",
+    "is_floating_point",
+    "is_complex",
+    "get_device",
+}
 _SIZE_ATTRIBUTES = {
     "shape",
     "ndim",
@@ -30,4 +39,6 @@ def asks_for_size(node: fx.Node) -> bool:
         return False
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name == "aten::sym_size"
-    return node.target in _SIZE_FUNCTIONS or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)
+    return node.target in _SIZE_FUNCTIONS or (
+        node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES
+    )
