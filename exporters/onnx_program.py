@@ -41,8 +41,9 @@ def export_program(
     translations: Mapping[Any, Callable[..., Any]],
     opset: int,
     metadata: Mapping[str, str],
+    batch_axis: int | None = 0,
 ) -> ir.Model:
-    """Translate a lowered graph to ONNX with a dynamic batch axis.
+    """Translate a lowered graph to ONNX; `batch_axis` of every input is dynamic, and all sizes fixed where it is None.
 
     Raises:
         ExportError: torch's exporter refuses an operation; the message names it.
@@ -61,7 +62,7 @@ def export_program(
         for node in lowered.graph.find_nodes(op="get_attr")
         if node.name in tensors
     }
-    model, origins = _translate(lowered, example_inputs, translations, opset)
+    model, origins = _translate(lowered, example_inputs, translations, opset, batch_axis)
     simplify(model, stored.keys())
     prevent_rewrites(model)
     name_values(model, origins, names, tensors)
@@ -117,10 +118,11 @@ def _translate(
     example_inputs: Sequence[Any],
     translations: Mapping[Any, Callable[..., Any]],
     opset: int,
+    batch_axis: int | None,
 ) -> tuple[ir.Model, dict[str, str]]:
     """The ONNX model, and for its values made by integer ops the lowered node each came from."""
     lowered = _with_tensors_only(lowered, example_inputs)
-    dynamic = {0: torch.export.Dim.DYNAMIC}
+    dynamic = {} if batch_axis is None else {batch_axis: torch.export.Dim.DYNAMIC}
     shapes = tuple(
         dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs
     )

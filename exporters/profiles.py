@@ -31,7 +31,8 @@ from sqakd_fx.runtime.session import session
 class Export:
     """What an exporter gets: the integer program, the float teacher, and an example call.
 
-    `provider` is the ONNX Runtime provider that must load the file.
+    `provider` is the ONNX Runtime provider that must load the file. With `fixed_batch` the file takes the example's
+    batch size only.
     """
 
     lowered: fx.GraphModule
@@ -40,6 +41,7 @@ class Export:
     opset: int
     metadata: Mapping[str, str]
     provider: str = "CPUExecutionProvider"
+    fixed_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,20 @@ Content = tuple[Sequence[StoredWeight], Sequence[str]]
 def _onnx(job: Export, program: fx.GraphModule, profile: str) -> ir.Model:
     return export_program(
         program,
-        [_two(x) for x in job.example],
+        _example(job),
+        batch_axis=_batch_axis(job),
         translations=TRANSLATIONS,
         opset=job.opset,
         metadata={**job.metadata, "sqakd_fx.profile": profile},
     )
+
+
+def _example(job: Export) -> Sequence[Any]:
+    return job.example if job.fixed_batch else [_two(x) for x in job.example]
+
+
+def _batch_axis(job: Export) -> int | None:
+    return None if job.fixed_batch else 0
 
 
 def _two(x: Any) -> Any:
@@ -111,7 +122,7 @@ def _float(job: Export, path: Path) -> Content:
 
 
 def _pt2(job: Export, path: Path) -> Content:
-    save_program(job.lowered, [_two(x) for x in job.example], path)
+    save_program(job.lowered, _example(job), path, batch_axis=_batch_axis(job))
     return (), ("loading it needs `import sqakd_fx.ir.integer_ops` first",)
 
 

@@ -71,7 +71,17 @@ class Program:
             Note(line, "branches on data: the branch that the example takes is kept")
             for line in self.traced.decisions
         )
-        return float_modules + decisions + tuple(note for entry in self.log for note in entry.notes)
+        batch = (
+            (Note("batch", "has a fixed size: the model takes the example's batch size only"),)
+            if self.traced.fixed_batch
+            else ()
+        )
+        return (
+            float_modules
+            + decisions
+            + batch
+            + tuple(note for entry in self.log for note in entry.notes)
+        )
 
 
 def _way_out(float_module: FloatModule) -> str:

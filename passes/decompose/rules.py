@@ -4,6 +4,7 @@ Before                                  After
 scaled_dot_product_attention(q, k, v)   matmul(softmax(matmul(q, kᵀ) · scale), v)
 einsum("bhid,bhjd->bhij", q, k)         see passes/decompose/einsum.py
 x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
+avg_pool2d(x, 2, divisor_override=3)    see passes/decompose/average_pool.py
 lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
 """
 
@@ -30,6 +31,7 @@ from sqakd_fx.ir.rewriting import (
     insert_attribute,
     replace_node,
 )
+from sqakd_fx.passes.decompose.average_pool import spell_out_divisor
 from sqakd_fx.passes.decompose.einsum import spell_out_einsum
 
 
@@ -43,8 +45,11 @@ class Decompose(Pass):
         modules = dict(graph_module.named_modules())
         changed = False
         for node in list(graph_module.graph.nodes):
-            if node.op in ("call_function", "call_method"):
-                spell_out = _DECOMPOSITIONS.get(op_name(node, modules) or "")
+            name = op_name(node, modules) or ""
+            if name in ("avg_pool2d", "avg_pool3d"):
+                changed = spell_out_divisor(graph_module, node, modules) or changed
+            elif node.op in ("call_function", "call_method"):
+                spell_out = _DECOMPOSITIONS.get(name)
                 changed = (spell_out is not None and spell_out(graph_module, node)) or changed
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
@@ -99,7 +104,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         return False
     shapes = torch.empty(shape, device="meta")
     rest = node.args[1:]
-    if any(isinstance(a, fx.Node) for a in (*rest, *node.kwargs.values())):
+    if len(node.all_input_nodes) > 1:  # sizes or an axis that are computed
         return False
     if node.op == "call_method":
         parts = getattr(shapes, str(node.target))(*rest, **node.kwargs)

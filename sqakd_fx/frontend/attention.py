@@ -10,12 +10,19 @@ from torch.nn import functional as F
 class PlainAttention(nn.Module):
     """nn.MultiheadAttention as three linear layers, scaled dot-product attention and a fourth.
 
-    Called as nn.MultiheadAttention is, on batched input; averaged weights are returned where asked.
+    Called as nn.MultiheadAttention is, on batched input; averaged weights are returned where asked. What the owner of
+    an nn.MultiheadAttention may read of it is there too: nn.TransformerEncoder looks at ten of its attributes.
     """
+
+    _qkv_same_embed_dim = (
+        False  # so torch's fused path, which reads the weights itself, is not taken
+    )
 
     def __init__(self, module: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.heads = module.num_heads
+        self.num_heads, self.head_dim = module.num_heads, module.head_dim
+        self.embed_dim, self.kdim, self.vdim = module.embed_dim, module.kdim, module.vdim
+        self.dropout = module.dropout
         self.scale = module.head_dim**-0.5
         self.batch_first = module.batch_first
         packed = module.in_proj_weight
@@ -30,7 +37,16 @@ class PlainAttention(nn.Module):
         )
         self.out_proj = module.out_proj
         self.bias_k, self.bias_v = module.bias_k, module.bias_v
-        self.zero = module.add_zero_attn
+        self.add_zero_attn = module.add_zero_attn
+
+    @property
+    def in_proj_weight(self) -> Tensor:
+        return torch.cat([layer.weight for layer in (self.q_proj, self.k_proj, self.v_proj)])
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        biases = [layer.bias for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        return None if biases[0] is None else torch.cat(biases)
 
     def forward(
         self,
@@ -48,21 +64,21 @@ class PlainAttention(nn.Module):
         keys, values = self.k_proj(key), self.v_proj(value)
         if self.bias_k is not None and self.bias_v is not None:
             keys, values = _appended(keys, self.bias_k), _appended(values, self.bias_v)
-        if self.zero:
+        if self.add_zero_attn:
             keys, values = (F.pad(x, (0, 0, 0, 1)) for x in (keys, values))
-        further = (self.bias_k is not None) + self.zero
+        further = (self.bias_k is not None) + self.add_zero_attn
         attn_mask, key_padding_mask = (
             F.pad(mask, (0, further)) if mask is not None and further else mask
             for mask in (attn_mask, key_padding_mask)
         )
         q, k, v = (
-            torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
+            torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
             for x in (self.q_proj(query), keys, values)
         )
         scores = torch.matmul(q, k.transpose(-2, -1)) * self.scale
         if attn_mask is not None:
             per_head = attn_mask.ndim == 3
-            mask = torch.unflatten(attn_mask, 0, (-1, self.heads)) if per_head else attn_mask
+            mask = torch.unflatten(attn_mask, 0, (-1, self.num_heads)) if per_head else attn_mask
             scores = _masked(scores, mask)
         if key_padding_mask is not None:
             scores = _masked(scores, key_padding_mask[:, None, None, :])

@@ -55,6 +55,7 @@ class Traced:
     """A float graph: one fx graph module in evaluation mode, its float_modules, and who traced it.
 
     `call` is the example. `decisions` are lines of the user's code that branch on data, where the example's branch was taken.
+    With `fixed_batch` the model takes the example's batch size only.
     """
 
     graph_module: fx.GraphModule
@@ -62,6 +63,7 @@ class Traced:
     float_modules: tuple[FloatModule, ...]
     front_end: Literal["symbolic", "export"]
     decisions: tuple[str, ...] = ()
+    fixed_batch: bool = False
 
 
 def trace(
@@ -223,9 +225,9 @@ def _with_float_modules(
         settle_changed_constants(graph_module)
         _refuse_changes_seen_elsewhere(graph_module)
         decisions = tuple(dict.fromkeys(tracer.decisions))
-        compare_on_two_batches(model, graph_module, call, other_values=not decisions)
+        any_batch = compare_on_two_batches(model, graph_module, call, other_values=not decisions)
         whole = tuple(replace(m, path=plain.get(path, path)) for path, m in float_modules.items())
-        return Traced(graph_module, call, whole, "symbolic", decisions)
+        return Traced(graph_module, call, whole, "symbolic", decisions, fixed_batch=not any_batch)
 
 
 def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:

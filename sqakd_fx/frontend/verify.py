@@ -24,10 +24,11 @@ _LARGEST_DIFFERENCE = 1e-3
 
 def compare_on_two_batches(
     model: nn.Module, graph_module: fx.GraphModule, call: Call, *, other_values: bool
-) -> None:
+) -> bool:
     """Raise TraceError where the graph is another function than the model, or of one batch size only.
 
-    With `other_values` the larger batch has samples that are not in the example.
+    With `other_values` the larger batch has samples that are not in the example. False where the model itself takes
+    the example's batch size only.
     """
     once = call.tensors()
     batch = next((len(x) for x in once.values() if x.ndim), 0)
@@ -62,6 +63,7 @@ def compare_on_two_batches(
             seen.append(sizes)
     if len(seen) == 2:
         _record(seen[0], seen[1], batch)
+    return len(seen) == 2
 
 
 def turned(x: Tensor) -> Tensor:

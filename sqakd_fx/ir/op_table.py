@@ -247,7 +247,7 @@ TABLE: Mapping[str, Op] = {
             "normalize embedding interpolate upsample upsample_bilinear2d upsample_bicubic2d "
             "upsample_linear1d upsample_trilinear3d grid_sample einsum cumsum var std "
             "gru lstm rnn baddbmm pad softsign logsigmoid glu "
-            "im2col col2im sign square reciprocal linalg_vector_norm vector_norm",
+            "max_pool_with_indices im2col col2im sign square reciprocal linalg_vector_norm vector_norm",
         ),
         Op("softmax", Kind.SMOOTH, reads_scores=True),
         *_rows(Kind.SMOOTH, "masked_fill where", masks=True),
@@ -279,6 +279,8 @@ def op_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Op | None:
         name = "nearest_interpolate"
     elif name == "pad" and _pads_on_grid(node, modules):
         name = "zero_pad"
+    elif name and name in TABLE and TABLE[name].takes_largest and _returns_indices(node, modules):
+        name = "max_pool_with_indices"
     return TABLE.get(name) if name else None
 
 
@@ -304,6 +306,14 @@ def _takes_largest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 def convolution(axes: int, *, transposed: bool = False) -> Op:
     """The row of a convolution over so many spatial axes."""
     return TABLE[f"conv_transpose{axes}d" if transposed else f"conv{axes}d"]
+
+
+def _returns_indices(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True for a max pool that gives the places of its maxima beside them."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "return_indices", False))
+    overload = str(getattr(node.target, "_schema", ""))
+    return "with_indices" in overload or bool(node.kwargs.get("return_indices", False))
 
 
 def _is_nearest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

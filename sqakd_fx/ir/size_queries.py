@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-_SIZE_METHODS = {"size", "dim", "numel", "ndimension", "stride", "is_floating_point", "get_device"}
+_SIZE_METHODS = {
+    "size",
+    "dim",
+    "numel",
+    "ndimension",
+    "stride",
+    "is_floating_point",
+    "is_complex",
+    "get_device",
+}
 _SIZE_ATTRIBUTES = {
     "shape",
     "ndim",
@@ -19,14 +28,17 @@ _SIZE_ATTRIBUTES = {
     "is_quantized",
     "itemsize",
 }
+_SIZE_FUNCTIONS = (len, torch.numel, torch.is_floating_point, torch.is_complex)
 
 
 def asks_for_size(node: fx.Node) -> bool:
-    """True for `x.size(0)`, `x.shape`, `len(x)` and aten.sym_size."""
+    """True for `x.size(0)`, `x.shape`, `x.dtype`, `len(x)`, `torch.is_floating_point(x)` and aten.sym_size."""
     if node.op == "call_method":
         return node.target in _SIZE_METHODS
     if node.op != "call_function":
         return False
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name == "aten::sym_size"
-    return node.target is len or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)
+    return node.target in _SIZE_FUNCTIONS or (
+        node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES
+    )

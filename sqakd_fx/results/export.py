@@ -27,6 +27,7 @@ def export_job(lowered: fx.GraphModule, program: Program) -> Export:
             "sqakd_fx.bits": f"w{recipe.weight_bits}a{recipe.activation_bits}",
             "sqakd_fx.family": f"{recipe.weight_family}/{recipe.activation_family}",
         },
+        fixed_batch=program.traced.fixed_batch,
     )
 
 

@@ -69,7 +69,9 @@ def training_inputs(data: Any, program: Program) -> TrainingInputs:
     """Batches of a program's inputs from training data (see `input_batches`), as its recipe wants them."""
     recipe, form = program.recipe, form_of(program.traced.call)
     split = split_data(replayable(data), recipe.held_out)
-    loading = Loading(recipe.batch_size, shuffle=True, seed=recipe.seed, workers=recipe.workers)
+    loading = Loading(
+        batch_size_of(program), shuffle=True, seed=recipe.seed, workers=recipe.workers
+    )
     return TrainingInputs(
         input_batches(split.training, form, loading),
         labelled_batches(split.training, form, loading, what="training data")
@@ -81,6 +83,13 @@ def training_inputs(data: Any, program: Program) -> TrainingInputs:
         split.reason,
         program,
     )
+
+
+def batch_size_of(program: Program) -> int:
+    """Samples a batch, where the data is not batched: the recipe's, or the only size that the model takes."""
+    if not program.traced.fixed_batch:
+        return program.recipe.batch_size
+    return next((len(x) for x in program.example if isinstance(x, Tensor) and x.ndim), 1)
 
 
 def source_inputs(source: Source, program: Program) -> TrainingInputs:
