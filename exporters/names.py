@@ -77,10 +77,10 @@ def _name_nodes(model: ir.Model) -> None:
         stem = _stem(node)
         counts[stem] = counts.get(stem, 0) + 1
         node.name = stem if counts[stem] == 1 else f"{stem}_{counts[stem]}"
-        for output in node.outputs:
+        for index, output in enumerate(node.outputs):
             numbered = (output.name or "").startswith("val_")  # by torch's exporter
             if numbered and not is_marked(output) and output not in outputs:
-                output.name = free_name(f"{node.name}:0", taken)
+                output.name = free_name(f"{node.name}:{index}", taken)
                 taken.add(output.name)
 
 
