@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 NETWORKS = Path(__file__).parent / "pretrained"
+NNCF = "nncf==3.4.0"
 
 
 def names() -> list[str]:
@@ -81,3 +82,16 @@ def _install(python: Path, name: str, arguments: tuple[str, ...]) -> None:
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"the environment of {name} cannot be made: {said}")
+
+
+def nncf_python(folder: Path) -> Path:
+    """The interpreter of NNCF's environment, made where it is not there."""
+    home = folder / f"peer-{NNCF.replace('==', '-')}"
+    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not (home / "finished").exists():
+        shutil.rmtree(home, ignore_errors=True)
+        venv.create(home, with_pip=False)
+        _see_this_one(home)
+        _install(python, "NNCF", (NNCF,))
+        (home / "finished").write_text(NNCF)
+    return python

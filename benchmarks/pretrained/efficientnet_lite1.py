@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from inputs import PHOTOGRAPHS, batches, crops, imagenet_pixels, package_file
+from inputs import PHOTOGRAPHS, batches, crops, package_file, pixels
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 FAMILY = "mobile CNN"
@@ -27,16 +28,20 @@ def model() -> nn.Module:
     return network.eval()  # type: ignore[no-any-return]
 
 
+def scaled(images: list[Image.Image]) -> Tensor:
+    return pixels(images, (127.0,) * 3, (128.0,) * 3)
+
+
 def example_inputs() -> Tensor:
-    return imagenet_pixels(crops(SIZE, 2, held_out=False))
+    return scaled(crops(SIZE, 2, held_out=False))
 
 
 def train_data() -> list[Tensor]:
-    return batches(imagenet_pixels(crops(SIZE, 256, held_out=False)), 16)
+    return batches(scaled(crops(SIZE, 256, held_out=False)), 16)
 
 
 def held_out() -> list[Tensor]:
-    return batches(imagenet_pixels(crops(SIZE, 96, held_out=True)), 16)
+    return batches(scaled(crops(SIZE, 96, held_out=True)), 16)
 
 
 def score(outputs: list[NDArray[Any]], exact: list[NDArray[Any]], labels: None) -> float:
