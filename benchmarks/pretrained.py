@@ -27,7 +27,15 @@ from pretrained_environments import default_folder, names, nncf_python, python_o
 from pretrained_files import feeds, load, network, session
 from pretrained_table import table
 
-ROWS = ("float", "ours w8a8", "ours w4a8", "ours w4a4", "quantize_static", "quantize_dynamic", "nncf")
+ROWS = (
+    "float",
+    "ours w8a8",
+    "ours w4a8",
+    "ours w4a4",
+    "quantize_static",
+    "quantize_dynamic",
+    "nncf",
+)
 Known = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -57,7 +65,10 @@ def run_row(name: str, row: str, options: argparse.Namespace) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done in {options.limit / 60:.0f} minutes", "minutes": options.limit / 60}
+        return {
+            "failed": f"not done in {options.limit / 60:.0f} minutes",
+            "minutes": options.limit / 60,
+        }
     (folder / f"{row.replace(' ', '-')}.stderr").write_text(done.stderr)
     last = (done.stdout.strip().splitlines() or [""])[-1]
     if not last.startswith("{"):
@@ -68,7 +79,9 @@ def run_row(name: str, row: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def latencies(name: str, found: Known, seconds: float) -> dict[str, float]:
     """Median milliseconds of one sample on one thread for each file there is; the files take turns."""
-    rows = {row: Path(line["file"]) for (n, row), line in found.items() if n == name and "file" in line}
+    rows = {
+        row: Path(line["file"]) for (n, row), line in found.items() if n == name and "file" in line
+    }
     rows = {row: path for row, path in rows.items() if path.exists()}
     if "float" not in rows:
         return {}
@@ -95,7 +108,10 @@ def versions() -> str:
             continue
     facts = Path("/proc/cpuinfo")
     text = facts.read_text() if facts.exists() else ""
-    model = next((line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")),
+        platform.machine(),
+    )
     sets = [flag for flag in ("avx2", "avx512f", "vnni") if flag in text]
     return f"{', '.join(parts)}; {model} ({', '.join(sets) or 'no vector instructions known'})"
 
@@ -111,7 +127,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--latency-only", action="store_true")
     parser.add_argument("--table", action="store_true", help="print what is known, run nothing")
     parser.add_argument("--environments", type=Path, default=default_folder())
-    parser.add_argument("--results", type=Path, help="JSON lines; by default beside the environments")
+    parser.add_argument(
+        "--results", type=Path, help="JSON lines; by default beside the environments"
+    )
     options = parser.parse_args()
     options.results = options.results or options.environments / "results.jsonl"
     return options
@@ -127,7 +145,11 @@ def run_rows(options: argparse.Namespace) -> None:
             steps = options.steps if row.startswith("ours") else None
             stamp = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "steps": steps}
             keep(options.results, {"network": name, "row": row, **figures, **stamp})
-            print(f"{name}, {row}: {figures.get('failed') or figures['score']}", file=sys.stderr, flush=True)
+            print(
+                f"{name}, {row}: {figures.get('failed') or figures['score']}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def measure_latency(options: argparse.Namespace) -> None:

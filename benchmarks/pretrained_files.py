@@ -58,9 +58,7 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def feeds(running: ort.InferenceSession, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    return {
-        given.name: value for given, value in zip(running.get_inputs(), inputs, strict=True)
-    }
+    return {given.name: value for given, value in zip(running.get_inputs(), inputs, strict=True)}
 
 
 def batches_of(inputs: Arrays, size: int) -> Iterator[Arrays]:
@@ -71,9 +69,7 @@ def batches_of(inputs: Arrays, size: int) -> Iterator[Arrays]:
 def outputs_of(path: Path, inputs: Arrays, size: int = 16) -> Arrays:
     """All outputs of a file over all samples."""
     running = session(path)
-    return joined(
-        [running.run(None, feeds(running, batch)) for batch in batches_of(inputs, size)]
-    )
+    return joined([running.run(None, feeds(running, batch)) for batch in batches_of(inputs, size)])
 
 
 @dataclass(frozen=True)
@@ -89,5 +85,9 @@ def distance(found: NDArray[Any], exact: NDArray[Any]) -> Distance:
     one = found.reshape(len(found), -1).astype(np.float64)
     other = exact.reshape(len(exact), -1).astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosines = np.where(lengths > 0, (one * other).sum(1) / np.maximum(lengths, 1e-30), one.any() == other.any())
-    return Distance(float(cosines.mean()), float(np.linalg.norm(one - other) / np.linalg.norm(other)))
+    cosines = np.where(
+        lengths > 0, (one * other).sum(1) / np.maximum(lengths, 1e-30), one.any() == other.any()
+    )
+    return Distance(
+        float(cosines.mean()), float(np.linalg.norm(one - other) / np.linalg.norm(other))
+    )

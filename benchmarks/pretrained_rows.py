@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -92,7 +91,7 @@ def make_ours(bits: str, name: str, folder: Path, steps: int) -> Path:
     """What `sqakd-fx quantize` writes; a file that it calls different from the trained graph counts, with its message."""
     out = folder / f"ours-{bits}"
     command = [sys.executable, "-m", "sqakd_fx", "quantize", str(NETWORKS / f"{name}.py")]
-    command += ["--bits", bits, "--out", str(out), "--set", f"steps={steps}", "--set", "threads=1"]
+    command += ["--bits", bits, "--out", str(out), "--set", f"steps={steps}"]
     done = subprocess.run(command, capture_output=True, text=True)
     (folder / f"ours-{bits}.log").write_text(done.stdout + done.stderr)
     if done.returncode:
@@ -155,11 +154,13 @@ def make_dynamic(folder: Path) -> Path:
     """Weights are unsigned where there are convolutions: the runtime has no other ConvInteger."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    whole = onnx.load(folder / "float.onnx")
+    whole = onnx.load(prepared(folder))
+    # the shapes noted for transposed weights would contradict those that it then makes
+    whole.graph.ClearField("value_info")
     convolutions = any(node.op_type == "Conv" for node in whole.graph.node)
     kind = QuantType.QUInt8 if convolutions else QuantType.QInt8
     path = folder / "dynamic.onnx"
-    quantize_dynamic(str(prepared(folder)), str(path), weight_type=kind)
+    quantize_dynamic(whole, str(path), weight_type=kind)
     return path
 
 
@@ -167,7 +168,9 @@ def make_nncf(folder: Path, python: str) -> Path:
     """NNCF's post-training quantization of the float file, in its own environment."""
     path = folder / "nncf.onnx"
     worker = Path(__file__).with_name("pretrained_nncf.py")
-    done = subprocess.run([python, str(worker), str(folder), str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, str(worker), str(folder), str(path)], capture_output=True, text=True
+    )
     if done.returncode:
         raise RowFailed((done.stderr.strip().splitlines() or ["no message"])[-1])
     return path
@@ -194,7 +197,8 @@ def judged(name: str, path: Path, folder: Path) -> dict[str, Any]:
     return {
         "score": module.score(found, exact, labels),
         "outputs": [asdict(one) for one in distances],
-        "bytes": path.stat().st_size + sum(p.stat().st_size for p in path.parent.glob(f"{path.name}.data*")),
+        "bytes": path.stat().st_size
+        + sum(p.stat().st_size for p in path.parent.glob(f"{path.name}.data*")),
         "samples": len(exact[0]),
     }
 

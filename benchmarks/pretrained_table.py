@@ -18,14 +18,22 @@ def table(
 ) -> str:
     """A line for each (network, row), then what each network is, its score and its inputs."""
     lines = [versions, "", HEAD]
-    for (name, row), line in sorted(known.items(), key=lambda item: (item[0][0], _order(item[0][1]))):
+    for (name, row), line in sorted(
+        known.items(), key=lambda item: (item[0][0], _order(item[0][1]))
+    ):
         if name in facts:
             lines.append(_line(name, row, line, known.get((name, "float"), {})))
     lines += ["", "| network | family | packages | score | inputs |", "|---|---|---|---|---|"]
     for name, constants in facts.items():
         packages = constants.get("WEIGHTS", ())
         assert isinstance(packages, tuple)
-        cells = (name, constants.get("FAMILY"), ", ".join(packages), constants.get("SCORE"), constants.get("INPUTS"))
+        cells = (
+            name,
+            constants.get("FAMILY"),
+            ", ".join(packages),
+            constants.get("SCORE"),
+            constants.get("INPUTS"),
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

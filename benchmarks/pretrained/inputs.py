@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-PHOTOGRAPHS = (
-    "photographs of scikit-image, scikit-learn (PyPI), mate-backgrounds and ukui-wallpapers (Debian)"
-)
+PHOTOGRAPHS = "photographs of scikit-image, scikit-learn (PyPI), mate-backgrounds and ukui-wallpapers (Debian)"
 SPEECH = "voice prompts of asterisk-core-sounds-{en,es,fr,it,ru}-wav (Debian), 8 kHz"
 MUSIC = "music of asterisk-moh-opsound-wav (Debian), 8 kHz"
 DOCSTRINGS = "docstrings of Python, NumPy, SciPy and PyTorch"
@@ -72,7 +70,8 @@ def photographs() -> tuple[Image.Image, ...]:
     ]
     nature = sorted((_BACKGROUNDS / "mate" / "nature").glob("*.jpg"))
     ukui = [
-        _BACKGROUNDS / f"{name}.png" for name in ("calla", "city", "desert", "goldfish", "rollpaper")
+        _BACKGROUNDS / f"{name}.png"
+        for name in ("calla", "city", "desert", "goldfish", "rollpaper")
     ]
     if len(nature) < 10 or not all(path.exists() for path in ukui):
         raise MissingInputs("apt install mate-backgrounds ukui-wallpapers: photographs")
@@ -96,7 +95,9 @@ def crops(size: int, count: int, held_out: bool) -> list[Image.Image]:
         top = draw.randint(0, image.height - side)
         crop = image.crop((left, top, left + side, top + side))
         crop = crop.resize((size, size), Image.Resampling.BILINEAR)
-        made.append(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else crop)
+        made.append(
+            crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else crop
+        )
     return made
 
 

@@ -60,9 +60,7 @@ def model() -> nn.Module:
 def framed(pieces: NDArray[np.float32]) -> Tensor:
     """(N, FRAMES, CONTEXT + FRAME) of pieces that begin with the first context."""
     starts = np.arange(FRAMES) * FRAME
-    return torch.from_numpy(
-        np.stack([pieces[:, at : at + CONTEXT + FRAME] for at in starts], 1)
-    )
+    return torch.from_numpy(np.stack([pieces[:, at : at + CONTEXT + FRAME] for at in starts], 1))
 
 
 @cache

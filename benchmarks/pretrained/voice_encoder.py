@@ -33,7 +33,9 @@ class VoiceEncoder(nn.Module):
 
 def model() -> nn.Module:
     network = VoiceEncoder()
-    saved = torch.load(package_file("resemblyzer", "pretrained.pt"), map_location="cpu", weights_only=True)
+    saved = torch.load(
+        package_file("resemblyzer", "pretrained.pt"), map_location="cpu", weights_only=True
+    )
     known = network.state_dict()
     network.load_state_dict({name: saved["model_state"][name] for name in known})
     return network.eval()
