@@ -147,4 +147,4 @@ def test_ranges_by_the_output_clip_what_counts_for_nothing() -> None:
         (activation,) = [q for q in quantizers if q.role == "activation"]
         ranges[method] = float(activation.grid().scale)
     assert ranges["output"] < ranges["mse"] / 4
-    assert errors["output"] < errors["mse"] / 4
+    assert errors["output"] < 0.7 * errors["mse"]
