@@ -19,6 +19,8 @@ from sqakd_fx.ir.op_table import node_macs
 from sqakd_fx.ir.pass_manager import Compiled, GraphObserver, LogEntry, Note, Pass, run_passes
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.passes.canonicalize import Canonicalize
+from sqakd_fx.passes.correct_bias import CorrectBias
+from sqakd_fx.passes.cross_layer_equalization import CrossLayerEqualization
 from sqakd_fx.passes.decompose.rules import Decompose
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.fold_constants import FoldConstants
@@ -26,7 +28,9 @@ from sqakd_fx.passes.functionalize import Functionalize
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.passes.lower_to_integer.lower import LowerToInteger
 from sqakd_fx.passes.propagate_shapes import PropagateShapes
+from sqakd_fx.passes.smooth_activations import SmoothActivations
 from sqakd_fx.passes.stable_top_k import StableTopK
+from sqakd_fx.quant.input_statistics import input_statistics
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe import Recipe, resolve_recipe
 
@@ -110,6 +114,11 @@ def _ordering() -> list[Pass]:
     return [StableTopK()]
 
 
+def _equalizing(recipe: Recipe) -> list[Pass]:
+    """What gives channels like sizes before any data is seen; the student alone has them."""
+    return [CrossLayerEqualization()] if recipe.equalize == "weights" else []
+
+
 def _quantizing(recipe: Recipe) -> list[Pass]:
     folding: list[Pass] = [FoldBatchNorm()] if recipe.batch_norm == "fold" else []
     return [*folding, InsertQuantizers(recipe)]
@@ -122,7 +131,8 @@ def _lowering() -> list[Pass]:
 def all_passes() -> dict[str, type[Pass]]:
     """Every pass by its name, in the order in which a model first meets them."""
     recipe = Recipe.model_validate({"batch_norm": "fold"})
-    sequence = [*_unifying(()), *_ordering(), *_quantizing(recipe), *_lowering()]
+    sequence = [*_unifying(()), *_ordering(), CrossLayerEqualization(), SmoothActivations()]
+    sequence += [*_quantizing(recipe), CorrectBias(), *_lowering()]
     return {one.name: type(one) for one in sequence}
 
 
@@ -159,7 +169,8 @@ def build_program(
     )
     settled = run_passes(first.graph_module, _ordering(), after=after)
     teacher = copy.deepcopy(settled.graph_module)
-    second = run_passes(settled.graph_module, _quantizing(recipe), probe=probe, after=after)
+    passes = [*_equalizing(recipe), *_quantizing(recipe)]
+    second = run_passes(settled.graph_module, passes, probe=probe, after=after)
     return Program(
         teacher.eval(),
         second.graph_module.eval(),
@@ -186,6 +197,31 @@ def _traced_copy(
         float_modules=recipe.float_modules,
         specialize=recipe.specialize,
     )
+
+
+def equalize_activations(program: Program, batches: Iterable[tuple[Any, ...]]) -> None:
+    """Move the sizes of channels from activations into weights of the student, in place, before it is calibrated.
+
+    The student is made of the float graph again, after `batches` have shown how large its channels are; `batches` lie
+    where the student lies.
+
+    Raises:
+        SourceError: the model does not take a batch.
+    """
+    seen = input_statistics(program.student, batches)
+    sizes = {name: one.largest for name, one in seen.items()}
+    smooth = SmoothActivations(sizes, program.recipe.equalize_strength)
+    passes = [smooth, *_quantizing(program.recipe)]
+    made = run_passes(copy.deepcopy(program.teacher), passes)
+    program.student.load_state_dict(made.graph_module.state_dict())
+
+
+def correct_biases(student: fx.GraphModule, means: Mapping[str, Tensor]) -> None:
+    """Take what quantized weights add to the mean output out of the biases of a calibrated student, in place.
+
+    `means` holds by layer E[x] of each input channel.
+    """
+    run_passes(student, [CorrectBias(means)])
 
 
 def distillation_teacher(program: Program) -> fx.GraphModule:

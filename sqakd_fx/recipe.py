@@ -93,7 +93,10 @@ class Recipe(BaseModel):
         "INT8, for targets that have VNNI, are ARM or a GPU",
     )
     power_of_two: bool = False
-    initialization: Literal["paper", "minmax", "percentile", "mse"] = "mse"
+    initialization: Literal["paper", "minmax", "percentile", "mse", "output"] = Field(
+        "mse",
+        description='how ranges start; "mse" has the least error of the tensor, "output" of the layers that read it',
+    )
     delta: float | None = Field(
         None, ge=0, description="μ = δ|gradient| (EWGS), for any family; the family's own if absent"
     )
@@ -105,12 +108,23 @@ class Recipe(BaseModel):
         "constant", description="whether μ grows from 0 to mu over training, and how"
     )
     calibration_batches: int = Field(8, ge=1)
+    bias_correction: bool = Field(
+        False, description="take out of each bias what quantized weights add to the mean output"
+    )
 
     # graph
     frontend: Literal["auto", "symbolic", "export"] = "auto"
     float_modules: tuple[str, ...] = Field((), description="submodules that stay whole in float")
     specialize: tuple[str, ...] = Field(
         (), description="submodules whose branches on data the example decides"
+    )
+    equalize: Literal["off", "weights", "activations"] = Field(
+        "off",
+        description="give channels like sizes before calibration: of the weights on both sides (cross-layer "
+        "equalization), or of activations by what calibration sees (SmoothQuant); the float model stays the same",
+    )
+    equalize_strength: float = Field(
+        0.5, ge=0, le=1, description='α of equalize = "activations": 0 evens weights, 1 activations'
     )
     batch_norm: Literal["absorb", "fold"] = Field(
         "absorb", description="train BatchNorm live and absorb it at lowering, or fold it first"

@@ -23,9 +23,15 @@ from sqakd_fx.engine.determinism import (
 )
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.errors import TrainingError
-from sqakd_fx.program import Program, distillation_teacher
+from sqakd_fx.program import (
+    Program,
+    correct_biases,
+    distillation_teacher,
+    equalize_activations,
+)
 from sqakd_fx.quant import calibration
 from sqakd_fx.quant.batch_norm import reestimate_batch_norm
+from sqakd_fx.quant.input_statistics import input_statistics
 from sqakd_fx.source.batches import Loading, input_batches
 from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, training_inputs
 from sqakd_fx.source.items import form_of
@@ -65,12 +71,22 @@ def find_ranges(
     on_batch: Callable[[int], None],
 ) -> None:
     """`calibrate` on batches that are divided already; the student lies on `device`."""
+    recipe, student = program.recipe, program.student
+    if recipe.equalize == "activations":
+        equalize_activations(program, calibration_batches(inputs, device))
+    seen = (
+        input_statistics(student, calibration_batches(inputs, device))
+        if recipe.bias_correction
+        else {}
+    )
     calibration.calibrate(
-        program.student,
+        student,
         calibration_batches(inputs, device),
-        method=program.recipe.initialization,
+        method=recipe.initialization,
         on_batch=on_batch,
     )
+    if recipe.bias_correction:
+        correct_biases(student, {name: one.mean for name, one in seen.items()})
 
 
 def distil(

@@ -77,6 +77,10 @@ def graph_at(source: Source, recipe: Recipe, place: str) -> tuple[fx.GraphModule
         return run_passes(lower(program.student).graph_module, [shapes]).graph_module, program
     if name == FoldBatchNorm.name and name not in seen:
         return distillation_teacher(program), program
+    if name not in seen:
+        raise RecipeError(
+            f"no pass {place} runs before calibration with this recipe: see its keys equalize and bias_correction"
+        )
     return seen[name], program
 
 

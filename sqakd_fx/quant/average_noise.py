@@ -11,7 +11,8 @@ step over sqrt(12 N): finer only from N = 20,000 up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -23,7 +24,7 @@ _FINEST = 2.0**-16
 
 
 class AverageNoise:
-    """Runs a student and keeps the largest magnitude that each of its averages reads."""
+    """Keeps the largest magnitude that each average of a student reads; `watching` is the graph to run for it."""
 
     def __init__(self, student: fx.GraphModule) -> None:
         modules = dict(student.named_modules())
@@ -35,9 +36,9 @@ class AverageNoise:
         self.watching = _with_peaks(student, list(self.averages)) if self.averages else student
         self.peaks: Tensor | None = None
 
-    def run(self, inputs: tuple[Tensor, ...]) -> None:
-        """One batch."""
-        found = call(self.watching, *inputs)
+    def run(self, inputs: tuple[Any, ...], how: Callable[..., Any] | None = None) -> None:
+        """One batch; `how` runs `watching` on its inputs in another way than by a call."""
+        found = call(self.watching, *inputs) if how is None else how(*inputs)
         if self.averages:
             self.peaks = found if self.peaks is None else torch.maximum(self.peaks, found)
 

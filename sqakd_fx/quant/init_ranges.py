@@ -20,11 +20,16 @@ _BLOCK = 1 << 16
 
 
 def starting_range(
-    x: Tensor, levels: Levels, own: Callable[[Tensor, Levels], Range], method: str
+    x: Tensor,
+    levels: Levels,
+    own: Callable[[Tensor, Levels], Range],
+    method: str,
+    importance: Tensor | None = None,
 ) -> Range:
     """The clipping range of a tensor, per tensor or per channel of `levels`.
 
-    `method`: "paper" uses `own`; "minmax", "percentile" and "mse" replace it.
+    `method`: "paper" uses `own`; "minmax", "percentile", "mse" and "output" replace it. "output" weighs each
+    value's squared error by `importance`, of the shape of `x`.
     """
     if method == "paper":
         return own(x, levels)
@@ -34,6 +39,8 @@ def starting_range(
         return percentile(x, levels)
     if method == "mse":
         return mse_optimal(x, levels)
+    if method == "output":
+        return mse_optimal(x, levels, importance)
     raise ValueError(f"unknown initialization {method!r}")
 
 
@@ -45,15 +52,15 @@ def widened(found: Range, least: Tensor) -> Range:
     return Range(factor * found.lower, upper)
 
 
-def mse_optimal(x: Tensor, levels: Levels) -> Range:
-    """The range r * [min, max] whose quantization error is least in the mean square.
+def mse_optimal(x: Tensor, levels: Levels, importance: Tensor | None = None) -> Range:
+    """The range r * [min, max] whose quantization error is least in the mean square, weighed by `importance`.
 
     r is one of 24 geometric candidates: every third is tried, then the best one's neighbours, on at most 8192
     values a channel (16 times as many per tensor), for many channels at once.
     """
-    rows = x.reshape(1, -1) if levels.axis is None else x.transpose(0, levels.axis).flatten(1)
-    most = _MOST_SAMPLES_PER_CHANNEL * (16 if levels.axis is None else 1)
-    rows = spread_sample(rows, most)
+    rows = _rows(x, levels)
+    root = rows.new_ones(1, 1) if importance is None else _rows(importance, levels).sqrt()
+    weights = root.expand(len(rows), -1)
     full = min_max(x, levels)
     lower, upper = full.lower.reshape(-1, 1), full.upper.reshape(-1, 1)
     if not levels.per_sample:
@@ -62,9 +69,9 @@ def mse_optimal(x: Tensor, levels: Levels) -> Range:
     block = max(1, _BLOCK // rows.shape[1])
     chosen = torch.cat(
         [
-            _best_ratio(*part, levels)
-            for part in zip(
-                torch.split(rows, block), torch.split(lower, block), torch.split(upper, block)
+            _best_ratio(values, roots, least, most, levels)
+            for values, roots, least, most in zip(
+                *(torch.split(one, block) for one in (rows, weights, lower, upper)), strict=True
             )
         ]
     )
@@ -72,13 +79,23 @@ def mse_optimal(x: Tensor, levels: Levels) -> Range:
     return Range((chosen * lower).reshape(shape), (chosen * upper).reshape(shape))
 
 
-def _best_ratio(rows: Tensor, lower: Tensor, upper: Tensor, levels: Levels) -> Tensor:
+def _rows(x: Tensor, levels: Levels) -> Tensor:
+    """At most 8192 values of each channel, or 16 times as many of a tensor: (channels, values)."""
+    rows = x.reshape(1, -1) if levels.axis is None else x.transpose(0, levels.axis).flatten(1)
+    return spread_sample(rows, _MOST_SAMPLES_PER_CHANNEL * (16 if levels.axis is None else 1))
+
+
+def _best_ratio(
+    rows: Tensor, weights: Tensor, lower: Tensor, upper: Tensor, levels: Levels
+) -> Tensor:
     """The best candidate for each of (channels, values) within bounds of (channels, 1); of their shape."""
     rows = rows.contiguous()
     index = torch.zeros_like(upper)
-    index = _least(rows, lower, upper, levels, [index + k for k in range(0, _CANDIDATES, 3)])
+    index = _least(
+        rows, weights, lower, upper, levels, [index + k for k in range(0, _CANDIDATES, 3)]
+    )
     around = [(index + k).clamp(0, _CANDIDATES - 1) for k in (0, -1, 1, -2, 2)]
-    return _ratio(_least(rows, lower, upper, levels, around))
+    return _ratio(_least(rows, weights, lower, upper, levels, around))
 
 
 def _ratio(index: Tensor) -> Tensor:
@@ -86,9 +103,14 @@ def _ratio(index: Tensor) -> Tensor:
 
 
 def _least(
-    rows: Tensor, lower: Tensor, upper: Tensor, levels: Levels, indices: list[Tensor]
+    rows: Tensor,
+    weights: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    levels: Levels,
+    indices: list[Tensor],
 ) -> Tensor:
-    """For each channel, that of the candidates' indices whose error is least; the earlier on a tie."""
+    """For each channel, that of the candidates' indices whose weighed error is least; the earlier on a tie."""
     tiny = torch.finfo(torch.float32).tiny
     best, chosen = torch.full_like(upper, torch.inf), indices[0]
     exact, q = torch.empty_like(rows), torch.empty_like(rows)
@@ -107,7 +129,7 @@ def _least(
             torch.clamp(q, lowest, lowest + levels.span, out=q)
         else:
             q.clamp_(levels.lowest, levels.lowest + levels.span)
-        error = torch.linalg.vector_norm(q.sub_(exact), dim=1, keepdim=True) * scale
+        error = torch.linalg.vector_norm(q.sub_(exact).mul_(weights), dim=1, keepdim=True) * scale
         better = error < best
         best = torch.where(better, error, best)
         chosen = torch.where(better, index, chosen)

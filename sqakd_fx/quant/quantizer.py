@@ -233,11 +233,16 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(
-        self, x: Tensor, method: str = "paper", least_scale: Tensor | None = None
+        self,
+        x: Tensor,
+        method: str = "paper",
+        least_scale: Tensor | None = None,
+        importance: Tensor | None = None,
     ) -> None:
         """Set the parameters from a sample of the tensor to be quantized and enable the node.
 
-        `method` is "paper" (the family's own), "minmax", "percentile" or "mse". A range whose step would be
+        `method` is "paper" (the family's own), "minmax", "percentile", "mse" or "output", which weighs errors by
+        `importance`, of the shape of `x`. A range whose step would be
         below `least_scale` (float32, of shape ()) is widened to it, and stays at least as wide in training.
 
         Raises:
@@ -250,7 +255,7 @@ class Quantizer(nn.Module):
             raise NotFiniteError(
                 "NaN or infinity, which no grid holds: check the weights and the data"
             )
-        found = starting_range(x, self.levels, self.side.initial_range, method)
+        found = starting_range(x, self.levels, self.side.initial_range, method, importance)
         if least_scale is not None:
             found = widened(found, least_scale * self.levels.span)
         for name, value in self.side.from_range(found, self.levels).items():

@@ -1,0 +1,114 @@
+"""Take out of each bias what quantized weights add to the mean output (Nagel 2019, section 4.2); no labels are needed.
+
+    Before:  y = W̃ x + b
+    After:   y = W̃ x + (b - (E[W̃ x] - E[W x]))      E[W̃ x] - E[W x] = (W̃ - W) E[x]
+
+E[x] is the mean of each input channel in float. Behind an absorbed BatchNorm its running mean moves instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from sqakd_fx.errors import PassError
+from sqakd_fx.ir.op_table import Op, op_of
+from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
+from sqakd_fx.ir.rewriting import constant_of, reads_of
+from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, RoundedBias
+from sqakd_fx.quant.output_error import mean_error
+from sqakd_fx.quant.quantizer import Quantizer
+
+
+@dataclass(frozen=True)
+class CorrectBias(Pass):
+    """Take out of each bias what quantized weights add to the mean output.
+
+    `means` holds by layer E[x] of each input channel.
+    """
+
+    name: ClassVar[str] = "correct_bias"
+
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        for name, module in graph_module.named_modules():
+            if isinstance(module, Quantizer) and not module.enabled:
+                raise PassError(f"the quantizer {name} has no range: calibrate the student first")
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        modules = dict(graph_module.named_modules())
+        reads = reads_of(graph_module.graph)
+        notes: list[Note] = []
+        changed = False
+        for node in graph_module.graph.nodes:
+            op = op_of(node, modules)
+            if op is None or op.weight is None or "layer" not in node.meta:
+                continue
+            reason = self._correct(graph_module, node, op, modules, reads)
+            if reason is None:
+                changed = True
+            else:
+                notes.append(Note(node.name, f"the mean of its output is not corrected: {reason}"))
+        return PassResult(graph_module, changed, tuple(notes))
+
+    def ensures(self, result: PassResult) -> None:
+        for name, value in result.graph_module.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise PassError(f"{name} is not finite")
+
+    @torch.no_grad()
+    def _correct(
+        self,
+        graph_module: fx.GraphModule,
+        node: fx.Node,
+        op: Op,
+        modules: Mapping[str, nn.Module],
+        reads: Mapping[str, int],
+    ) -> str | None:
+        """Correct one layer; returns why it cannot be."""
+        assert op.weight is not None
+        if node.name not in self.means:
+            return "no data was seen there"
+        quantized = node.args[op.weight]
+        assert isinstance(quantized, fx.Node)
+        weight = constant_of(graph_module, quantized.args[0])
+        assert weight is not None
+        error = modules[str(quantized.target)](weight) - weight
+        shift = mean_error(node, op, error, self.means[node.name])
+        norm = _absorbed_norm(node, modules)
+        if norm is not None:
+            norm.running_mean.add_(shift)  # type: ignore[union-attr, operator]
+            return None
+        bias = _bias(graph_module, node, modules)
+        if bias is None:
+            return "it has no bias"
+        source, value = bias
+        if reads[str(source.target)] > 1:
+            return "its bias is used more than once"
+        value.sub_(shift)
+        return None
+
+
+def _absorbed_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    for user in node.users:
+        module = modules.get(str(user.target)) if user.op == "call_module" else None
+        if isinstance(module, AbsorbedBatchNorm):
+            return module.batch_norm
+    return None
+
+
+def _bias(
+    graph_module: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Module]
+) -> tuple[fx.Node, Tensor] | None:
+    source = node.args[2] if len(node.args) > 2 else None
+    if not isinstance(source, fx.Node):
+        return None
+    if source.op == "call_module" and isinstance(modules.get(str(source.target)), RoundedBias):
+        source = source.all_input_nodes[0]
+    value = constant_of(graph_module, source)
+    return None if value is None else (source, value)
