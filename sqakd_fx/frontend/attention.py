@@ -41,7 +41,8 @@ class PlainAttention(nn.Module):
 
     @property
     def in_proj_weight(self) -> Tensor:
-        return torch.cat([layer.weight for layer in (self.q_proj, self.k_proj, self.v_proj)])
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        return torch.cat(tuple(layer.weight for layer in layers))
 
     @property
     def in_proj_bias(self) -> Tensor | None:
