@@ -235,8 +235,27 @@ def test_a_stage_is_the_graph_behind_a_pass(
     assert shown(small, after, form, capsys) == wanted
 
 
+OPTIONAL = ("cross_layer_equalization", "smooth_activations", "correct_bias")
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_pass_that_the_recipe_does_not_run_is_answered_with_its_keys(
+    small: Source, name: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"no pass {name} runs .* equalize and bias_correction"):
+        graph_at(small, resolve_recipe("w4a4"), name)
+
+
+def test_the_graph_behind_an_equalization_is_shown(small: Source) -> None:
+    recipe = resolve_recipe("w4a4", settings=["equalize=weights"])
+    graph_module, _ = graph_at(small, recipe, "cross_layer_equalization")
+    assert "body_1" in graph_module.code
+
+
 def test_every_pass_has_a_graph_to_show(small: Source, capsys: pytest.CaptureFixture[str]) -> None:
-    graphs = {name: shown(small, name, "code", capsys) for name in all_passes()}
+    graphs = {
+        name: shown(small, name, "code", capsys) for name in all_passes() if name not in OPTIONAL
+    }
     assert "self.head(flatten)" in graphs["decompose"]
     assert "linear(flatten, head_weight, head_bias)" in graphs["canonicalize"]
     assert "quantizer" not in graphs["stable_top_k"]
