@@ -36,7 +36,6 @@ class SmoothActivations(Pass):
 
     largest: Mapping[str, Tensor] = field(default_factory=dict)
     strength: float = 0.5
-    normalizations_only: bool = False
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         if graph_module.training:
@@ -48,8 +47,6 @@ class SmoothActivations(Pass):
         found, notes = find_seams(graph_module)
         changed = False
         for seam in found:
-            if self.normalizations_only and not seam.is_normalization:
-                continue
             missing = [r.layer.name for r in seam.readers if r.layer.name not in self.largest]
             if missing:
                 reason = f"no data was seen at {missing[0]}"

@@ -12,6 +12,9 @@ from sqakd_fx.program import all_passes
 
 KNOWN: dict[str, dict[str, str]] = json.loads(HASHES.read_text(encoding="utf-8"))
 
+CHANGE_VALUES_ALONE = {"cross_layer_equalization", "smooth_activations", "correct_bias"}
+"""The passes that leave the printed graph as it is: their own tests see that values move."""
+
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_graphs_of_a_network_are_what_they_were(name: str) -> None:
@@ -34,4 +37,4 @@ def test_each_pass_changes_a_graph() -> None:
         in_order = list(known.items())
         for (_, before), (stage, after) in itertools.pairwise(in_order):
             changed |= {stage} if before != after else set()
-    assert set(all_passes()) <= changed
+    assert set(all_passes()) - CHANGE_VALUES_ALONE == changed & set(all_passes())
