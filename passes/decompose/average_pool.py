@@ -16,7 +16,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from sqakd_fx.ir.op_table import op_name, shape_of
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.rewriting import call_like, replace_node
 
 _ARGUMENTS = (

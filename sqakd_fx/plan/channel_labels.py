@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.ir.op_table import Kind, Op, op_name, pad_amounts, shape_of
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import Kind, Op, pad_amounts, shape_of
 
 FIXED = -1
 ZERO = -2
