@@ -7,7 +7,7 @@ integer Clip stands behind QuantizeLinear. ONNX Runtime fuses this form into int
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -20,28 +20,31 @@ from sqakd_fx.ir.op_table import Kind, Op
 
 _OPS = torch.ops.sqakd_fx
 
+Value: TypeAlias = Any
+"""A symbolic tensor of torch's exporter, which gives its type no public name."""
 
-def _byte(value: int) -> Any:
+
+def _byte(value: int) -> Value:
     return op.Constant(value=ir.tensor(np.array(value, dtype=np.uint8)))
 
 
-def _shape(values: Sequence[int]) -> Any:
+def _shape(values: Sequence[int]) -> Value:
     return op.Constant(value=ir.tensor(np.array(values, dtype=np.int64)))
 
 
-def _clip(codes: Any, qmin: int, qmax: int) -> Any:
+def _clip(codes: Value, qmin: int, qmax: int) -> Value:
     return codes if (qmin, qmax) == (0, 255) else op.Clip(codes, _byte(qmin), _byte(qmax))
 
 
-def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
+def _quantize(x: Value, scale: Value, zero_point: Value, qmin: int, qmax: int) -> Value:
     return _clip(op.QuantizeLinear(x, scale, zero_point), qmin, qmax)
 
 
-def _dequantize(codes: Any, scale: Any, zero_point: Any) -> Any:
+def _dequantize(codes: Value, scale: Value, zero_point: Value) -> Value:
     return op.DequantizeLinear(codes, scale, zero_point)
 
 
-def _dequantized_constant(codes: Any, scale: Any, axis: int, kind: type[np.generic]) -> Any:
+def _dequantized_constant(codes: Value, scale: Value, axis: int, kind: type[np.generic]) -> Value:
     """Weights and biases; ONNX Runtime fuses a Gemm only where their zero points are spelt out."""
     shape = tuple(int(size) for size in scale.shape)
     zero_point = op.Constant(value=ir.tensor(np.zeros(shape, dtype=kind)))
@@ -50,11 +53,11 @@ def _dequantized_constant(codes: Any, scale: Any, axis: int, kind: type[np.gener
     return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
 
 
-def _dequantized_weight(weight: Any, weight_scale: Any, axis: int) -> Any:
+def _dequantized_weight(weight: Value, weight_scale: Value, axis: int) -> Value:
     return _dequantized_constant(weight, weight_scale, axis, np.int8)
 
 
-def _dequantized_bias(bias: Any, accumulator_scale: Any) -> Any:
+def _dequantized_bias(bias: Value, accumulator_scale: Value) -> Value:
     return _dequantized_constant(bias, accumulator_scale, 0, np.int32)
 
 
@@ -63,18 +66,18 @@ def _pads(padding: Sequence[int]) -> list[int]:
 
 
 def _conv(
-    x: Any,
-    x_scale: Any,
-    x_zero_point: Any,
-    weight: Any,
-    weight_scale: Any,
-    accumulator_scale: Any,
-    bias: Any,
+    x: Value,
+    x_scale: Value,
+    x_zero_point: Value,
+    weight: Value,
+    weight_scale: Value,
+    accumulator_scale: Value,
+    bias: Value,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> Any:
+) -> Value:
     inputs = [
         op.DequantizeLinear(x, x_scale, x_zero_point),
         _dequantized_weight(weight, weight_scale, 0),
@@ -92,14 +95,14 @@ def _conv(
 
 
 def _linear(
-    x: Any,
-    x_scale: Any,
-    x_zero_point: Any,
-    weight: Any,
-    weight_scale: Any,
-    accumulator_scale: Any,
-    bias: Any,
-) -> Any:
+    x: Value,
+    x_scale: Value,
+    x_zero_point: Value,
+    weight: Value,
+    weight_scale: Value,
+    accumulator_scale: Value,
+    bias: Value,
+) -> Value:
     """Gemm: the lowering hands over two dimensions."""
     inputs = [
         op.DequantizeLinear(x, x_scale, x_zero_point),
@@ -111,42 +114,42 @@ def _linear(
 
 
 def _matmul(
-    a: Any, a_scale: Any, a_zero_point: Any, b: Any, b_scale: Any, b_zero_point: Any
-) -> Any:
+    a: Value, a_scale: Value, a_zero_point: Value, b: Value, b_scale: Value, b_zero_point: Value
+) -> Value:
     return op.MatMul(
         op.DequantizeLinear(a, a_scale, a_zero_point), op.DequantizeLinear(b, b_scale, b_zero_point)
     )
 
 
 def _requantize(
-    accumulator: Any,
-    accumulator_scale: Any,
+    accumulator: Value,
+    accumulator_scale: Value,
     axis: int,
-    scale: Any,
-    zero_point: Any,
+    scale: Value,
+    zero_point: Value,
     qmin: int,
     qmax: int,
-) -> Any:
+) -> Value:
     return _quantize(accumulator, scale, zero_point, qmin, qmax)
 
 
-def _dequantize_accumulator(accumulator: Any, accumulator_scale: Any, axis: int) -> Any:
+def _dequantize_accumulator(accumulator: Value, accumulator_scale: Value, axis: int) -> Value:
     return op.Identity(accumulator)
 
 
-def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
+def _arithmetic(function: Callable[..., Value]) -> Callable[..., Value]:
     def translate(
-        a: Any,
-        a_scale: Any,
-        a_zero_point: Any,
-        b: Any,
-        b_scale: Any,
-        b_zero_point: Any,
-        scale: Any,
-        zero_point: Any,
+        a: Value,
+        a_scale: Value,
+        a_zero_point: Value,
+        b: Value,
+        b_scale: Value,
+        b_zero_point: Value,
+        scale: Value,
+        zero_point: Value,
         qmin: int,
         qmax: int,
-    ) -> Any:
+    ) -> Value:
         y = function(
             op.DequantizeLinear(a, a_scale, a_zero_point),
             op.DequantizeLinear(b, b_scale, b_zero_point),
@@ -157,18 +160,24 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _global_average_pool(
-    x: Any, x_scale: Any, x_zero_point: Any, scale: Any, zero_point: Any, qmin: int, qmax: int
-) -> Any:
+    x: Value,
+    x_scale: Value,
+    x_zero_point: Value,
+    scale: Value,
+    zero_point: Value,
+    qmin: int,
+    qmax: int,
+) -> Value:
     y = op.GlobalAveragePool(op.DequantizeLinear(x, x_scale, x_zero_point))
     return _quantize(y, scale, zero_point, qmin, qmax)
 
 
 def _average_pool(
-    x: Any,
-    x_scale: Any,
-    x_zero_point: Any,
-    scale: Any,
-    zero_point: Any,
+    x: Value,
+    x_scale: Value,
+    x_zero_point: Value,
+    scale: Value,
+    zero_point: Value,
     qmin: int,
     qmax: int,
     kernel: Sequence[int],
@@ -176,7 +185,7 @@ def _average_pool(
     padding: Sequence[int],
     end_padding: Sequence[int],
     count_include_pad: bool,
-) -> Any:
+) -> Value:
     y = op.AveragePool(
         op.DequantizeLinear(x, x_scale, x_zero_point),
         kernel_shape=kernel,
@@ -187,17 +196,17 @@ def _average_pool(
     return _quantize(y, scale, zero_point, qmin, qmax)
 
 
-def _top_k(x: Any, k: int, dim: int, largest: bool) -> Any:
+def _top_k(x: Value, k: int, dim: int, largest: bool) -> Value:
     return op.TopK(x, _shape([k]), axis=dim, largest=int(largest))
 
 
-def _stable_sort(x: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+def _stable_sort(x: Value, *, stable: bool, dim: int = -1, descending: bool = False) -> Value:
     """TopK of all: of equals the first comes first. torch's own table has no stable sort."""
     size = op.Gather(op.Shape(x), _shape([dim]))
     return op.TopK(x, size, axis=dim, largest=int(descending))
 
 
-TRANSLATIONS: dict[Any, Callable[..., Any]] = {
+TRANSLATIONS: dict[Any, Callable[..., Value]] = {
     _OPS.quantize.default: _quantize,
     _OPS.dequantize.default: _dequantize,
     _OPS.clip.default: _clip,

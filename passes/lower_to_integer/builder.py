@@ -14,7 +14,7 @@ from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Op, shape_of
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import set_attribute
-from sqakd_fx.passes.lower_to_integer.layers import Arithmetic, Codes, Layer
+from sqakd_fx.passes.lower_to_integer.layers import Arithmetic, Codes, Layer, StoredGrid
 
 _OPS = torch.ops.sqakd_fx
 
@@ -48,10 +48,12 @@ class LoweredGraph:
     def grid_arguments(self, inputs: Sequence[Codes]) -> tuple[fx.Node, ...]:
         """Codes, scale and zero point of each tensor, as the integer operations take them."""
         return tuple(
-            part
-            for codes in inputs
-            for part in (codes.node, self.read(codes.scale), self.read(codes.zero_point))
+            part for codes in inputs for part in (codes.node, *self.grid_parameters(codes.stored))
         )
+
+    def grid_parameters(self, stored: StoredGrid) -> tuple[fx.Node, fx.Node]:
+        """Scale and zero point."""
+        return self.read(stored.scale), self.read(stored.zero_point)
 
     def bring_module(self, path: str, module: nn.Module) -> None:
         """Take over a module of the trained graph that stays in float."""
@@ -60,11 +62,9 @@ class LoweredGraph:
         except AttributeError:
             set_attribute(self.module, path, module)
 
-    def quantized(
-        self, value: Layer | Arithmetic, scale: str, zero_point: str, qmin: int, qmax: int
-    ) -> fx.Node:
+    def quantized(self, value: Layer | Arithmetic, stored: StoredGrid) -> fx.Node:
         """The codes of a layer or a sum on the grid that waits behind it, not yet `shaped`."""
-        grid = (self.read(scale), self.read(zero_point), qmin, qmax)
+        grid = (*self.grid_parameters(stored), stored.grid.qmin, stored.grid.qmax)
         if isinstance(value, Layer):
             return self._call(
                 _OPS.requantize.default,

@@ -21,13 +21,28 @@ from sqakd_fx.quant.grid import Grid
 
 
 @dataclass(frozen=True)
-class Codes:
-    """A tensor of uint8 codes in the lowered graph."""
+class StoredGrid:
+    """A grid, and the names under which the lowered graph stores its scale and its zero point."""
 
-    node: fx.Node
     grid: Grid
     scale: str
     zero_point: str
+
+    def clipped(self, qmin: int, qmax: int) -> StoredGrid:
+        """The grid with another range of codes."""
+        return replace(self, grid=replace(self.grid, qmin=qmin, qmax=qmax))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A tensor of uint8 codes in the lowered graph: what an integer operation reads as codes, scale, zero point."""
+
+    node: fx.Node
+    stored: StoredGrid
+
+    @property
+    def grid(self) -> Grid:
+        return self.stored.grid
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ from sqakd_fx.passes.lower_to_integer.layers import (
     Arithmetic,
     Codes,
     Layer,
+    StoredGrid,
     as_convolution,
     with_affine,
 )
@@ -111,7 +112,7 @@ class _Lowering:
         self.graph = self.lowered.graph
         self.values: dict[fx.Node, Any] = {}
         self.floats: dict[Any, fx.Node] = {}
-        self.grids: dict[str, tuple[str, str, Grid]] = {}
+        self.grids: dict[str, StoredGrid] = {}
         self.notes: list[Note] = []
 
     def run(self) -> tuple[fx.GraphModule, list[Note]]:
@@ -184,18 +185,18 @@ class _Lowering:
     def _quantizer(self, node: fx.Node, module: Quantizer) -> Any:
         if module.role == "weight":
             return node
-        scale, zero_point, grid = self._grid(str(node.target), module)
+        stored = self._grid(str(node.target), module)
         source = node.args[0]
         assert isinstance(source, fx.Node)
         value = self.values[source]
         name = _quantized_path(str(node.target))
         if isinstance(value, Layer | Arithmetic):
-            qmin, qmax = clipped_range(grid, value.clip)
-            grid = replace(grid, qmin=qmin, qmax=qmax)
-            code = self.built.quantized(value, scale, zero_point, qmin, qmax)
-            code = self.built.shaped(value, self._tag(code, name, grid, module))
+            stored = stored.clipped(*clipped_range(stored.grid, value.clip))
+            code = self.built.quantized(value, stored)
+            code = self.built.shaped(value, self._tag(code, name, stored.grid, module))
             meta.set_quantizer_node(code, node.name)
-            return Codes(code, grid, scale, zero_point)
+            return Codes(code, stored)
+        grid = stored.grid
         if isinstance(value, Codes) and value.grid.same_as(grid) and is_inside(value.grid, grid):
             return value
         constant = constant_of(self.student, source)
@@ -207,14 +208,13 @@ class _Lowering:
                 _OPS.quantize.default,
                 (
                     self._unfused_softmax(source),
-                    self.built.read(scale),
-                    self.built.read(zero_point),
+                    *self.built.grid_parameters(stored),
                     grid.qmin,
                     grid.qmax,
                 ),
             )
             meta.set_quantizer_node(code, node.name)
-        return Codes(self._tag(code, name, grid, module), grid, scale, zero_point)
+        return Codes(self._tag(code, name, grid, module), stored)
 
     def _tag(self, node: fx.Node, name: str, grid: Grid, module: Quantizer) -> fx.Node:
         """What the exported file says of a quantized tensor."""
@@ -231,7 +231,7 @@ class _Lowering:
         meta.set_quantized_tensor(node, tensor)
         return node
 
-    def _grid(self, target: str, module: Quantizer) -> tuple[str, str, Grid]:
+    def _grid(self, target: str, module: Quantizer) -> StoredGrid:
         if target not in self.grids:
             grid = module.grid()
             grid = replace(grid, scale=grid.scale.cpu())
@@ -239,7 +239,7 @@ class _Lowering:
             scale = set_attribute(self.lowered, f"{stem}.scale", grid.scale)
             zero = torch.tensor(grid.zero_point, dtype=torch.uint8)
             zero_point = set_attribute(self.lowered, f"{stem}.zero_point", zero)
-            self.grids[target] = (scale, zero_point, grid)
+            self.grids[target] = StoredGrid(grid, scale, zero_point)
         return self.grids[target]
 
     # -- integer layers --------------------------------------------------------------------
@@ -303,24 +303,22 @@ class _Lowering:
             return None
         if op.kind is not Kind.AVERAGE:
             return Arithmetic(node, integer_operation(op), tuple(inputs), ())
-        return self._average(node, op, inputs[0])
-
-    def _average(self, node: fx.Node, op: Op, x: Codes) -> Any:
         ins, outs = shape_of(cast(fx.Node, node.args[0])) or (), shape_of(node) or ()
         if op.axes is None:
             keep = len(outs) == len(ins)
-            return Arithmetic(node, _OPS.global_average_pool.default, (x,), (), keep_axes=keep)
+            return Arithmetic(node, integer_operation(op), tuple(inputs), (), keep_axes=keep)
         if len(ins) != op.axes + 2:
             return None
-        if op.adaptive:
-            if all(size == 1 for size in outs[2:]):
-                return Arithmetic(node, _OPS.global_average_pool.default, (x,), ())
-            settings = adaptive_pool_settings(ins[2:], outs[2:])
-        else:
-            settings = pool_settings(node, self.modules, ins, outs)
+        if op.adaptive and all(size == 1 for size in outs[2:]):
+            return Arithmetic(node, _OPS.global_average_pool.default, tuple(inputs), ())
+        settings = (
+            adaptive_pool_settings(ins[2:], outs[2:])
+            if op.adaptive
+            else pool_settings(node, self.modules, ins, outs)
+        )
         if settings is None:
             return None
-        return Arithmetic(node, _OPS.average_pool.default, (x,), settings)
+        return Arithmetic(node, integer_operation(op), tuple(inputs), settings)
 
     # -- clips and moves -------------------------------------------------------------------
 
@@ -335,11 +333,10 @@ class _Lowering:
             return replace(value, clip=value.clip.then(lower, upper))
         if isinstance(value, Codes) and is_representable(value.grid, lower, upper):
             low, high = clipped_range(value.grid, Clip(lower, upper))
-            grid = replace(value.grid, qmin=low, qmax=high)
             if (low, high) == (value.grid.qmin, value.grid.qmax):
                 return value
             clipped = self.graph.call_function(_OPS.clip.default, (value.node, low, high))
-            return replace(value, node=clipped, grid=grid)
+            return Codes(clipped, value.stored.clipped(low, high))
         return None
 
     def _joint(self, node: fx.Node) -> Any:
@@ -350,13 +347,11 @@ class _Lowering:
         first = values[0]
         if not all(v.grid.same_as(first.grid) for v in values):
             return None
-        grid = replace(
-            first.grid,
-            qmin=min(v.grid.qmin for v in values),
-            qmax=max(v.grid.qmax for v in values),
+        stored = first.stored.clipped(
+            min(v.grid.qmin for v in values), max(v.grid.qmax for v in values)
         )
         new = self._on_codes(node, dict(zip(flat, values, strict=True)))
-        return replace(first, node=new, grid=grid)
+        return Codes(new, stored)
 
     def _on_codes(self, node: fx.Node, codes: dict[Any, Codes]) -> fx.Node:
         def pick(source: fx.Node) -> fx.Node:
@@ -398,7 +393,7 @@ class _Lowering:
         if isinstance(value, Codes):
             return self.graph.call_function(
                 _OPS.dequantize.default,
-                (value.node, self.built.read(value.scale), self.built.read(value.zero_point)),
+                (value.node, *self.built.grid_parameters(value.stored)),
             )
         if isinstance(value, Layer):
             real = self.built.shaped(value, self.built.dequantized(value))

@@ -163,7 +163,7 @@ class _Search:
             rows = self._rows(node, op)
             if rows is None:
                 return None
-            axis = 1 if op.name.startswith("conv") else len(shape) - 1
+            axis = 1 if op.is_convolution else len(shape) - 1
             channel = _along(axis, shape)
             written = [rows]
             if node.args[2] is not None:
@@ -280,7 +280,7 @@ class _Search:
     def reader(self, node: fx.Node, op: Op, label: Tensor) -> Reader:
         """A layer that reads channels, which `label` numbers in its input."""
         assert op.weight is not None
-        axis = 1 if op.name.startswith("conv") else label.ndim - 1
+        axis = 1 if op.is_convolution else label.ndim - 1
         channel = input_channels(label, axis)
         if channel is None:
             raise Refusal(f"{node.name} reads several channels as one", label)
@@ -289,7 +289,7 @@ class _Search:
         rest = [1] * (len(shape) - 2)
         if op.channel_axis == 1:
             return Reader(node, Part(target, channel.reshape(-1, 1, *rest)), channel)
-        groups = int(node.args[6]) if op.name.startswith("conv") else 1  # type: ignore[arg-type]
+        groups = int(node.args[6]) if op.is_convolution else 1  # type: ignore[arg-type]
         by_row = channel.reshape(groups, 1, -1).expand(-1, shape[0] // groups, -1)
         return Reader(node, Part(target, by_row.reshape(shape[0], -1, *rest)), channel)
 

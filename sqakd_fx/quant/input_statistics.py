@@ -84,7 +84,7 @@ class _Watching(fx.Interpreter):
         for node in graph_module.graph.nodes:
             op = op_of(node, modules)
             if op is not None and op.kind is Kind.COMPUTE and op.weight is not None:
-                self.axes[node] = 1 if op.name.startswith("conv") else -1
+                self.axes[node] = 1 if op.is_convolution else -1
 
     def run_node(self, node: fx.Node) -> Any:
         if node in self.axes and node.args and isinstance(node.args[0], fx.Node):

@@ -21,7 +21,7 @@ from sqakd_fx.quant.quantizer import Quantizer
 
 def by_input_channel(node: fx.Node, op: Op, weight: Tensor) -> Tensor:
     """A layer's weight as (groups, outputs of a group, inputs of a group, ...), without a copy."""
-    groups = int(node.args[6]) if op.name.startswith("conv") else 1  # type: ignore[arg-type]
+    groups = int(node.args[6]) if op.is_convolution else 1  # type: ignore[arg-type]
     parts: Tensor = torch.unflatten(weight, 0, (groups, -1))
     return parts.transpose(1, 2) if op.channel_axis == 1 else parts
 
@@ -61,7 +61,7 @@ def activation_importance(student: fx.GraphModule, node: fx.Node) -> tuple[int, 
             return None
         parts = by_input_channel(user, op, weight.detach().float())
         energy = parts.square().sum(dim=(1, *range(3, parts.ndim))).reshape(-1)
-        axes.add(1 if op.name.startswith("conv") else -1)
+        axes.add(1 if op.is_convolution else -1)
         total = energy if total is None else total + energy
     return (axes.pop(), total) if total is not None and len(axes) == 1 else None
 
