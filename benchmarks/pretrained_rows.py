@@ -95,8 +95,9 @@ def make_ours(bits: str, name: str, folder: Path, steps: int) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     (folder / f"ours-{bits}.log").write_text(done.stdout + done.stderr)
     if done.returncode:
-        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise RowFailed(f"exit {done.returncode}: {' '.join(said[-4:])}")
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        told = [line for line in said if line.startswith("sqakd-fx: ")]
+        raise RowFailed(f"exit {done.returncode}: {(told or said)[-1].removeprefix('sqakd-fx: ')}")
     return out / "model.onnx"
 
 
