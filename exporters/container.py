@@ -121,6 +121,16 @@ def _matmul(
     )
 
 
+def _dequantize_weight(weight: Any, weight_scale: Any) -> Any:
+    return _dequantized_weight(weight, weight_scale, 0)
+
+
+def _look_up(indices: Any, codes: Any, scale: Any) -> Any:
+    """Only the rows that are read become float: the file and the memory hold the table in bytes."""
+    rows = op.Cast(op.Gather(codes, indices, axis=0), to=int(ir.DataType.FLOAT))
+    return op.Mul(rows, op.Unsqueeze(op.Gather(scale, indices, axis=0), _shape([-1])))
+
+
 def _requantize(
     accumulator: Value,
     accumulator_scale: Value,
@@ -213,6 +223,8 @@ TRANSLATIONS: dict[Any, Callable[..., Value]] = {
     _OPS.conv.default: _conv,
     _OPS.linear.default: _linear,
     _OPS.matmul.default: _matmul,
+    _OPS.dequantize_weight.default: _dequantize_weight,
+    _OPS.look_up.default: _look_up,
     _OPS.requantize.default: _requantize,
     _OPS.dequantize_accumulator.default: _dequantize_accumulator,
     _OPS.add.default: _arithmetic(op.Add),
@@ -230,6 +242,8 @@ QUANTIZER_FORM = "QuantizeLinear, then below 8 bits a Clip on the codes"
 
 def onnx_form(op: Op, *, integer: bool) -> str:
     """What an operation of the op table becomes in this profile, in words."""
+    if op.name == "embedding" and integer:
+        return "Gather of INT8 codes and of the rows' scales, then Cast and Mul"
     if not integer:
         return "the float operator, between DequantizeLinear and QuantizeLinear where those stand"
     if op.kind is Kind.BATCH_NORM:

@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from torch import fx, nn
+from torch.nn import functional as F
 
 from sqakd_fx.errors import PassError
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
-from sqakd_fx.ir.rewriting import drop_unused, node_path, set_attribute
+from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path, set_attribute
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
+from sqakd_fx.plan.tables import looked_up
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
 from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
@@ -56,7 +58,8 @@ class InsertQuantizers(Pass):
                 continue
             weight = node.args[op.weight]
             quantized = isinstance(weight, fx.Node) and _is_quantizer(weight, modules)
-            if quantized != (meta.layer(node) is not None):
+            marked = meta.layer(node) is not None or meta.weight_only(node) is not None
+            if quantized != marked:
                 raise PassError(f"{node.name} is half quantized", node=node.name)
 
 
@@ -73,11 +76,14 @@ class _Insertion:
         self.recipe = recipe
         self.modules = dict(graph_module.named_modules())
         self.plan = plan_quantizers(graph_module, recipe)
+        self.of_weight: dict[int, tuple[str, Quantizer]] = {}
+        """By the identity of a weight, its quantizer."""
 
     def run(self) -> PassResult:
         self._mark_nodes()
         self._insert_activation_quantizers()
         self._insert_weight_quantizers()
+        self._insert_table_quantizers()
         self._replace_affines()
         self._replace_sums()
         changed = self.graph.eliminate_dead_code() or bool(self.plan.demands)
@@ -88,6 +94,8 @@ class _Insertion:
         """For the passes behind: which nodes become integer, and how."""
         for node, settings in self.plan.layers.items():
             meta.set_layer(node, settings)
+        for node, settings in self.plan.weight_only.items():
+            meta.set_weight_only(node, settings)
         for node, kind in self.plan.arithmetic.items():
             meta.set_arithmetic(node, kind)
         for node in self.plan.affines:
@@ -105,7 +113,8 @@ class _Insertion:
                 quantizer.requires_grad_(False)
             quantizer_of[region] = quantizer
             for source in region.sources:
-                self._insert_behind(source, name, dict(source.users))
+                as_it_is = plan.unquantized_reads.get(source, ())
+                self._insert_behind(source, name, [u for u in source.users if u not in as_it_is])
         for value, wanted in plan.demands.items():
             region = plan.regions[value]
             quantizer = quantizer_of[region]
@@ -184,10 +193,40 @@ class _Insertion:
         self.modules[name] = quantizer
         return name, quantizer
 
+    def _insert_table_quantizers(self) -> None:
+        """A table has 8 bits and a scale for each row; one that a layer reads as well has the layer's quantizer."""
+        for node, target in self.plan.tables.items():
+            table = get_attribute(self.graph_module, target)
+            name, quantizer = self.of_weight.get(id(table), ("", None))
+            if quantizer is None or (quantizer.bits, quantizer.axis) != (8, 0):
+                quantizer = self._table_quantizer(len(table))
+                name = set_attribute(self.graph_module, f"{target}_table_quantizer", quantizer)
+                self.modules[name] = quantizer
+                self.of_weight[id(table)] = (name, quantizer)
+            with self.graph.inserting_before(node):
+                weight = self.graph.get_attr(target)
+                meta.set_module_path(weight, target.rpartition(".")[0])
+                rows = self.graph.call_module(name, (weight,))
+                rows.meta = dict(weight.meta)
+                found = self.graph.call_function(F.embedding, (looked_up(node), rows))
+            found.meta = dict(node.meta)
+            meta.set_module_path(found, node_path(node))
+            meta.set_table(found)
+            name = node.name
+            node.replace_all_uses_with(found)
+            self.graph.erase_node(node)
+            found.name = name
+
+    def _table_quantizer(self, rows: int) -> Quantizer:
+        """Its scales stay as calibrated: a batch reads few of the rows, and 8 bits lose nothing."""
+        made = Quantizer(
+            "minmax", "weight", 8, channels=rows, axis=0, power_of_two=self.recipe.power_of_two
+        )
+        return made.requires_grad_(False)
+
     def _insert_weight_quantizers(self) -> None:
-        tied: dict[str, tuple[str, Quantizer]] = {}
         largest_codes = self._largest_codes()
-        for node, settings in self.plan.layers.items():
+        for node, settings in (self.plan.layers | self.plan.weight_only).items():
             op = self.plan.ops[node]
             if op is None or op.weight is None:
                 continue
@@ -199,17 +238,20 @@ class _Insertion:
                 name = set_attribute(self.graph_module, f"{target}_quantizer", quantizer)
                 self.modules[name] = quantizer
                 tied[target] = (name, quantizer)
+                read = get_attribute(self.graph_module, target)
+                self.of_weight.setdefault(id(read), (name, quantizer))
             name, quantizer = tied[target]
             with self.graph.inserting_before(node):
                 quantized = self.graph.call_module(name, (weight,))
             quantized.meta = dict(weight.meta)
             node.update_arg(op.weight, quantized)
-            self._round_bias(node, weight, quantizer)
+            if node in self.plan.layers:
+                self._round_bias(node, weight, quantizer)
 
     def _largest_codes(self) -> dict[str, int]:
         """The largest code of each weight, by name, that fits with the activations of every layer that reads it."""
         found: dict[str, int] = {}
-        for node, settings in self.plan.layers.items():
+        for node, settings in (self.plan.layers | self.plan.weight_only).items():
             op = self.plan.ops[node]
             if op is None or op.weight is None:
                 continue

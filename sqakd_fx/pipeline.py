@@ -6,11 +6,12 @@ result folder.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from sqakd_fx.engine.distributed import is_first, process_group
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
+from sqakd_fx.mixed_precision.sensitive import choose, measure_tensors, total_work, with_relief
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.results.collect import make_report, write_report
@@ -30,7 +32,7 @@ from sqakd_fx.results.evaluate import validation_batches
 from sqakd_fx.results.export import check_export, export
 from sqakd_fx.results.measure import measure
 from sqakd_fx.results.student import save_student
-from sqakd_fx.source.inputs import TrainingInputs, source_inputs
+from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, source_inputs
 from sqakd_fx.source.source import Source
 from sqakd_fx.stages import check_outputs, find_ranges, train
 from sqakd_fx.storage import claim_output_folder, remove_temporaries, storage_error
@@ -187,6 +189,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     steps_per_epoch = inputs.count()
     keeping = kept_in(job.out, resume=job.resume)
     _calibrate(job, journal, program, inputs)
+    program, inputs = _relieve(job, journal, program, inputs)
     _check(job, journal, program)
     distilled = _distil(job, journal, program, inputs, steps_per_epoch, keeping)
     if not is_first():
@@ -291,6 +294,27 @@ def _export(job: _Job, journal: _Journal, program: Program) -> tuple[fx.GraphMod
         for text in exported.notes:
             journal.say.note(text)
     return lowered, exported
+
+
+def _relieve(
+    job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs
+) -> tuple[Program, TrainingInputs]:
+    """The calibrated program, with sensitive activations in float where 8 bits cost the outputs too much."""
+    recipe = program.recipe
+    if recipe.sensitive == "off":
+        return program, inputs
+    few = itertools.islice(calibration_batches(inputs, job.device), 2)
+    tensors = measure_tensors(program.student, few)
+    work = total_work(program.student)
+    relief = choose(tensors, recipe.tolerance, recipe.tolerance_work, work)
+    if not relief.chosen:
+        return program, inputs
+    journal.say.note(relief.sentence)
+    relieved = replace(job, recipe=with_relief(recipe, relief))
+    program = _trace(relieved, journal)
+    inputs = replace(inputs, program=program)
+    _calibrate(relieved, journal, program, inputs)
+    return program, inputs
 
 
 def _append_json(path: Path, value: Mapping[str, Any]) -> None:

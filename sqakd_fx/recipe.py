@@ -55,7 +55,11 @@ class Override(BaseModel):
     activation_family: FamilyName | None = None
     granularity: Literal["channel", "tensor"] | None = None
     weight_range: WeightRange | None = None
-    float: bool | None = Field(None, description="leave these layers in float")
+    float: bool | Literal["activations"] | None = Field(
+        None,
+        description='leave these layers in float; with "activations" their weights stay stored in codes',
+    )
+    why: str | None = Field(None, description="shown beside what the override does")
 
 
 class Recipe(BaseModel):
@@ -80,6 +84,29 @@ class Recipe(BaseModel):
     )
     residual_bits: int = Field(
         8, ge=1, le=8, description="least bits of tensors that are added, multiplied or averaged"
+    )
+    sensitive: Literal["auto", "off"] = Field(
+        "auto",
+        description="measure after calibration what each 8-bit activation costs the outputs, and leave the worst "
+        "in float",
+    )
+    tolerance: float = Field(
+        0.12, gt=0, description="relative error of the outputs that all 8-bit activations may cost"
+    )
+    tolerance_work: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="share of the multiply-accumulates that may lose integer kernels for the tolerance",
+    )
+    embeddings: Literal["8bit", "float"] = Field(
+        "8bit",
+        description="tables that rows are looked up in: INT8 codes with a scale for each row, or float",
+    )
+    residual_streams: Literal["float", "integer"] = Field(
+        "float",
+        description="sums that normalizations read and linear layers feed, as in transformers: in float, "
+        "or quantized like other sums",
     )
     activation_affine: Literal["none", "channel"] = Field(
         "none",

@@ -13,7 +13,7 @@ import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Op, shape_of
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
-from sqakd_fx.ir.rewriting import set_attribute
+from sqakd_fx.ir.rewriting import get_attribute, set_attribute
 from sqakd_fx.passes.lower_to_integer.layers import Arithmetic, Codes, Layer, StoredGrid
 
 _OPS = torch.ops.sqakd_fx
@@ -38,6 +38,12 @@ class LoweredGraph:
         name = set_attribute(self.module, wanted, value.clone())
         stored.append((name, value))
         return self.read(name)
+
+    def share(self, wanted: str, stored: fx.Node) -> None:
+        """A tensor that will be wanted by this name is the one that `stored` reads, if their values are equal."""
+        name = str(stored.target)
+        known = cast(Tensor, get_attribute(self.module, name))
+        self._buffers.setdefault(wanted, []).append((name, known))
 
     def read(self, name: str) -> fx.Node:
         """The one node that reads a stored tensor."""

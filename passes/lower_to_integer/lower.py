@@ -153,6 +153,10 @@ class _Lowering:
     def _by_kind(self, node: fx.Node, op: Op) -> Any:
         if op.kind is Kind.COMPUTE and meta.layer(node) is not None:
             return self._layer(node, op)
+        if meta.weight_only(node) is not None:
+            return self._weight_only(node)
+        if meta.is_table(node):
+            return self._look_up(node)
         if meta.arithmetic(node) is not None:
             return self._arithmetic(node, op)
         if op.kind is Kind.CLIP and node.op == "call_function":
@@ -267,6 +271,34 @@ class _Lowering:
             bias = self._constant(rounding.args[0]).float().cpu()
             return with_affine(layer, torch.ones_like(bias), bias)
         return layer
+
+    def _weight_only(self, node: fx.Node) -> fx.Node:
+        """A linear layer in float whose weight is stored in codes."""
+        read = cast(fx.Node, node.args[1])
+        quantizer = cast(Quantizer, self.modules[str(read.target)])
+        weight = self._constant(read.args[0])
+        grid = quantizer.grid(weight)
+        path = meta.module_path(node) or node.name
+        codes = self.built.buffer(f"{path}.weight", quantizer.codes(weight).to(torch.int8))
+        scale = self.built.buffer(f"{path}.weight_scale", grid.scale)
+        self.floats[read] = self.graph.call_function(_OPS.dequantize_weight.default, (codes, scale))
+        return self._copy(node)
+
+    def _look_up(self, node: fx.Node) -> fx.Node:
+        indices, rows = cast(tuple[fx.Node, fx.Node], node.args)
+        quantizer = cast(Quantizer, self.modules[str(rows.target)])
+        source = cast(fx.Node, rows.args[0])
+        table = self._constant(source)
+        codes = self.built.buffer(f"{source.target}", quantizer.codes(table).to(torch.int8))
+        scale = self.built.buffer(f"{source.target}_scale", quantizer.grid(table).scale)
+        for layer in self.student.graph.nodes:
+            if meta.layer(layer) is not None and any(
+                x.op == "call_module" and x.target == rows.target for x in layer.all_input_nodes
+            ):
+                self.built.share(f"{meta.module_path(layer) or layer.name}.weight", codes)
+        new = self.graph.call_function(_OPS.look_up.default, (self._float(indices), codes, scale))
+        new.meta = dict(node.meta)
+        return new
 
     def _constant(self, node: Any) -> Tensor:
         value = constant_of(self.student, node)

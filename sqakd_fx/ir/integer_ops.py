@@ -155,6 +155,28 @@ def _(a, a_scale, a_zero_point, b, b_scale, b_zero_point):  # type: ignore[no-un
     return torch.empty_like(torch.matmul(a.float(), b.float()), dtype=torch.int32)
 
 
+@torch.library.custom_op("sqakd_fx::dequantize_weight", mutates_args=())
+def dequantize_weight(weight: Tensor, weight_scale: Tensor) -> Tensor:
+    """INT8 codes of a weight in float32; a scale for each row, or one."""
+    return weight.to(torch.float32) * _channels(weight_scale, 0, weight.ndim)
+
+
+@dequantize_weight.register_fake
+def _(weight, weight_scale):  # type: ignore[no-untyped-def]
+    return torch.empty_like(weight, dtype=torch.float32)
+
+
+@torch.library.custom_op("sqakd_fx::look_up", mutates_args=())
+def look_up(indices: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """Rows of a table in float32: INT8 codes (rows, ...) with a scale for each row."""
+    return codes[indices].to(torch.float32) * scale[indices][..., None]
+
+
+@look_up.register_fake
+def _(indices, codes, scale):  # type: ignore[no-untyped-def]
+    return scale.new_empty((*indices.shape, codes.shape[1]))
+
+
 @torch.library.custom_op("sqakd_fx::requantize", mutates_args=())
 def requantize(
     accumulator: Tensor,

@@ -8,6 +8,8 @@
     batch_axes          tuple[int, ...]         frontend.verify         fold_constants, decompose, lower_to_integer
     layer               LayerSettings           insert_quantizers       lower_to_integer, program, explain
     arithmetic          Kind                    insert_quantizers       lower_to_integer, training.features, explain
+    weight_only         LayerSettings           insert_quantizers       lower_to_integer
+    table               bool                    insert_quantizers       lower_to_integer, explain
     affine              bool                    insert_quantizers       explain
     input_quantizers    dict[str, nn.Module]    insert_quantizers       insert_quantizers, program
     quantized_tensor    QuantizedTensor         lower_to_integer        exporters, validation, inspect
@@ -45,6 +47,7 @@ class LayerSettings:
     weight_range: WeightRange
     float_reason: str | None
     source: str
+    float_activations: bool = False
 
 
 # -- where a node came from ----------------------------------------------------------------
@@ -132,6 +135,25 @@ def set_layer(node: fx.Node, settings: LayerSettings) -> None:
     node.meta["layer"] = settings
 
 
+def weight_only(node: fx.Node) -> LayerSettings | None:
+    """The settings of a layer in float whose weight is stored in codes."""
+    settings: LayerSettings | None = node.meta.get("weight_only")
+    return settings
+
+
+def set_weight_only(node: fx.Node, settings: LayerSettings) -> None:
+    node.meta["weight_only"] = settings
+
+
+def is_table(node: fx.Node) -> bool:
+    """Whether a node looks rows of codes up."""
+    return bool(node.meta.get("table"))
+
+
+def set_table(node: fx.Node) -> None:
+    node.meta["table"] = True
+
+
 def arithmetic(node: fx.Node) -> Kind | None:
     """The kind of a sum, product or average that becomes integer."""
     kind: Kind | None = node.meta.get("arithmetic")
@@ -153,7 +175,8 @@ def set_affine(node: fx.Node) -> None:
 
 def is_integer(node: fx.Node) -> bool:
     """Whether the integer program computes a node on codes."""
-    return layer(node) is not None or arithmetic(node) is not None or is_affine(node)
+    known = layer(node) is not None or arithmetic(node) is not None
+    return known or is_affine(node) or is_table(node)
 
 
 def input_quantizers(node: fx.Node, kind: type[_Module]) -> dict[str, _Module]:

@@ -7,7 +7,6 @@ computed again. Nothing is trained and no label is read.
 from __future__ import annotations
 
 import functools
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from sqakd_fx.ir import meta
 from sqakd_fx.ir.meta import LayerSettings
 from sqakd_fx.ir.op_table import node_macs, op_of
 from sqakd_fx.ir.rewriting import constant_of
+from sqakd_fx.mixed_precision.replay import Replay
 from sqakd_fx.program import Program
 from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
@@ -81,7 +81,7 @@ def measure_sensitivity(
     groups = _groups(program)
     totals: dict[str, dict[int, float]] = {name: {} for name in groups}
     loss = distillation_loss(recipe.model_copy(update={"temperature": 1.0}))
-    replay = _Replay(program.teacher)
+    replay = Replay(program.teacher)
     count = 0
     for inputs in batches:
         wanted = replay.remember(inputs)
@@ -158,7 +158,7 @@ def layer_name(node: fx.Node) -> str:
     return meta.module_path(node) if meta.is_module(node) else node.name
 
 
-def _quantized(replay: _Replay, node: fx.Node, group: _Group, bits: int, recipe: Recipe) -> Any:
+def _quantized(replay: Replay, node: fx.Node, group: _Group, bits: int, recipe: Recipe) -> Any:
     """The layer's output with its inputs and its weight on their grids."""
     op = op_of(node, replay.modules)
     assert op is not None
@@ -201,40 +201,3 @@ def _quantizer(
         made.initialize(x, recipe.initialization)
         group.quantizers[key] = made.eval()
     return group.quantizers[key]
-
-
-class _Replay(fx.Interpreter):
-    """The float graph with its values kept, so that a part of it can be computed again."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
-        self.modules = dict(graph_module.named_modules())
-        self.nodes = list(graph_module.graph.nodes)
-        self.position = {node: index for index, node in enumerate(self.nodes)}
-        self.kept: dict[fx.Node, Any] = {}
-
-    def remember(self, inputs: Sequence[Any]) -> Any:
-        """Run on `inputs` and keep every value; returns the output."""
-        output = self.run(*inputs)
-        self.kept = dict(self.env)
-        return output
-
-    def again(self, changed: Sequence[fx.Node], compute: Callable[[fx.Node], Any]) -> Any:
-        """The output where `compute` gives the values of the nodes in `changed`."""
-        fresh: dict[fx.Node, Any] = {}
-        self.env = ChainMap(fresh, self.kept)  # type: ignore[assignment]
-        waiting = set(changed)
-        output: Any = None
-        last: dict[int, list[fx.Node]] = {}
-        for node in self.nodes[min(self.position[node] for node in changed) :]:
-            if node in waiting:
-                fresh[node] = compute(node)
-            elif any(source in fresh for source in node.all_input_nodes):
-                fresh[node] = self.run_node(node)
-            if node in fresh:
-                end = max((self.position[user] for user in node.users), default=0)
-                last.setdefault(end, []).append(node)
-                output = fresh[node]
-            for done in last.pop(self.position[node], ()):
-                del fresh[done]
-        return output

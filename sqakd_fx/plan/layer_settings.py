@@ -88,8 +88,13 @@ def _base(recipe: Recipe, apart: tuple[str, str, str] | None) -> LayerSettings:
 def _override(settings: LayerSettings, override: Override) -> LayerSettings:
     source = f"override {override.match!r}"
     reason = settings.float_reason
+    float_activations = settings.float_activations
+    if override.why:
+        source = f"{source}: {override.why}"
     if override.float is not None:
-        reason = f"the recipe's {source} says float" if override.float else None
+        float_activations = override.float == "activations"
+        whole = override.float and not float_activations
+        reason = f"the recipe's {source} says float" if whole else None
     return LayerSettings(
         override.weight_bits or settings.weight_bits,
         override.activation_bits or settings.activation_bits,
@@ -99,6 +104,7 @@ def _override(settings: LayerSettings, override: Override) -> LayerSettings:
         override.weight_range or settings.weight_range,
         reason,
         source,
+        float_activations,
     )
 
 

@@ -34,7 +34,7 @@ def projections(graph_module: fx.GraphModule, ops: Mapping[fx.Node, Op | None]) 
                 continue
             read = layer.args[0]
             assert isinstance(read, fx.Node)
-            stream = _back_through(read, {Kind.AVERAGE, Kind.TRANSPARENT, Kind.NOISE}, ops)
+            stream = back_through(read, {Kind.AVERAGE, Kind.TRANSPARENT, Kind.NOISE}, ops)
             if _layers_between(stream, other, layer, ops) >= 2:
                 found.add(layer)
     return found
@@ -42,14 +42,15 @@ def projections(graph_module: fx.GraphModule, ops: Mapping[fx.Node, Op | None]) 
 
 def _layer_behind(value: fx.Node, ops: Mapping[fx.Node, Op | None]) -> fx.Node | None:
     """The layer whose output this is, through BatchNorm and what only moves values."""
-    value = _back_through(value, {Kind.BATCH_NORM, Kind.TRANSPARENT}, ops)
+    value = back_through(value, {Kind.BATCH_NORM, Kind.TRANSPARENT}, ops)
     op = ops.get(value)
     return value if op is not None and op.kind is Kind.COMPUTE else None
 
 
-def _back_through(
+def back_through(
     value: fx.Node, kinds: Collection[Kind], ops: Mapping[fx.Node, Op | None]
 ) -> fx.Node:
+    """The first node in front of `value`, or itself, whose operation is of none of these kinds."""
     while (op := ops.get(value)) is not None and op.kind in kinds:
         before = value.args[0] if value.args else None
         if not isinstance(before, fx.Node):

@@ -20,6 +20,8 @@ from sqakd_fx.ir.op_table import Kind, Op, is_float_tensor, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.ir.rewriting import constant_of, reads_of
 from sqakd_fx.plan.layer_settings import layer_settings
+from sqakd_fx.plan.residual_streams import REASON, residual_streams
+from sqakd_fx.plan.tables import table_target
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
 from sqakd_fx.recipe import Recipe
 
@@ -46,6 +48,9 @@ class QuantizerPlan:
         absorbed: by layer, the BatchNorm that becomes part of it.
         demands: by tensor, the bits that each of its consumers wants.
         regions: by tensor that is demanded or moved, its region.
+        unquantized_reads: by tensor made in float, who reads it as it is although others read it on a grid.
+        weight_only: settings of linear layers whose weight alone is on a grid.
+        tables: by look-up, the attribute that holds the table whose rows become codes.
         notes: what stays in float, and why.
     """
 
@@ -56,6 +61,9 @@ class QuantizerPlan:
     absorbed: Mapping[fx.Node, fx.Node]
     demands: Mapping[fx.Node, Mapping[fx.Node, int]]
     regions: Mapping[fx.Node, Region]
+    unquantized_reads: Mapping[fx.Node, frozenset[fx.Node]]
+    weight_only: Mapping[fx.Node, LayerSettings]
+    tables: Mapping[fx.Node, str]
     notes: tuple[Note, ...]
 
     def tail(self, node: fx.Node) -> fx.Node:
@@ -86,6 +94,11 @@ class _Planning:
         self.affines: dict[fx.Node, None] = {}
         self.demands: dict[fx.Node, dict[fx.Node, int]] = {}
         self.absorbed: dict[fx.Node, fx.Node] = {}
+        self.integer: set[fx.Node] = set()
+        self.tables: dict[fx.Node, str] = {}
+        self.weight_only: dict[fx.Node, LayerSettings] = {}
+        floats = recipe.residual_streams == "float"
+        self.streams = residual_streams(self.ops) if floats else set()
 
     def plan(self) -> QuantizerPlan:
         self._collect_demands()
@@ -99,13 +112,16 @@ class _Planning:
             self.absorbed,
             self.demands,
             regions,
+            self._unquantized_reads(),
+            self.weight_only,
+            self.tables,
             tuple(self.notes),
         )
 
     # -- who wants a grid ------------------------------------------------------------------
 
     def _collect_demands(self) -> None:
-        integer: set[fx.Node] = set()
+        integer = self.integer
         for node in self.nodes:
             op = self.ops[node]
             if op is None:
@@ -125,16 +141,27 @@ class _Planning:
             elif op.kind in (Kind.TRANSPARENT, Kind.JOINT, Kind.CLIP):
                 if any(source in integer for source in node.all_input_nodes):
                     integer.add(node)
-            elif op.kind is Kind.SMOOTH:
+            elif op.kind is Kind.SMOOTH and not self._is_table(node):
                 self.notes.append(
                     Note(node.name, f"{op.name} is computed in float between quantized tensors")
                 )
+
+    def _is_table(self, node: fx.Node) -> bool:
+        target = table_target(self.graph_module, node, self.ops)
+        if target is None or self.recipe.embeddings == "float":
+            return False
+        self.tables[node] = target
+        return True
 
     def _demand_of_layer(self, node: fx.Node, op: Op, integer: set[fx.Node]) -> None:
         settings = self.settings[node]
         reason = settings.float_reason or self._unsuitable(node, op)
         if reason:
             self.notes.append(Note(node.name, f"stays in float: {reason}"))
+            return
+        if settings.float_activations and op.name == "linear":
+            self.weight_only[node] = settings
+            self.notes.append(Note(node.name, f"reads its input in float: {settings.source}"))
             return
         self.layers[node] = settings
         for position in op.activations:
@@ -213,6 +240,9 @@ class _Planning:
         if len(tensors) < len(op.activations):
             self.notes.append(Note(node.name, f"stays in float: {op.name} with a plain number"))
             return
+        if node in self.streams:
+            self.notes.append(Note(node.name, f"stays in float: {REASON}"))
+            return
         if self._is_score(node):
             self.notes.append(Note(node.name, "stays in float: part of the scores of a softmax"))
             return
@@ -244,6 +274,13 @@ class _Planning:
                 return False
             pending.extend(user.users)
         return bool(node.users)
+
+    def _unquantized_reads(self) -> dict[fx.Node, frozenset[fx.Node]]:
+        """Streams and layers with float activations read what was made in float as it is."""
+        as_it_is = self.streams | self.weight_only.keys()
+        made_in_float = (node for node in self.nodes if node not in self.integer)
+        reads = ((node, as_it_is.intersection(node.users)) for node in made_in_float)
+        return {node: frozenset(readers) for node, readers in reads if readers}
 
     def _demand(self, value: fx.Node, consumer: fx.Node, bits: int) -> None:
         wanted = self.demands.setdefault(value, {})

@@ -61,6 +61,15 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
                 if codes in values:
                     name, step = (str(_argument(node, a).target) for a in (codes, scale))
                     trained.setdefault(name, {})[step] = Stored(values[codes], values[scale])
+        elif node.target is _OPS.dequantize_weight.default:
+            name, step = (str(_argument(node, a).target) for a in ("weight", "weight_scale"))
+            stored = Stored(values["weight"], values["weight_scale"])
+            trained.setdefault(name, {})[step] = stored
+        elif node.target is _OPS.look_up.default and not _has_table(
+            proto, constants, values["codes"], values["scale"]
+        ):
+            name = str(_argument(node, "codes").target)
+            wrong.append(f"{name}: this table's codes and scales are not what was trained")
     for name, by_scale in trained.items():
         wrong += _differing(constants, readers.get(name, ()), name, by_scale.values())
     return list(dict.fromkeys(wrong))
@@ -124,6 +133,15 @@ def _readers(proto: onnx.ModelProto, constants: FileConstants) -> dict[str, list
         if node.op_type == "DequantizeLinear":
             found.setdefault(constants.origin(node.input[0]), []).append(node)
     return found
+
+
+def _has_table(
+    proto: onnx.ModelProto, constants: FileConstants, codes: torch.Tensor, scale: torch.Tensor
+) -> bool:
+    """Whether the same indices gather these codes and these scales of rows."""
+    gathers = [node for node in proto.graph.node if node.op_type == "Gather"]
+    tables = {n.input[1] for n in gathers if _equal(constants.value(n.input[0]), codes)}
+    return any(n.input[1] in tables and _equal(constants.value(n.input[0]), scale) for n in gathers)
 
 
 def _differing(

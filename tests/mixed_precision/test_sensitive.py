@@ -1,0 +1,151 @@
+"""Activations that 8 bits harm are found after calibration, without labels, and are left in float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sqakd_fx import quantize
+from sqakd_fx.mixed_precision.sensitive import (
+    choose,
+    measure_tensors,
+    relative_error,
+    total_work,
+    with_relief,
+)
+from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.quant.quantizer import quantizers_of
+from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.results.export import export_onnx
+from sqakd_fx.validation.validate import validate
+
+ROWS = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Outlier(nn.Module):
+    """One channel between `up` and `down` is far larger than the rest, and nothing reads it."""
+
+    def __init__(self, size: float = 300.0) -> None:
+        super().__init__()
+        self.first, self.up = nn.Linear(8, 16), nn.Linear(16, 32)
+        self.down, self.head = nn.Linear(32, 16), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.up.bias[0] = size
+            self.down.weight[:, 0] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.first(x)) - 0.5
+        x = nn.functional.gelu(self.up(x))
+        return self.head(torch.sigmoid(self.down(x)) - 0.5)  # type: ignore[no-any-return]
+
+
+def calibrated(model: nn.Module, recipe: Recipe) -> Program:
+    program = build_program(model.eval(), (ROWS,), recipe)
+    calibrate(program.student, [(ROWS,)], method="minmax")
+    return program
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Outlier()
+
+
+def test_the_tensor_with_the_outlier_is_the_worst(model: nn.Module) -> None:
+    worst, second, *_ = measure_tensors(
+        calibrated(model, resolve_recipe("w8a8")).student, [(ROWS,)]
+    )
+    assert "gelu" in worst.name
+    assert worst.layers == ("down",)
+    assert worst.error > 10 * second.error
+
+
+def test_the_measure_is_the_error_of_a_student_with_this_quantizer_alone(model: nn.Module) -> None:
+    program = calibrated(model, resolve_recipe("w8a8"))
+    measured = {t.name: t.error for t in measure_tensors(program.student, [(ROWS[:8],)])}
+    quantizers = quantizers_of(program.student)
+    assert all(quantizer.enabled for quantizer in quantizers.values())
+    wanted = program.teacher(ROWS[:8])
+    for name, error in measured.items():
+        for other, quantizer in quantizers.items():
+            quantizer.enabled = other == name
+        assert relative_error(program.student(ROWS[:8]), wanted) == pytest.approx(error, rel=1e-3)
+
+
+def test_squares_add_up_to_the_error_of_all_together(model: nn.Module) -> None:
+    program = calibrated(model, resolve_recipe("w8a8"))
+    tensors = measure_tensors(program.student, [(ROWS[:8],)])
+    quantizers = quantizers_of(program.student)
+    for quantizer in quantizers.values():
+        quantizer.enabled = quantizer.role == "activation"
+    together = relative_error(program.student(ROWS[:8]), program.teacher(ROWS[:8]))
+    predicted = choose(tensors, 1.0, 0.0, 1).before
+    assert predicted / 2 < together < predicted * 2
+
+
+def test_within_the_tolerance_nothing_changes() -> None:
+    torch.manual_seed(0)
+    program = calibrated(Outlier(size=0.0), resolve_recipe("w8a8"))
+    relief = choose(measure_tensors(program.student, [(ROWS,)]), 0.12, 0.5, 10**9)
+    assert relief.chosen == ()
+    assert relief.after == relief.before
+
+
+def test_no_more_work_leaves_the_integers_than_the_recipe_allows(model: nn.Module) -> None:
+    student = calibrated(model, resolve_recipe("w8a8")).student
+    tensors, work = measure_tensors(student, [(ROWS,)]), total_work(student)
+    assert choose(tensors, 1e-6, 0.0, work).chosen == ()
+    assert 0 < choose(tensors, 1e-6, 0.5, work).share <= 0.5
+
+
+def test_the_file_reads_the_tensor_in_float_and_stores_the_weight_in_codes(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    recipe = resolve_recipe("w8a8")
+    program = calibrated(model, recipe)
+    tensors = measure_tensors(program.student, [(ROWS,)])
+    relief = choose(tensors, 0.02, 0.6, total_work(program.student))
+    recipe = with_relief(recipe, relief)
+    better = calibrated(model, recipe)
+    before = relative_error(program.student(ROWS), program.teacher(ROWS))
+    after = relative_error(better.student(ROWS), better.teacher(ROWS))
+    assert after < before / 4
+    (note,) = [note for note in better.notes if note.node == "down"]
+    assert "in float" in note.reason
+    assert "costs the outputs" in note.reason
+
+    lowered = lower(better.student).graph_module
+    export_onnx(lowered, better, recipe, tmp_path / "model.onnx")
+    checked = validate(better.student, lowered, tmp_path / "model.onnx", [(ROWS,)])
+    assert checked.failures == ()
+    stored = onnx.load(str(tmp_path / "model.onnx")).graph.initializer
+    arrays = [onnx.numpy_helper.to_array(i) for i in stored]
+    assert (np.dtype(np.int8), (16, 32)) in [(a.dtype, a.shape) for a in arrays]
+    assert not any(a.dtype == np.float32 and a.ndim == 2 for a in arrays)
+
+
+@pytest.mark.parametrize(("sensitive", "floats"), [("auto", 1), ("off", 0)])
+def test_a_run_decides_and_keeps_it_in_its_recipe(
+    model: nn.Module, sensitive: str, floats: int, tmp_path: Path
+) -> None:
+    quantize(
+        model,
+        ROWS,
+        example_inputs=ROWS[:2],
+        recipe={
+            "preset": "w8a8",
+            "steps": 0,
+            "sensitive": sensitive,
+            "tolerance": 0.01,
+            "tolerance_work": 0.6,
+        },
+        out=tmp_path / "out",
+    )
+    text = (tmp_path / "out" / "recipe.toml").read_text()
+    assert text.count('float = "activations"') == floats
