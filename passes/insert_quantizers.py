@@ -226,7 +226,7 @@ class _Insertion:
 
     def _insert_weight_quantizers(self) -> None:
         largest_codes = self._largest_codes()
-        for node, settings in (self.plan.layers | self.plan.weight_only).items():
+        for node, settings in {**self.plan.layers, **self.plan.weight_only}.items():
             op = self.plan.ops[node]
             if op is None or op.weight is None:
                 continue
@@ -251,7 +251,7 @@ class _Insertion:
     def _largest_codes(self) -> dict[str, int]:
         """The largest code of each weight, by name, that fits with the activations of every layer that reads it."""
         found: dict[str, int] = {}
-        for node, settings in (self.plan.layers | self.plan.weight_only).items():
+        for node, settings in {**self.plan.layers, **self.plan.weight_only}.items():
             op = self.plan.ops[node]
             if op is None or op.weight is None:
                 continue

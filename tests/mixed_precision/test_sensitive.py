@@ -22,7 +22,7 @@ from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe, resolve_recipe
-from sqakd_fx.results.export import export_onnx
+from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 
 ROWS = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
@@ -121,7 +121,7 @@ def test_the_file_reads_the_tensor_in_float_and_stores_the_weight_in_codes(
     assert "costs the outputs" in note.reason
 
     lowered = lower(better.student).graph_module
-    export_onnx(lowered, better, recipe, tmp_path / "model.onnx")
+    export(better, lowered, tmp_path / "model.onnx")
     checked = validate(better.student, lowered, tmp_path / "model.onnx", [(ROWS,)])
     assert checked.failures == ()
     stored = onnx.load(str(tmp_path / "model.onnx")).graph.initializer
