@@ -225,6 +225,7 @@ class _Insertion:
         return made.requires_grad_(False)
 
     def _insert_weight_quantizers(self) -> None:
+        tied: dict[str, tuple[str, Quantizer]] = {}
         largest_codes = self._largest_codes()
         for node, settings in {**self.plan.layers, **self.plan.weight_only}.items():
             op = self.plan.ops[node]
