@@ -42,12 +42,14 @@ class PlainAttention(nn.Module):
     @property
     def in_proj_weight(self) -> Tensor:
         layers = (self.q_proj, self.k_proj, self.v_proj)
-        return torch.cat(tuple(layer.weight for layer in layers))
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        return torch.cat(weights)
 
     @property
     def in_proj_bias(self) -> Tensor | None:
-        biases = [layer.bias for layer in (self.q_proj, self.k_proj, self.v_proj)]
-        return None if biases[0] is None else torch.cat(biases)
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        return torch.cat(biases) if biases else None
 
     def forward(
         self,
