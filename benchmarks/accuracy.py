@@ -3,19 +3,19 @@
     python benchmarks/accuracy.py [ROW_GLOB ...] [--data cifar10|fashion] [--epochs 5] [--seeds 0]
                                   [--at-once 1] [--out FOLDER] [--list]
 
-CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repository (a tar of JPEG files
-and a safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network.
-Every row starts from the same teacher and sees the same augmented images (random crop, horizontal flip) as
-often; a step is of 128 images, or of the recipe's batch_size. A row is METHOD-BITS-LOSS: "default" is the preset of the bit width
-(LSQ; EWGS for activations at 2 bits, and for both at 1 bit), other methods are families inside it; "sqakd" distils without labels, "labels" minimizes cross-entropy with
-them. `--at-once` rows run beside one another, each in a process of its own: a GPU is not filled by one.
-Finished rows are kept in FOLDER and not run again. What is measured is the exported model under ONNX
-Runtime, on all 10,000 test images: top-1, how many images it calls what the float network calls them, and the KL between
-the two. The last two tell settings apart that top-1 does not: where 1 % of the answers are others, right and wrong
-ones among them, top-1 moves by 0.1 points by chance. `--steps 0` is calibration alone. brevitas, torchao and nncf
-are other tools, each trained and measured in its own simulation, in a virtual environment that is made when it is
-first needed; they too minimize the KL to the teacher at temperature 4, with Adam and our schedule, at the learning
-rate in PEERS.
+CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repository (a tar of JPEG files and a
+safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network. Every row starts
+from the same teacher and sees the same augmented images (random crop, horizontal flip) as often; a step is of 128
+images, or of the recipe's batch_size. A row is METHOD-BITS-LOSS: "default" is the preset of the bit width (LSQ; EWGS
+for activations at 2 bits, and for both at 1 bit), other methods are families inside it; "sqakd" distils without
+labels, "labels" minimizes cross-entropy with them. `--at-once` rows run beside one another, each in a process of its
+own: a GPU is not filled by one. Finished rows are kept in FOLDER and not run again. What is measured is the exported
+model under ONNX Runtime, on all 10,000 test images: top-1, how many images it calls what the float network calls them,
+and the KL between the two. The last two tell settings apart that top-1 does not: where 1 % of the answers are others,
+right and wrong ones among them, top-1 moves by 0.1 points by chance. `--steps 0` is calibration alone. brevitas,
+torchao and nncf are other tools, each trained and measured in its own simulation, in a virtual environment that is
+made when it is first needed; they too minimize the KL to the teacher at temperature 4, with Adam and our schedule, at
+the learning rate in PEERS.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/contract.py [GLOB ...] [--random N] [--bits BITS] [--profile PROFILE] [--table FILE]
 
-Held at every quantized tensor, one operation at a time, against the integer program in PyTorch: the trained graph
-and ONNX Runtime at full optimization (within 1 step in 99.9 % of the codes of each tensor, within 2 everywhere), optimization
-off (within 1 everywhere), and what of the program's convolutions, products and sums has no integer kernel in
-the runtime's own optimized graph. Exit status 1 where one of them does not hold. Weights are random, with
-BatchNorm statistics of the example.
+Held at every quantized tensor, one operation at a time, against the integer program in PyTorch: the trained graph and
+ONNX Runtime at full optimization (within 1 step in 99.9 % of the codes of each tensor, within 2 everywhere),
+optimization off (within 1 everywhere), and what of the program's convolutions, products and sums has no integer kernel
+in the runtime's own optimized graph. Exit status 1 where one of them does not hold. Weights are random, with BatchNorm
+statistics of the example.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ def line(row: Row) -> str:
 
 HEAD = (
     "| network | bits | profile | tensors | codes | full: off at all | by > 1 step | most steps | where "
-    "| optimization off: most steps | in float | trained graph agrees | trained graph: off at all, most steps | holds |\n"
+    "| optimization off: most steps | in float | trained graph agrees "
+    "| trained graph: off at all, most steps | holds |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 

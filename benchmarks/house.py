@@ -3,8 +3,8 @@
     python benchmarks/house.py            Markdown tables of the files of this package
     python benchmarks/house.py FOLDER... the same counts of other files, without imports between rooms
 
-A line is a line of a file. A parameter is any of a function's but self and cls. `Any` is counted as a word in code, imports of it left
-out.
+A line is a line of a file. A parameter is any of a function's but self and cls. `Any` is counted as a word in code,
+imports of it left out.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _exact(model: nn.Module, inputs: Arrays) -> Arrays:
 
 
 def make_ours(bits: str, name: str, folder: Path, steps: int) -> Path:
-    """What `sqakd-fx quantize` writes; a file that it calls different from the trained graph counts, with its message."""
+    """What `sqakd-fx quantize` writes; a file that it calls different from the trained graph counts too."""
     out = folder / f"ours-{bits}"
     command = [sys.executable, "-m", "sqakd_fx", "quantize", str(NETWORKS / f"{name}.py")]
     command += ["--bits", bits, "--out", str(out), "--set", f"steps={steps}"]

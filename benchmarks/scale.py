@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [NODES ...]
 
-Seconds of one core, whatever else the machine does. The networks are chains of small residual, concatenating and attention-like blocks, so that
-every pass has work at every node. The last column is the time for a node, which stays level where
-everything is linear.
+Seconds of one core, whatever else the machine does. The networks are chains of small residual, concatenating and
+attention-like blocks, so that every pass has work at every node. The last column is the time for a node, which stays
+level where everything is linear.
 """
 
 from __future__ import annotations

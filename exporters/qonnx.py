@@ -51,7 +51,7 @@ CARRIED: dict[str, tuple[int, ...] | None] = {
     "Unsqueeze": _FIRST,
     "Where": (1, 2),
 }
-"""Operators that hand on codes, or floats where they are given floats for codes; the inputs that are codes (None: all)."""
+"""Operators that hand on codes, or floats where they get floats for codes; the inputs that are codes (None: all)."""
 
 
 def to_qonnx(model: ir.Model) -> None:

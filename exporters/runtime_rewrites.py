@@ -1,4 +1,4 @@
-"""Where ONNX Runtime would compute otherwise than the model says, or in float for no need: written so that it does not."""
+"""Where ONNX Runtime would compute otherwise than the model says, or in float for no need: avoided."""
 
 from __future__ import annotations
 

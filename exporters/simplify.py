@@ -20,7 +20,7 @@ _READ_AS_ABSENT = {("STFT", "onesided")}
 
 
 def simplify(model: ir.Model, codes: Set[str]) -> None:
-    """Simplify a translated model in place, with types from ONNX's inference; initializers called `codes` stay as they are."""
+    """Simplify a translated model in place, with types from ONNX's inference; initializers called `codes` stay."""
     stored = set(model.graph.initializers)
     ir_passes.ClearMetadataAndDocStringPass()(model)
     _forget_types(model)

@@ -6,7 +6,8 @@
     Before:  y = x.reshape(x.size(0), x.size(1) * x.size(2))
     After:   y = x.reshape(x.size(0), 3136)
 
-The batch size is asked of an input: a tensor whose size alone was wanted is not computed. So a weight that is sliced, transposed, standardized or joined is a parameter like any other.
+The batch size is asked of an input: a tensor whose size alone was wanted is not computed. So a weight that is sliced,
+transposed, standardized or joined is a parameter like any other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Max pools of uint8 codes by operations that torch has for bytes: it has no max_pool1d and no adaptive pool of them."""
+"""Max pools of uint8 codes by operations that torch has for bytes: max_pool1d and adaptive pools it lacks."""
 
 from __future__ import annotations
 

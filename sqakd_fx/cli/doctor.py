@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sqakd_fx.engine.compilation import has_compiler
 from sqakd_fx.runtime.capabilities import starts, table
+from sqakd_fx.runtime.packages import clash, installed_runtimes
 from sqakd_fx.runtime.session import overflows
 
 
@@ -22,10 +23,9 @@ def show_doctor() -> None:
     shown.add_row("Python", platform.python_version(), "")
     for name in ("sqakd-fx", "torch", "onnx", "onnxscript", "onnx-ir"):
         shown.add_row(name, _version(name), "nothing works")
-    runtime = next(
-        (n for n in ("onnxruntime-gpu", "onnxruntime") if _version(n) != "–"), "onnxruntime"
-    )
-    shown.add_row(runtime, _version(runtime), "no validation")
+    runtimes = installed_runtimes()
+    for name in runtimes or ("onnxruntime-gpu",):
+        shown.add_row(name, _version(name), "no validation")
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "–"
     shown.add_row("GPU", cuda, "training runs on the CPU, 10 to 100 times slower")
     found = ", ".join(
@@ -38,6 +38,9 @@ def show_doctor() -> None:
     compiler = "yes" if has_compiler(torch.device("cpu")) else "–"
     shown.add_row("C++ compiler", compiler, "training runs uncompiled, about half as fast")
     console.print(shown)
+    problem = clash(list(runtimes))
+    if problem is not None:
+        console.print(f"{' and '.join(runtimes)}: {problem}", soft_wrap=True)
 
 
 def show_capabilities() -> None:

@@ -24,8 +24,8 @@ from sqakd_fx.source.source import Source
 _ABSORBING: Mapping[type[nn.Module] | type[None], str] = {
     AbsorbedBatchNorm: "BatchNorm, live while training; lowering puts it into the weight scale and "
     "the int32 bias of the layer in front of it",
-    AffineBatchNorm: "BatchNorm without a layer in front of it, or a learned shift and scale of each channel: an integer "
-    "affine per channel",
+    AffineBatchNorm: "BatchNorm without a layer in front of it, or a learned shift and scale of each channel: an "
+    "integer affine per channel",
     RoundedBias: "the bias, rounded to int32 in evaluation as it is exported",
 }
 

@@ -2,7 +2,8 @@
 
     forward(x, sizes, masks={"a": t}, scale=2.0)     x, sizes, masks_a          (scale is a constant)
 
-Floating-point tensors are taken as float32. Nested tuples, lists and dicts are flattened in order; what is not a tensor belongs to the model.
+Floating-point tensors are taken as float32. Nested tuples, lists and dicts are flattened in order; what is not a
+tensor belongs to the model.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class FloatModule:
 class Traced:
     """A float graph: one fx graph module in evaluation mode, its float_modules, and who traced it.
 
-    `call` is the example. `decisions` are lines of the user's code that branch on data, where the example's branch was taken.
-    With `fixed_batch` the model takes the example's batch size only.
+    `call` is the example. `decisions` are lines of the user's code that branch on data, where the example's branch was
+    taken. With `fixed_batch` the model takes the example's batch size only.
     """
 
     graph_module: fx.GraphModule

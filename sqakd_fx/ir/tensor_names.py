@@ -1,4 +1,4 @@
-"""What the tensors of an exported file are called: one function names the codes, and nobody reads meaning from a name."""
+"""What the tensors of an exported file are called: one function names the codes, nobody reads meaning from a name."""
 
 from __future__ import annotations
 

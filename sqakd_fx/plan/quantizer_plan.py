@@ -287,7 +287,7 @@ class _Planning:
         wanted[consumer] = max(bits, wanted.get(consumer, 0))
 
     def _widen_what_float_layers_read(self) -> None:
-        """A tensor that a layer or submodule in float reads beside narrower layers has the bits of a sum, not theirs."""
+        """A tensor that a float layer or submodule reads beside narrower layers has the bits of a sum, not theirs."""
         for node in self.nodes:
             op = self.ops[node]
             is_layer = op is not None and op.kind is Kind.COMPUTE and node not in self.layers

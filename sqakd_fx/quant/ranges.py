@@ -37,8 +37,8 @@ SAWB_COEFFICIENTS: dict[int, tuple[float, float]] = {
     7: (26.80, 29.40),
     8: (31.76, 35.04),
 }
-"""Clip = c1 sqrt(E[w²]) - c2 E[|w|] (SAWB, eq. 6), by the bits that the levels make; 1 bit is E[|w|], the least-squares answer; 6 and 7
-bits, which the paper has not, are interpolated."""
+"""Clip = c1 sqrt(E[w²]) - c2 E[|w|] (SAWB, eq. 6), by the bits that the levels make; 1 bit is E[|w|], the
+least-squares answer; 6 and 7 bits, which the paper has not, are interpolated."""
 
 
 def min_max(x: Tensor, levels: Levels) -> Range:

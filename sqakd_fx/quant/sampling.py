@@ -1,7 +1,7 @@
 """A few values of many, without regard to how they lie.
 
-A regular stride does not do: that of a batch of feature maps of 56 x 56 is a multiple of 56, and all that is seen are the
-pixels at the left edge, which have padding beside them. Steps of the golden section of the whole (Weyl 1916) meet
+A regular stride does not do: that of a batch of feature maps of 56 x 56 is a multiple of 56, and all that is seen are
+the pixels at the left edge, which have padding beside them. Steps of the golden section of the whole (Weyl 1916) meet
 every row, column and channel as often, and so does any beginning of them.
 """
 

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from sqakd_fx.errors import ParityError, first_line
+from sqakd_fx.runtime.packages import require_whole
+
+require_whole(ort)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

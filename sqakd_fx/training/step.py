@@ -28,9 +28,9 @@ from sqakd_fx.training.teacher_cache import TeacherCache
 class GradientStep:
     """Computes the gradients of a batch's loss; `parts` grows where memory runs out.
 
-    With a `cache` the teacher's outputs come from there. Called with a tuple of model inputs, the whole batch over all processes, it leaves the gradients in
-    the student's parameters and returns the detached loss: this process's part of the mean. Where the
-    recipe's loss has a share of `labels`, they stand behind the inputs.
+    With a `cache` the teacher's outputs come from there. Called with a tuple of model inputs, the whole batch over all
+    processes, it leaves the gradients in the student's parameters and returns the detached loss: this process's part
+    of the mean. Where the recipe's loss has a share of `labels`, they stand behind the inputs.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """The teacher's outputs on disk, for data that gives the same samples in every epoch.
 
 A sample is known by a checksum of its content, so that its place in an epoch does not matter. Outputs lie in
-`rows-START-DIGEST.safetensors` files, written atomically; DIGEST is the start of the SHA-256 of the teacher and
-the file, and a file with another one is dropped: its samples are computed again. A batch with a new sample is computed whole, so that
-the teacher always sees the same shapes.
+`rows-START-DIGEST.safetensors` files, written atomically; DIGEST is the start of the SHA-256 of the teacher and the
+file, and a file with another one is dropped: its samples are computed again. A batch with a new sample is computed
+whole, so that the teacher always sees the same shapes.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class PairSum:
 
     def sentence(self) -> str:
         return (
-            f"{self.layer}: input codes up to {self.activation} and two weight codes that add up to {self.weights} make "
-            f"{self.largest}, more than the {LARGEST_SUM} that x86 kernels without VNNI hold"
+            f"{self.layer}: input codes up to {self.activation} and two weight codes that add up to {self.weights} "
+            f"make {self.largest}, more than the {LARGEST_SUM} that x86 kernels without VNNI hold"
         )
 
 

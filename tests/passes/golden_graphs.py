@@ -1,7 +1,7 @@
 """Printed graphs of known networks at every stage, and hashes of them that are committed beside this file.
 
     PYTHONPATH=tests python tests/passes/golden_graphs.py --rewrite         where a change of graphs is intended
-    PYTHONPATH=tests python tests/passes/golden_graphs.py --print FOLDER    every printed graph, to compare two checkouts
+    PYTHONPATH=tests python tests/passes/golden_graphs.py --print FOLDER    every printed graph, to compare checkouts
 
 What is printed depends on no weight and on no machine: operations, arguments, shapes and bits. Ranges of activations
 are the same for all tensors, so that clips become the same codes everywhere.

@@ -98,7 +98,7 @@ def test_the_mse_search_finds_what_trying_every_candidate_finds(bits: int) -> No
 
 
 def error_of_every_range(values: Tensor, bits: int, largest: Tensor) -> Tensor:
-    """Mean square error, in float64, of codes 0 ... 2^bits - 1 on [0, r largest] for each of 24 r from 1 to a twentieth."""
+    """Mean square error, in float64, of codes 0 ... 2^bits - 1 on [0, r largest] for 24 r from 1 to a twentieth."""
     flat = values.double().flatten()
     scales = torch.logspace(0, -1.3, 24, dtype=torch.float64) * largest / (2**bits - 1)
     codes = [torch.round(flat / scale).clamp(0, 2**bits - 1) for scale in scales]
