@@ -49,7 +49,7 @@ def test_top_1_is_the_share_of_right_classes(tmp_path: Path) -> None:
         (
             classes(),
             lambda outputs, targets: outputs.scores,
-            r"metric\(\) failed .*test_evaluation.py:\d+\): .*outputs \(24, 4\) .*targets \(24,\)",
+            r"metric\(\) failed .*test_evaluate.py:\d+\): .*outputs \(24, 4\) .*targets \(24,\)",
         ),
         (classes(), lambda outputs, targets: outputs, r"metric\(\) failed .*returns a number"),
     ],
