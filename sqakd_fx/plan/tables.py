@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from sqakd_fx.ir.op_table import Op
 from sqakd_fx.ir.rewriting import constant_of, get_attribute
+from sqakd_fx.ir.size_queries import asks_for_size
 
 _ARGUMENTS = ("input", "weight", "padding_idx", "max_norm")
 
@@ -17,10 +18,11 @@ def table_target(
 ) -> str | None:
     """The attribute that holds the table which a node looks rows up in; None for what is no plain look-up.
 
-    One with `max_norm` changes its table while it is read.
+    One with `max_norm` changes its table while it is read. Where the indices are constant, or come from a size alone
+    (positions), the rows are constants of the file.
     """
     op = ops.get(node)
-    if op is None or op.name != "embedding":
+    if op is None or op.name != "embedding" or not _depends_on_input(looked_up(node)):
         return None
     if node.op == "call_module":
         module = get_attribute(graph_module, str(node.target))
@@ -33,6 +35,19 @@ def table_target(
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
     return str(weight.target) if constant_of(graph_module, weight) is not None else None
+
+
+def _depends_on_input(node: fx.Node) -> bool:
+    """True where values of an input, not only its size, reach the node."""
+    pending, seen = [node], {node}
+    while pending:
+        one = pending.pop()
+        if one.op == "placeholder":
+            return True
+        sources = [] if asks_for_size(one) else one.all_input_nodes
+        pending += [source for source in sources if source not in seen]
+        seen.update(sources)
+    return False
 
 
 def looked_up(node: fx.Node) -> fx.Node:

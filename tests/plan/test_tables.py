@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import resolve_recipe
 
 IDS = torch.tensor([[1, 5, 49], [0, 7, 7]])
@@ -89,3 +90,19 @@ def test_a_recipe_keeps_tables_in_float(tmp_path: Path) -> None:
 def test_a_table_that_changes_while_it_is_read_stays_in_float() -> None:
     program = build_program(Renormalizing().eval(), (IDS,), resolve_recipe("w8a8"))
     assert not any("table" in n.meta for n in program.student.graph.nodes)
+
+
+def test_a_table_of_positions_is_no_look_up_of_the_users_data() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(20, 8), nn.Embedding(12, 8)
+            self.register_buffer("ids", torch.arange(12)[None])
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.words(x) + self.places(self.ids[:, : x.shape[1]]))
+
+    program = build_program(Positions(), torch.randint(0, 20, (2, 5)), "w8a8")
+    tables = [name for name in quantizers_of(program.student) if "table" in name]
+    assert tables == ["words.weight_table_quantizer"]
