@@ -144,7 +144,8 @@ def test_every_family_lowers_exactly(
     settings = [f"weight_family={families[0]}", f"activation_family={families[1]}"]
     student, lowered = student_and_program(residual_net, images, *settings, bits=bits)
     with torch.no_grad():
-        assert torch.allclose(student(images), lowered(images), atol=1e-4, rtol=1e-4)
+        # at 8 bits one code in thousands may lie on a tie, as in the test above: a step of it moves an output by 5e-4
+        assert torch.allclose(student(images), lowered(images), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2", "w1a1"])
