@@ -122,7 +122,11 @@ def _matmul(
 
 
 def _dequantize_weight(weight: Any, weight_scale: Any) -> Any:
-    return _dequantized_weight(weight, weight_scale, 0)
+    """Folded when a session starts; behind a DequantizeLinear the runtime would round the activations (MatMulNBits)."""
+    codes = op.Cast(weight, to=int(ir.DataType.FLOAT))
+    if weight_scale.shape:
+        weight_scale = op.Reshape(weight_scale, _shape([-1, *[1] * (len(weight.shape) - 1)]))
+    return op.Mul(codes, weight_scale)
 
 
 def _look_up(indices: Any, codes: Any, scale: Any) -> Any:

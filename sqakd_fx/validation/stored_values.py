@@ -61,10 +61,11 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
                 if codes in values:
                     name, step = (str(_argument(node, a).target) for a in (codes, scale))
                     trained.setdefault(name, {})[step] = Stored(values[codes], values[scale])
-        elif node.target is _OPS.dequantize_weight.default:
-            name, step = (str(_argument(node, a).target) for a in ("weight", "weight_scale"))
-            stored = Stored(values["weight"], values["weight_scale"])
-            trained.setdefault(name, {})[step] = stored
+        elif node.target is _OPS.dequantize_weight.default and not _has_product(
+            proto, constants, values["weight"], values["weight_scale"]
+        ):
+            name = str(_argument(node, "weight").target)
+            wrong.append(f"{name}: this weight's codes and scales are not what was trained")
         elif node.target is _OPS.look_up.default and not _has_table(
             proto, constants, values["codes"], values["scale"]
         ):
@@ -142,6 +143,17 @@ def _has_table(
     gathers = [node for node in proto.graph.node if node.op_type == "Gather"]
     tables = {n.input[1] for n in gathers if _equal(constants.value(n.input[0]), codes)}
     return any(n.input[1] in tables and _equal(constants.value(n.input[0]), scale) for n in gathers)
+
+
+def _has_product(
+    proto: onnx.ModelProto, constants: FileConstants, codes: torch.Tensor, scale: torch.Tensor
+) -> bool:
+    """Whether these codes are multiplied by these scales."""
+    return any(
+        _equal(constants.value(n.input[0]), codes) and _equal(constants.value(n.input[1]), scale)
+        for n in proto.graph.node
+        if n.op_type == "Mul"
+    )
 
 
 def _differing(
