@@ -277,10 +277,8 @@ class _Lowering:
         read = cast(fx.Node, node.args[1])
         quantizer = cast(Quantizer, self.modules[str(read.target)])
         weight = self._constant(read.args[0])
-        grid = quantizer.grid(weight)
         path = meta.module_path(node) or node.name
-        codes = self.built.buffer(f"{path}.weight", quantizer.codes(weight).to(torch.int8))
-        scale = self.built.buffer(f"{path}.weight_scale", grid.scale)
+        codes, scale = self._stored(f"{path}.weight", quantizer, weight)
         self.floats[read] = self.graph.call_function(_OPS.dequantize_weight.default, (codes, scale))
         return self._copy(node)
 
@@ -289,8 +287,7 @@ class _Lowering:
         quantizer = cast(Quantizer, self.modules[str(rows.target)])
         source = cast(fx.Node, rows.args[0])
         table = self._constant(source)
-        codes = self.built.buffer(f"{source.target}", quantizer.codes(table).to(torch.int8))
-        scale = self.built.buffer(f"{source.target}_scale", quantizer.grid(table).scale)
+        codes, scale = self._stored(str(source.target), quantizer, table)
         for layer in self.student.graph.nodes:
             if meta.layer(layer) is not None and any(
                 x.op == "call_module" and x.target == rows.target for x in layer.all_input_nodes
@@ -299,6 +296,16 @@ class _Lowering:
         new = self.graph.call_function(_OPS.look_up.default, (self._float(indices), codes, scale))
         new.meta = dict(node.meta)
         return new
+
+    def _stored(self, name: str, quantizer: Quantizer, weight: Tensor) -> tuple[fx.Node, fx.Node]:
+        """INT8 codes and scales of a weight that a float operation reads."""
+        values, grid = quantizer.codes(weight).to(torch.int8), quantizer.grid(weight)
+        codes = self.built.buffer(name, values)
+        least, most = int(values.min()), int(values.max())
+        granularity = "tensor" if grid.axis is None else "channel"
+        tensor = QuantizedTensor(name, grid.bits, least, most, quantizer.family.name, granularity)
+        meta.set_quantized_tensor(codes, tensor)
+        return codes, self.built.buffer(f"{name}_scale", grid.scale)
 
     def _constant(self, node: Any) -> Tensor:
         value = constant_of(self.student, node)
