@@ -16,6 +16,7 @@ from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.float32 import in_float32
 from sqakd_fx.ir import meta
+from sqakd_fx.ir.op_table import op_of
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.ir.size_queries import asks_for_size
 
@@ -63,7 +64,24 @@ def compare_on_two_batches(
             seen.append(sizes)
     if len(seen) == 2:
         _record(seen[0], seen[1], batch)
+    elif seen:
+        _refuse_unbatched(seen[0], once)
     return len(seen) == 2
+
+
+def _refuse_unbatched(sizes: _Sizes, inputs: dict[str, Tensor]) -> None:
+    """A model of one batch size must still have a batch axis: torch takes a lone sample, ONNX has no form for it."""
+    modules = dict(sizes.module.named_modules())
+    lone = [
+        node.name
+        for node, shape in sizes.shapes.items()
+        if (op := op_of(node, modules)) and op.is_convolution and len(shape) == (op.axes or 0) + 1
+    ]
+    if lone or all(x.ndim < 2 for x in inputs.values()):
+        at = f" (layer {lone[0]} reads a sample without it)" if lone else ""
+        raise TraceError(
+            f"axis 0 of every input must be the batch axis{at}: give example_inputs() with a batch axis"
+        )
 
 
 def turned(x: Tensor) -> Tensor:

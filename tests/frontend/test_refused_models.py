@@ -148,9 +148,18 @@ def test_an_export_that_fails_names_the_line(make: type[nn.Module], tmp_path: Pa
         compiled(make(), (ROWS,), {}, "w8a8", tmp_path)
 
 
-def test_an_export_that_fails_names_the_batch_axis(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"axis 0 .* batch axis"):
-        compiled(nn.Linear(6, 4), (ROWS[0],), {}, "w8a8", tmp_path)
+@pytest.mark.parametrize(
+    ("model", "sample"),
+    [
+        (nn.Linear(6, 4), ROWS[0]),
+        (nn.Conv1d(6, 4, 3), torch.randn(6, 9)),
+        (nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU()), torch.randn(6, 9, 9)),
+    ],
+    ids=["linear", "conv1d", "conv2d"],
+)
+def test_a_sample_without_a_batch_axis_is_refused(model: nn.Module, sample: Tensor) -> None:
+    with pytest.raises(TraceError, match=r"axis 0 .* batch axis"):
+        trace(model, (sample,))
 
 
 def test_what_cannot_be_exported_is_known_before_training(tmp_path: Path) -> None:
