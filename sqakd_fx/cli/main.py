@@ -326,6 +326,7 @@ def validate(
     import json
 
     from sqakd_fx.cli.arguments import result_of
+    from sqakd_fx.frontend.output_kinds import class_axes
     from sqakd_fx.program import lower
     from sqakd_fx.results.evaluate import validation_batches
     from sqakd_fx.results.markdown import tensor_table, validation_lines
@@ -340,7 +341,8 @@ def validate(
     program = load_student(folder, source)
     inputs = None if source.train_data is None else source_inputs(source, program)
     batches = validation_batches(source, program, inputs)
-    checked = check(program.student, lower(program.student).graph_module, path, batches)
+    lowered = lower(program.student).graph_module
+    checked = check(program.student, lowered, path, batches, class_axes(program.outputs))
     if json_:
         print(json.dumps(checked.as_dict(), indent=2))
     else:
