@@ -41,7 +41,8 @@ from sqakd_fx.training.keeping import Keeping, forget, kept_in
 from sqakd_fx.training.loop import Distilled
 from sqakd_fx.training.progress import Listener, StepReport
 from sqakd_fx.training.tensorboard import clear_scalars, require_tensorboard, scalar_log
-from sqakd_fx.validation.validate import Validation, validate
+from sqakd_fx.validation.validate import validate
+from sqakd_fx.validation.verdict import Validation
 
 
 class Observer(Protocol):

@@ -44,6 +44,7 @@ from sqakd_fx.training.losses import check_output_settings
 from sqakd_fx.training.progress import NOBODY, Listener
 from sqakd_fx.training.step_batches import TrainingData
 from sqakd_fx.validation import validate as validation
+from sqakd_fx.validation.verdict import Validation
 
 _SAMPLES_AT_ONCE = 256
 _BATCHES_TO_JUDGE = 2
@@ -182,9 +183,7 @@ def _samples_to_judge(inputs: TrainingInputs, device: torch.device) -> Iterable[
         )
 
 
-def validate(
-    program: Program, lowered: fx.GraphModule, path: str | Path, data: Any
-) -> validation.Validation:
+def validate(program: Program, lowered: fx.GraphModule, path: str | Path, data: Any) -> Validation:
     """Hold an exported file against the trained student and its integer program, code by code, on all of `data`.
 
     `failures` of what comes back is empty where the file computes what was trained.

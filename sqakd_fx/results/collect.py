@@ -18,7 +18,7 @@ from sqakd_fx.results.measure import Measured
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_json, write_text
 from sqakd_fx.training.loop import Distilled
-from sqakd_fx.validation.validate import Validation
+from sqakd_fx.validation.verdict import Validation
 
 
 def make_report(
