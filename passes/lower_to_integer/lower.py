@@ -31,10 +31,9 @@ from sqakd_fx.ir.op_table import (
     convolution,
     is_read_by_max_pool,
     op_of,
-    pad_amounts,
-    pad_value,
     shape_of,
 )
+from sqakd_fx.ir.paddings import pad_amounts, pad_value
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import constant_of, get_attribute, set_attribute
