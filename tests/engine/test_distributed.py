@@ -17,9 +17,11 @@ from torch.distributed.tensor import DTensor
 
 from sqakd_fx.engine.distributed import synchronized
 from sqakd_fx.engine.sharded_teacher import sharded
-from sqakd_fx.program import build_program
+from sqakd_fx.program import build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.training.features import training_pair
+from sqakd_fx.training.step import GradientStep
 
 MODEL = """
 import torch
@@ -41,7 +43,7 @@ SETTINGS = [
     "--set",
     "checkpoint_steps=1",
     "--set",
-    "batch_size=32",
+    "batch_size=33",
     "--set",
     "optimizer=sgd",
     "--set",
@@ -85,24 +87,25 @@ def losses(folder: Path, launcher: list[str], *more: str) -> list[float]:
 
 SHARDED = ["--set", "shard_teacher=true"]
 FEATURES = ["--set", "feature_weight=0.5", "--set", "features=sums", "--set", "learning_rate=0.01"]
+SLOPED = ["--set", "delta=0.1"]
 
 
 @pytest.mark.parametrize(
     ("family", "both", "of_two"),
-    [("lsq", [], []), ("ewgs", [], []), ("lsq", FEATURES, SHARDED)],
+    [("lsq", [], []), ("ewgs", SLOPED, []), ("lsq", FEATURES, SHARDED)],
     ids=["lsq", "ewgs", "a sharded teacher with features"],
 )
 def test_two_processes_have_the_losses_of_one(
     tmp_path: Path, family: str, both: list[str], of_two: list[str]
 ) -> None:
-    # At 8 bits a value that float addition puts on the other side of a rounding changes little. Adam
-    # would turn a gradient of 1e-9 into a whole step: with it one process whose rows come in another
-    # order is off by 4e-5 after 12 steps.
+    # Two processes add in another order than one. While no value lies within 1e-4 of a step of a tie, so that no code
+    # changes, all 12 losses agree to 2e-7. One code of 6,912 on the other side of a tie moves a loss by 4e-5, then
+    # codes of weights follow: by up to 4e-4 in 6 steps and 2e-3 in 12. So it is of one process whose rows come in
+    # another order. A mean over unequal shares that does not weigh them is off by 6e-3 in 6 steps. (Adam would turn a
+    # gradient of 1e-9 into a whole step.)
     families = [
         "--bits",
         "w8a8",
-        "--set",
-        "weight_range=full",
         "--set",
         f"weight_family={family}",
         "--set",
@@ -117,10 +120,53 @@ def test_two_processes_have_the_losses_of_one(
         *of_two,
     )
     assert len(one) == len(two) == 12
-    assert two[:6] == pytest.approx(one[:6], rel=1e-5, abs=1e-5)
-    # later, a value that lies on the other side of a rounding has changed some weights
-    assert two == pytest.approx(one, rel=2e-2)
+    assert two[:6] == pytest.approx(one[:6], rel=1e-3)
+    assert two == pytest.approx(one, rel=5e-3)
     assert one[-1] < 0.7 * one[0]
+
+
+def first_gradients() -> dict[str, Tensor]:
+    """The gradients of the first step of a small student of two families, from 31 rows in all."""
+    found = {}
+    for family in ("lsq", "ewgs"):
+        torch.manual_seed(0)
+        conv, norm = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4)
+        net = nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+        images = torch.randn(31, 1, 6, 6)
+        recipe = resolve_recipe(
+            "w4a4", batch_norm="absorb", weight_family=family, activation_family=family, delta=1.0
+        )
+        program = build_program(net, images[:2], recipe)
+        calibrate(program.student, [(images,)])
+        student = program.student.train()
+        pair = training_pair(student, distillation_teacher(program), recipe)
+        step = GradientStep(pair, recipe, torch.device("cpu"), print)
+        with synchronized(student):
+            step((images,))
+        trained = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+        found |= {f"{family} {name}": gradient.clone() for name, gradient in trained.items()}
+    return found
+
+
+def first_gradients_of_a_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(first_gradients(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_unequal_shares_have_the_gradients_of_one(tmp_path: Path) -> None:
+    wanted = first_gradients()
+    torch.multiprocessing.spawn(first_gradients_of_a_process, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            size = max(
+                float(gradient.norm()), 1e-3
+            )  # 0 of a gain that the BatchNorm takes out again
+            error = float((found[name] - gradient).norm()) / size
+            assert error < 2e-4, (name, error)
 
 
 def sharded_teacher(rank: int, folder: str) -> None:
