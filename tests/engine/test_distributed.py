@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,27 @@ def test_two_processes_have_the_losses_of_one(
     assert one[-1] < 0.7 * one[0]
 
 
+def in_a_process(rank: int, folder: str) -> None:
+    """What one of two processes finds of all that is asked here."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {
+        "gradients": first_gradients(),
+        "teacher": sharded_teacher(),
+        "normalized": normalized_share(rank),
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes finds, started once."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(in_a_process, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
 def first_gradients() -> dict[str, Tensor]:
     """The gradients of the first step of a small student of two families, from 31 rows in all."""
     found = {}
@@ -148,18 +170,12 @@ def first_gradients() -> dict[str, Tensor]:
     return found
 
 
-def first_gradients_of_a_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(first_gradients(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_with_unequal_shares_have_the_gradients_of_one(tmp_path: Path) -> None:
+def test_two_processes_with_unequal_shares_have_the_gradients_of_one(
+    processes: list[dict[str, Any]],
+) -> None:
     wanted = first_gradients()
-    torch.multiprocessing.spawn(first_gradients_of_a_process, (str(tmp_path),), nprocs=2)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for process in processes:
+        found = process["gradients"]
         assert found.keys() == wanted.keys()
         for name, gradient in wanted.items():
             size = max(
@@ -169,10 +185,8 @@ def test_two_processes_with_unequal_shares_have_the_gradients_of_one(tmp_path: P
             assert error < 2e-4, (name, error)
 
 
-def sharded_teacher(rank: int, folder: str) -> None:
-    """One of two processes: a teacher's output before and after its weights are divided, and their number."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def sharded_teacher() -> dict[str, Any]:
+    """A teacher's output before and after its weights are divided, and their number."""
     torch.manual_seed(0)
     tied = nn.Linear(8, 8)
     net = nn.Sequential(nn.Linear(6, 8), tied, nn.ReLU(), tied, nn.ReLU(), nn.Linear(8, 4))
@@ -183,16 +197,13 @@ def sharded_teacher(rank: int, folder: str) -> None:
         found = [made(x), made(x)]
     kept = sum(p.to_local().numel() for p in made.parameters() if isinstance(p, DTensor))
     whole = sum(p.numel() for p in made.parameters() if not isinstance(p, DTensor))
-    state = {"wanted": wanted, "found": found, "kept": kept, "whole": whole}
-    torch.save(state, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"wanted": wanted, "found": found, "kept": kept, "whole": whole}
 
 
 def test_a_sharded_teacher_answers_as_before_and_each_process_keeps_its_share(
-    tmp_path: Path,
+    processes: list[dict[str, Any]],
 ) -> None:
-    torch.multiprocessing.spawn(sharded_teacher, (str(tmp_path),), nprocs=2)
-    states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    states = [process["teacher"] for process in processes]
     for state in states:
         assert all(torch.equal(answer, state["wanted"]) for answer in state["found"])
     assert sum(state["kept"] for state in states) == 6 * 8 + 8 + 8 * 4 + 4  # but the tied layer
@@ -210,10 +221,8 @@ def test_one_process_keeps_its_teacher_whole_and_says_so(
     assert "shard_teacher has no effect: there is one process" in done.notes
 
 
-def normalized_share(rank: int, folder: str) -> None:
-    """One of two processes: the gradient of a BatchNorm over both, each with a share of the rows."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def normalized_share(rank: int) -> dict[str, Any]:
+    """The gradient of a BatchNorm over both processes, each with a share of the rows."""
     x, weights = far_from_zero()
     rows = slice(0, 6) if rank == 0 else slice(6, None)
     own = x[rows].float().requires_grad_()
@@ -222,9 +231,7 @@ def normalized_share(rank: int, folder: str) -> None:
         y = norm(own)
         (y * weights[rows]).sum().backward()
     assert own.grad is not None
-    found = {"y": y.detach(), "x": own.grad, "variance": norm.running_var}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"y": y.detach(), "x": own.grad, "variance": norm.running_var}
 
 
 def far_from_zero() -> tuple[Tensor, Tensor]:
@@ -235,10 +242,9 @@ def far_from_zero() -> tuple[Tensor, Tensor]:
 
 
 def test_batch_norm_over_two_processes_is_that_of_all_rows_also_far_from_zero(
-    tmp_path: Path,
+    processes: list[dict[str, Any]],
 ) -> None:
-    torch.multiprocessing.spawn(normalized_share, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = (process["normalized"] for process in processes)
     x, weights = far_from_zero()
     x = x.float().double().requires_grad_()
     norm = nn.BatchNorm2d(3).double()
