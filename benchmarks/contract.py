@@ -73,10 +73,11 @@ class Row:
 
 def networks(random: int) -> dict[str, Callable[[], Network]]:
     """The networks of tests/ and examples/ by name, and the first `random` networks of a fixed draw."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    tests = Path(__file__).parents[1] / "tests"
+    sys.path[:0] = [str(tests), str(tests / "pipeline")]
+    from awkward_models import AWKWARD
+    from common_models import MODELS
     from conftest import EXAMPLE, ResidualNet, with_lively_batch_norm
-    from test_any_model import MODELS
-    from test_awkward_models import AWKWARD
     from test_paper import NETWORKS, PAPER, lively
 
     def residual() -> Network:

@@ -246,7 +246,7 @@ QUANTIZER_FORM = "QuantizeLinear, then below 8 bits a Clip on the codes"
 
 def onnx_form(op: Op, *, integer: bool) -> str:
     """What an operation of the op table becomes in this profile, in words."""
-    if op.name == "embedding" and integer:
+    if op.looks_up and integer:
         return "Gather of INT8 codes and of the rows' scales, then Cast and Mul"
     if not integer:
         return "the float operator, between DequantizeLinear and QuantizeLinear where those stand"

@@ -12,6 +12,7 @@ teacher that has none.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_names import op_name
-from sqakd_fx.ir.op_table import TABLE, Kind, Op, bind, convolution, shape_of
+from sqakd_fx.ir.op_table import CASTS, TABLE, Kind, Op, convolution, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     attribute_name,
@@ -53,13 +54,10 @@ class Canonicalize(Pass):
         return PassResult(graph_module, changed, tuple(notes))
 
 
-_CASTS = ("to", "float", "type_as", "contiguous", "clone", "detach", "alias", "identity")
-
-
 def _is_idle(node: fx.Node, name: str | None) -> bool:
     """True where float32 goes in and the same float32 comes out."""
     source = node.args[0] if node.args else None
-    if name not in _CASTS or not isinstance(source, fx.Node):
+    if name not in CASTS or not isinstance(source, fx.Node):
         return False
     known = [n.meta.get("tensor_meta") for n in (source, node)]
     return all(getattr(one, "dtype", None) is torch.float32 for one in known)
@@ -122,7 +120,7 @@ def _function_arguments(node: fx.Node, op: Op) -> dict[str, Any] | None:
     if op.kind is Kind.SUM and kwargs.pop("alpha", 1) != 1:
         return None
     kwargs.pop("out", None)
-    arguments = bind(op, node.args, kwargs)
+    arguments = _bind(op, node.args, kwargs)
     if op.kind not in (Kind.SUM, Kind.PRODUCT):
         return arguments
     if shape_of(node) is None:
@@ -132,6 +130,26 @@ def _function_arguments(node: fx.Node, op: Op) -> dict[str, Any] | None:
             return None
         arguments = {"input": arguments["other"], "other": arguments["input"]}
     return arguments
+
+
+def _bind(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All canonical arguments of a call, by name; raises TypeError where the call does not fit."""
+    names = op.arguments
+    if len(args) > len(names):
+        raise TypeError(f"{op.name} takes {len(names)} arguments, {len(args)} given")
+    bound = dict(zip(names[len(names) - len(op.defaults) :], op.defaults, strict=True))
+    bound |= dict(zip(names, args, strict=False))
+    for key, value in kwargs.items():
+        key = {"self": "input", "mat2": "other", "inplace": ""}.get(key, key)
+        if not key:
+            continue
+        if key not in names:
+            raise TypeError(f"{op.name} has no argument {key!r}")
+        bound[key] = value
+    missing = [name for name in names if name not in bound]
+    if missing:
+        raise TypeError(f"{op.name} needs {', '.join(missing)}")
+    return {name: bound[name] for name in names}
 
 
 def _module_arguments(
@@ -157,7 +175,7 @@ def _module_arguments(
             )
         meta.set_module_path(padded, str(node.target))
         given["input"], given["padding"] = padded, 0
-    return bind(op, (), given)
+    return _bind(op, (), given)
 
 
 def _output_padding(node: fx.Node, module: Any) -> tuple[int, ...]:
@@ -219,9 +237,8 @@ def _transposed_weight(graph_module: fx.GraphModule, node: Any) -> fx.Node | Non
         return None
     source = node
     if node.op == "call_function" or node.op == "call_method":
-        called = op_name(node, {})
-        if called in ("t", "transpose", "permute", "numpy_T") and isinstance(node.args[0], fx.Node):
-            inner = node.args[0]
+        op, inner = op_of(node, {}), node.args[0] if node.args else None
+        if op is not None and op.permutes and isinstance(inner, fx.Node):
             shape = shape_of(inner)
             swapped = shape is not None and shape_of(node) == shape[::-1] and len(shape) == 2
             if inner.op == "get_attr" and swapped:

@@ -22,6 +22,11 @@ MANY_PARAMETERS = {
 }
 """Files where a function may have more parameters, and why."""
 
+OPERATIONS_BY_NAME = {
+    "passes/stable_top_k.py": "the pass is about one operation, which has no row",
+}
+"""Files that compare the name of an operation, and why."""
+
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for file in FILES:
@@ -62,6 +67,71 @@ def test_every_room_says_in_one_sentence_what_lives_there() -> None:
         said = ast.get_docstring(ast.parse(room.read_text(encoding="utf-8"))) or ""
         assert said.endswith("."), room
         assert "\n" not in said, room
+
+
+def names_of_operations(function: ast.AST) -> set[str]:
+    """The variables of a function that hold an operation's name."""
+    given = [n for n in ast.walk(function) if isinstance(n, ast.Assign | ast.NamedExpr)]
+    found: set[str] = set()
+    for one in given:
+        targets = one.targets if isinstance(one, ast.Assign) else [one.target]
+        if any(is_operation_name(part, found) for part in alternatives(one.value)):
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def alternatives(value: ast.expr) -> list[ast.expr]:
+    """The expressions of which `value` is one: a or b, a if c else b."""
+    if isinstance(value, ast.BoolOp):
+        return [part for one in value.values for part in alternatives(one)]
+    if isinstance(value, ast.IfExp):
+        return [*alternatives(value.body), *alternatives(value.orelse)]
+    return [value]
+
+
+def is_operation_name(node: ast.AST, variables: set[str]) -> bool:
+    if isinstance(node, ast.Attribute) and node.attr == "name":
+        return isinstance(node.value, ast.Name) and node.value.id.split("_")[-1] == "op"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id in ("op_name", "module_op_name")
+    return isinstance(node, ast.Name) and node.id in variables
+
+
+def compared_operations(file: Path) -> Iterator[int]:
+    """The lines of a file that compare the name of an operation with other than constants of the op table."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    of_table = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "sqakd_fx.ir.op_table"
+        for alias in node.names
+    }
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        variables = names_of_operations(function)
+        for node in ast.walk(function):
+            sides: list[ast.expr] = []
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                starts = node.func.attr in ("startswith", "endswith", "removesuffix")
+                sides = [node.func.value, *node.args] if starts else []
+            elif isinstance(node, ast.Match):
+                sides = [node.subject]
+            known = any(isinstance(side, ast.Name) and side.id in of_table for side in sides)
+            if not known and any(is_operation_name(side, variables) for side in sides):
+                yield node.lineno
+
+
+def test_the_op_table_alone_knows_operations_by_name() -> None:
+    found = {
+        file.relative_to(ROOT).as_posix(): lines
+        for file in FILES
+        if file.name != "op_table.py" and (lines := sorted(set(compared_operations(file))))
+    }
+    assert {file: lines for file, lines in found.items() if file not in OPERATIONS_BY_NAME} == {}
+    assert set(found) == set(OPERATIONS_BY_NAME), "a reason that nothing needs"
 
 
 def test_own_keys_of_node_meta_are_read_and_written_in_one_module() -> None:

@@ -9,14 +9,13 @@ a window then always has the kernel's number of values.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from sqakd_fx.ir.op_names import op_name
 from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.rewriting import call_like, replace_node
 
@@ -28,19 +27,25 @@ _ARGUMENTS = (
     "count_include_pad",
     "divisor_override",
 )
-_POOLS = {"avg_pool2d": F.avg_pool2d, "avg_pool3d": F.avg_pool3d}
+POOLS: Mapping[str, Callable[..., torch.Tensor]] = {
+    "avg_pool2d": F.avg_pool2d,
+    "avg_pool3d": F.avg_pool3d,
+}
+"""The average pools that torch gives a divisor, by their names in the op table."""
 
 
 def spell_out_divisor(
-    graph_module: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Module]
+    graph_module: fx.GraphModule,
+    node: fx.Node,
+    pool: Callable[..., torch.Tensor],
+    modules: Mapping[str, nn.Module],
 ) -> bool:
-    """Rewrite `node`, an average pool; False where it has no divisor of its own."""
+    """Rewrite `node`, which calls `pool`, as a function or a module; False where it has no divisor of its own."""
     given = _arguments(node, modules)
     divisor = given.get("divisor_override")
     outs, ins = shape_of(node), shape_of(node.all_input_nodes[0])
     if divisor is None or ins is None or outs is None:
         return False
-    pool = _POOLS[op_name(node, modules) or ""]
     axes = 3 if pool is F.avg_pool3d else 2
     kernel = _sizes(given["kernel_size"], axes)
     stride = _sizes(given.get("stride") or kernel, axes)

@@ -31,7 +31,7 @@ from sqakd_fx.ir.rewriting import (
     insert_attribute,
     replace_node,
 )
-from sqakd_fx.passes.decompose.average_pool import spell_out_divisor
+from sqakd_fx.passes.decompose.average_pool import POOLS, spell_out_divisor
 from sqakd_fx.passes.decompose.einsum import spell_out_einsum
 
 
@@ -46,8 +46,9 @@ class Decompose(Pass):
         changed = False
         for node in list(graph_module.graph.nodes):
             name = op_name(node, modules) or ""
-            if name in ("avg_pool2d", "avg_pool3d"):
-                changed = spell_out_divisor(graph_module, node, modules) or changed
+            pool = POOLS.get(name)
+            if pool is not None:
+                changed = spell_out_divisor(graph_module, node, pool, modules) or changed
             elif node.op in ("call_function", "call_method"):
                 spell_out = _DECOMPOSITIONS.get(name)
                 changed = (spell_out is not None and spell_out(graph_module, node)) or changed
@@ -110,12 +111,12 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         parts = getattr(shapes, str(node.target))(*rest, **node.kwargs)
     else:
         parts = node.target(shapes, *rest, **node.kwargs)  # type: ignore[operator]
-    is_unbind = op_name(node, {}) == "unbind"
-    axis = _split_axis(node, is_unbind) % len(shape)
+    drops_axis = bool(parts) and parts[0].ndim < len(shape)
+    axis = _split_axis(node, drops_axis) % len(shape)
     if axis == 0 or axis in meta.batch_axes(cast(fx.Node, source)):
         return False
     starts = list(
-        itertools.accumulate((0 if is_unbind else p.shape[axis] for p in parts), initial=0)
+        itertools.accumulate((0 if drops_axis else p.shape[axis] for p in parts), initial=0)
     )
     for user in whole:
         with graph_module.graph.inserting_before(user):
@@ -131,7 +132,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     for user in picks:
         index = cast(int, user.args[1]) % len(parts)
         with graph_module.graph.inserting_before(user):
-            if is_unbind:
+            if drops_axis:
                 new = graph_module.graph.call_function(torch.select, (source, axis, index))
             else:
                 length = parts[index].shape[axis]
@@ -145,8 +146,8 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return True
 
 
-def _split_axis(node: fx.Node, is_unbind: bool) -> int:
-    position = 1 if is_unbind else 2
+def _split_axis(node: fx.Node, drops_axis: bool) -> int:
+    position = 1 if drops_axis else 2
     given = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
     return cast(int, given)
 
@@ -216,10 +217,9 @@ def _gru_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return replace_node(graph_module, node, torch.add, (n, step))
 
 
-def _rnn_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """h' = act(W x + U h)"""
+def _rnn_cell(activation: Callable[..., Any], graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """h' = activation(W x + U h)"""
     x, h, *weights = cast(Any, node.args)
-    activation = torch.tanh if op_name(node, {}) == "rnn_tanh_cell" else F.relu
     with graph_module.graph.inserting_before(node):
         call = _caller(graph_module, node)
         total = call(torch.add, *_projections(call, x, h, weights))
@@ -252,6 +252,7 @@ _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "embedding_bag": _embedding_bag,
     "lstm_cell": _lstm_cell,
     "gru_cell": _gru_cell,
-    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), _rnn_cell),
+    "rnn_tanh_cell": functools.partial(_rnn_cell, torch.tanh),
+    "rnn_relu_cell": functools.partial(_rnn_cell, F.relu),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind"), _split),
 }

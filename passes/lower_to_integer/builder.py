@@ -14,7 +14,7 @@ from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Op, shape_of
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import get_attribute, set_attribute
-from sqakd_fx.passes.lower_to_integer.layers import Arithmetic, Codes, Layer, StoredGrid
+from sqakd_fx.passes.lower_to_integer.values import Arithmetic, Codes, Layer, StoredGrid
 
 _OPS = torch.ops.sqakd_fx
 

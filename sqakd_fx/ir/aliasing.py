@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from sqakd_fx.ir.op_names import op_name
-from sqakd_fx.ir.op_table import VIEWS
+from sqakd_fx.ir.op_table import VIEWS, op_of
 from sqakd_fx.ir.size_queries import asks_for_size
 
 
@@ -70,9 +70,9 @@ def _copies(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """True for an index by tensors or lists."""
     leaves = torch.utils._pytree.tree_leaves(node.args[1:])
     lists = node.args[1:] if isinstance(node.args[-1], list) else ()
-    return op_name(node, modules) == "getitem" and (
-        bool(lists) or any(isinstance(x, fx.Node) and "tensor_meta" in x.meta for x in leaves)
-    )
+    op = op_of(node, modules)
+    by_tensors = any(isinstance(x, fx.Node) and "tensor_meta" in x.meta for x in leaves)
+    return op is not None and op.indexes and (bool(lists) or by_tensors)
 
 
 def _is_read_after(node: fx.Node, moment: int, position: Mapping[fx.Node, int]) -> bool:

@@ -12,10 +12,9 @@ from torch import Tensor, fx, nn
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.aliasing import is_in_place
 from sqakd_fx.ir.op_names import op_name
-from sqakd_fx.ir.op_table import VIEWS, shape_of
+from sqakd_fx.ir.op_table import RANDOM, VIEWS, shape_of
 from sqakd_fx.ir.rewriting import get_attribute, insert_attribute
 
-_RANDOM = ("rand", "dropout", "bernoulli", "normal", "multinomial")
 _LARGEST = 1 << 26
 
 
@@ -27,7 +26,7 @@ def is_computable(
     return (
         node.op in ("call_function", "call_method")
         and bool(name)
-        and not name.startswith(_RANDOM)
+        and not name.startswith(RANDOM)
         and math.prod(shape_of(node) or ()) <= _LARGEST
         and all(source in constants for source in node.all_input_nodes)
     )

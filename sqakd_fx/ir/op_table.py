@@ -14,10 +14,11 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.paddings import pad_amounts, pad_value
 
 
 class Kind(Enum):
@@ -63,6 +64,17 @@ class Op:
         gives_parts: true for what gives a tuple of parts of one tensor.
         masks: true for what only replaces or casts scores on their way to a softmax.
         reads_scores: true for a softmax: its scores stay in float, and the runtime's kernel on codes is not used.
+        looks_up: true for what takes rows of a stored table by their numbers.
+        normalizes_features: true for a normalization over the last axes.
+        squares: true for what gives a tensor's square where it reads nothing else.
+        divides: true for a quotient, whose first input alone is a factor.
+        keeps_ratios: true for f, element by element, with f(s x) = s f(x) for every s > 0.
+        interpolates: true for weighted means of neighbours over the axes behind the channels.
+        concatenates: true for what places tensors beside one another.
+        permutes: true for what only changes the order of the axes.
+        indexes: true for what takes elements by an index, which may be a list or a tensor.
+        weighed: position of the argument whose rows a matrix product adds up, None for other operations.
+        by_shape: the tensor method that does the same, given the shape of the output.
     """
 
     name: str
@@ -87,6 +99,17 @@ class Op:
     gives_parts: bool = False
     masks: bool = False
     reads_scores: bool = False
+    looks_up: bool = False
+    normalizes_features: bool = False
+    squares: bool = False
+    divides: bool = False
+    keeps_ratios: bool = False
+    interpolates: bool = False
+    concatenates: bool = False
+    permutes: bool = False
+    indexes: bool = False
+    weighed: int | None = None
+    by_shape: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
 
     @property
     def is_convolution(self) -> bool:
@@ -96,6 +119,15 @@ class Op:
     def is_linear(self) -> bool:
         """Whether it multiplies rows of features by a stored matrix."""
         return self.kind is Kind.COMPUTE and self.weight is not None and self.axes is None
+
+    @property
+    def is_difference(self) -> bool:
+        return self.kind is Kind.SUM and not self.commutes
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it averages over axes that the call names."""
+        return self.kind is Kind.AVERAGE and self.axes is None
 
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -160,6 +192,7 @@ _COMPUTE += [
         integer="matmul",
         accumulator_axis=-1,
         fused="QLinearMatMul",
+        weighed=1,
     ),
 ]
 
@@ -168,7 +201,7 @@ _PAIRS = [
     for name, kind, target, columns in (
         ("add", Kind.SUM, torch.add, {"fused": "QLinearAdd"}),
         ("sub", Kind.SUM, torch.sub, {"commutes": False}),
-        ("mul", Kind.PRODUCT, torch.mul, {"fused": "QLinearMul"}),
+        ("mul", Kind.PRODUCT, torch.mul, {"fused": "QLinearMul", "squares": True}),
     )
 ]
 
@@ -207,7 +240,14 @@ _POOLS += [
 ]
 
 _CLIPS = [
-    Op("relu", Kind.CLIP, ("input",), target=F.relu, bounds=(0.0, math.inf)),
+    Op(
+        "relu",
+        Kind.CLIP,
+        ("input",),
+        target=F.relu,
+        bounds=(0.0, math.inf),
+        keeps_ratios=True,
+    ),
     Op("relu6", Kind.CLIP, ("input",), target=F.relu6, bounds=(0.0, 6.0)),
     Op("hardtanh", Kind.CLIP, ("input", "min_val", "max_val"), (-1.0, 1.0), target=F.hardtanh),
     Op("clamp", Kind.CLIP, ("input", "min", "max"), (None, None), target=torch.clamp),
@@ -228,27 +268,39 @@ TABLE: Mapping[str, Op] = {
         Op("mean", Kind.AVERAGE, integer="global_average_pool", fused="QLinearGlobalAveragePool"),
         *_rows(
             Kind.TRANSPARENT,
-            "flatten reshape view unflatten permute transpose t squeeze unsqueeze expand expand_as repeat "
-            "repeat_interleave contiguous clone detach identity getitem narrow select slice "
-            "tensor_split roll flip pixel_shuffle pixel_unshuffle "
-            "channel_shuffle movedim swapaxes tile gather index_select amax alias view_as "
-            "reshape_as unfold float nearest_interpolate upsample_nearest1d upsample_nearest2d "
-            "upsample_nearest3d",
+            "squeeze unsqueeze repeat repeat_interleave contiguous clone detach identity narrow select "
+            "slice tensor_split roll flip pixel_shuffle pixel_unshuffle channel_shuffle tile gather "
+            "index_select amax alias view_as reshape_as unfold float nearest_interpolate "
+            "upsample_nearest1d upsample_nearest2d upsample_nearest3d",
         ),
+        *_rows(Kind.TRANSPARENT, "flatten reshape view unflatten", by_shape=Tensor.reshape),
+        *_rows(Kind.TRANSPARENT, "expand expand_as", by_shape=Tensor.expand),
+        *_rows(Kind.TRANSPARENT, "permute transpose t movedim swapaxes numpy_T", permutes=True),
+        Op("getitem", Kind.TRANSPARENT, indexes=True),
         *_rows(Kind.TRANSPARENT, "chunk split unbind split_with_sizes", gives_parts=True),
         Op("to", Kind.TRANSPARENT, masks=True),
         Op("zero_pad", Kind.TRANSPARENT, pads=True),
-        *_rows(Kind.JOINT, "cat stack maximum minimum"),
+        *_rows(Kind.JOINT, "cat stack", concatenates=True),
+        *_rows(Kind.JOINT, "maximum minimum"),
         *_rows(
             Kind.SMOOTH,
-            "sigmoid hardsigmoid silu hardswish gelu log_softmax tanh leaky_relu elu selu "
-            "celu mish softplus prelu layer_norm group_norm instance_norm rms_norm local_response_norm "
-            "scaled_dot_product_attention exp log sqrt rsqrt pow div erf sin cos neg abs sum norm "
-            "normalize embedding interpolate upsample upsample_bilinear2d upsample_bicubic2d "
-            "upsample_linear1d upsample_trilinear3d grid_sample einsum cumsum var std "
-            "gru lstm rnn baddbmm pad softsign logsigmoid glu "
-            "max_pool_with_indices im2col col2im sign square reciprocal linalg_vector_norm vector_norm",
+            "sigmoid hardsigmoid silu hardswish gelu log_softmax tanh elu selu celu mish softplus "
+            "group_norm instance_norm local_response_norm exp log sqrt rsqrt erf sin cos sum norm "
+            "normalize grid_sample einsum cumsum var std gru lstm rnn baddbmm pad softsign logsigmoid "
+            "glu max_pool_with_indices im2col col2im sign reciprocal linalg_vector_norm vector_norm",
         ),
+        *_rows(Kind.SMOOTH, "leaky_relu prelu neg abs", keeps_ratios=True),
+        *_rows(Kind.SMOOTH, "layer_norm rms_norm", normalizes_features=True),
+        *_rows(Kind.SMOOTH, "pow square", squares=True),
+        *_rows(
+            Kind.SMOOTH,
+            "interpolate upsample upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
+            "upsample_trilinear3d",
+            interpolates=True,
+        ),
+        Op("div", Kind.SMOOTH, divides=True),
+        Op("embedding", Kind.SMOOTH, looks_up=True),
+        Op("scaled_dot_product_attention", Kind.SMOOTH, weighed=2),
         Op("softmax", Kind.SMOOTH, reads_scores=True),
         *_rows(Kind.SMOOTH, "masked_fill where", masks=True),
         *_rows(
@@ -259,7 +311,6 @@ TABLE: Mapping[str, Op] = {
     )
 }
 
-# Operations whose output may be the memory of their first input.
 VIEWS = frozenset(
     name
     for names in (
@@ -270,6 +321,13 @@ VIEWS = frozenset(
     )
     for name in names.split()
 )
+"""Names of operations whose output may be the memory of their first input; some have no row."""
+
+CASTS = frozenset(("to", "float", "type_as", "contiguous", "clone", "detach", "alias", "identity"))
+"""Names of operations that give their first input's values in its order, in another type or memory."""
+
+RANDOM = ("rand", "dropout", "bernoulli", "normal", "multinomial")
+"""What the names of operations that draw numbers begin with."""
 
 
 def op_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Op | None:
@@ -322,47 +380,6 @@ def _is_nearest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
         return getattr(modules[str(node.target)], "mode", "nearest") == "nearest"
     mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest")
     return mode == "nearest"
-
-
-def pad_amounts(node: fx.Node) -> tuple[int, ...] | None:
-    """What F.pad adds at each side, last axis first; None where it pads with other than 0 or -inf."""
-    if node.op != "call_function":
-        return None
-    amounts, mode = _argument(node, 1, "pad"), _argument(node, 2, "mode")
-    constant = mode in (None, "constant", 0, 0.0) and pad_value(node) in (0.0, -math.inf)
-    if not constant or not isinstance(amounts, list | tuple):
-        return None
-    return tuple(amounts) if all(isinstance(a, int) for a in amounts) else None
-
-
-def pad_value(node: fx.Node) -> float:
-    """What F.pad pads with."""
-    value = _argument(node, 3, "value")
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _argument(node: fx.Node, position: int, name: str) -> Any:
-    return node.kwargs.get(name, node.args[position] if len(node.args) > position else None)
-
-
-def bind(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All canonical arguments of a call, by name; raises TypeError where the call does not fit."""
-    names = op.arguments
-    if len(args) > len(names):
-        raise TypeError(f"{op.name} takes {len(names)} arguments, {len(args)} given")
-    bound = dict(zip(names[len(names) - len(op.defaults) :], op.defaults, strict=True))
-    bound |= dict(zip(names, args, strict=False))
-    for key, value in kwargs.items():
-        key = {"self": "input", "mat2": "other", "inplace": ""}.get(key, key)
-        if not key:
-            continue
-        if key not in names:
-            raise TypeError(f"{op.name} has no argument {key!r}")
-        bound[key] = value
-    missing = [name for name in names if name not in bound]
-    if missing:
-        raise TypeError(f"{op.name} needs {', '.join(missing)}")
-    return {name: bound[name] for name in names}
 
 
 def is_float_tensor(node: fx.Node) -> bool:

@@ -128,7 +128,7 @@ def _readers(student: fx.GraphModule, calls: Sequence[fx.Node]) -> tuple[tuple[s
         op = op_of(node, modules)
         if op is not None and op.kind in _MOVES:
             pending.extend(node.users)
-        elif op is not None and op.name == "linear" and meta.layer(node) is not None:
+        elif op is not None and op.is_linear and meta.layer(node) is not None:
             layers[node] = None
         elif op is None or op.kind is not Kind.SHAPE:
             return (), 0

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.ir.op_names import op_name
-from sqakd_fx.ir.op_table import Kind, Op, pad_amounts, shape_of
+from sqakd_fx.ir.op_table import Kind, Op, shape_of
+from sqakd_fx.ir.paddings import pad_amounts
 
 FIXED = -1
 ZERO = -2
-
-_LINEAR_OVER_SPACE = ("interpolate", "upsample")
-_ELEMENTWISE = ("relu", "leaky_relu", "prelu", "neg", "abs")
 
 
 class Refusal(Exception):
@@ -57,28 +54,28 @@ def label_behind(
     """
     if node.op == "output":
         raise Refusal("they are an output of the model")
-    name = op.name if op is not None else op_name(node, modules)
-    if op is None or name is None:
+    if op is None:
         raise Refusal(f"{node.name} reads them")
     shape = shape_of(node)
     first = given.get(node.all_input_nodes[0])
-    if name in _ELEMENTWISE or _is_relu(node, name):
+    if op.keeps_ratios or _is_relu(node, op):
         return first
-    if name in ("relu6", "hardtanh", "clamp"):
-        raise Refusal(f"{name} clips every channel at the same value ({node.name})")
-    if op.kind in (Kind.SUM, Kind.PRODUCT) or name == "div":
+    if op.kind is Kind.CLIP:
+        raise Refusal(f"{op.name} clips every channel at the same value ({node.name})")
+    if op.kind in (Kind.SUM, Kind.PRODUCT) or op.divides:
         return _of_arithmetic(node, op, given)
-    if name == "matmul" or name == "scaled_dot_product_attention":
-        return _of_attention(node, name, given, shape or ())
-    if op.kind is Kind.AVERAGE or name.startswith(_LINEAR_OVER_SPACE):
-        return _over_space(node, first, shape or ())
-    if op.kind is Kind.TRANSPARENT or name in ("cat", "stack"):
-        return _moved(node, name, given, modules)
-    raise Refusal(f"{name} does not keep the sizes of channels ({node.name})")
+    if op.weighed is not None:
+        return _of_attention(node, op.weighed, given, shape or ())
+    if op.kind is Kind.AVERAGE or op.interpolates:
+        return _over_space(node, op, first, shape or ())
+    if op.kind is Kind.TRANSPARENT or op.concatenates:
+        return _moved(node, op, given, modules)
+    raise Refusal(f"{op.name} does not keep the sizes of channels ({node.name})")
 
 
-def _is_relu(node: fx.Node, name: str) -> bool:
-    if name not in ("clamp", "hardtanh") or node.op != "call_function" or len(node.args) < 3:
+def _is_relu(node: fx.Node, op: Op) -> bool:
+    """True for a clip between arguments, which are 0 and nothing."""
+    if op.kind is not Kind.CLIP or node.op != "call_function" or len(node.args) < 3:
         return False
     return node.args[1] in (0, 0.0) and node.args[2] in (None, float("inf"))
 
@@ -94,18 +91,20 @@ def _of_arithmetic(node: fx.Node, op: Op, given: Mapping[fx.Node, object]) -> Te
             raise Refusal(f"{node.name} adds what keeps its size")
     elif len(given) > 1 or (len(terms) == 2 and terms[0] is terms[1]):
         raise Refusal(f"{node.name} multiplies two of them")
-    elif op.name == "div" and node.args[0] not in given:
+    elif op.divides and node.args[0] not in given:
         raise Refusal(f"{node.name} divides by them")
-    elif op.name == "div" and node.kwargs:
+    elif op.divides and node.kwargs:
         raise Refusal(f"{node.name} rounds them")
     return labels[0].expand(shape)
 
 
 def _of_attention(
-    node: fx.Node, name: str, given: Mapping[fx.Node, object], shape: tuple[int, ...]
+    node: fx.Node, value: int, given: Mapping[fx.Node, object], shape: tuple[int, ...]
 ) -> Tensor:
-    """A product of matrices: channels go through along the axis that is not summed over."""
-    value = 2 if name == "scaled_dot_product_attention" else 1
+    """A product of matrices: channels go through along the axis that is not summed over.
+
+    `value` is the position of the argument whose rows are added up.
+    """
     scored = [given[a] for a in node.args[:2] if isinstance(a, fx.Node) and a in given]
     if value == 2 and scored:
         channels = torch.cat([x.reshape(-1) for x in scored if isinstance(x, Tensor)])
@@ -126,18 +125,16 @@ def _of_attention(
     return kept.expand(shape)
 
 
-def _over_space(node: fx.Node, label: object, shape: tuple[int, ...]) -> Tensor:
+def _over_space(node: fx.Node, op: Op, label: object, shape: tuple[int, ...]) -> Tensor:
     """Averages and interpolations over the axes behind the channels."""
     assert isinstance(label, Tensor)
     axes = list(range(2, label.ndim))
-    if node.op == "call_function" or node.op == "call_method":
-        name = op_name(node, {}) or ""
-        if name == "mean":
-            given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            listed = [given] if isinstance(given, int) else given
-            if not isinstance(listed, list | tuple):
-                raise Refusal(f"{node.name} averages over several of them")
-            axes = [int(axis) % label.ndim for axis in listed]  # type: ignore[call-overload]
+    if op.is_mean:
+        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        listed = [given] if isinstance(given, int) else given
+        if not isinstance(listed, list | tuple):
+            raise Refusal(f"{node.name} averages over several of them")
+        axes = [int(axis) % label.ndim for axis in listed]  # type: ignore[call-overload]
     kept = _only_channel(label, axes) if axes else None
     if kept is None:
         raise Refusal(f"{node.name} averages over several of them")
@@ -148,18 +145,16 @@ def _over_space(node: fx.Node, label: object, shape: tuple[int, ...]) -> Tensor:
 
 def _moved(
     node: fx.Node,
-    name: str,
+    op: Op,
     given: Mapping[fx.Node, object],
     modules: Mapping[str, nn.Module],
 ) -> object:
     """The operation itself, on channel numbers in place of values."""
     label = given.get(node.all_input_nodes[0])
     shape = shape_of(node)
-    if name in ("reshape", "view", "flatten", "unflatten") and isinstance(label, Tensor) and shape:
-        return label.reshape(shape)
-    if name in ("expand", "expand_as") and isinstance(label, Tensor) and shape:
-        return label.expand(shape)
-    if name == "zero_pad":
+    if op.by_shape is not None and isinstance(label, Tensor) and shape:
+        return op.by_shape(label, shape)
+    if op.pads:
         amounts = pad_amounts(node)
         if amounts is None or not isinstance(label, Tensor):
             raise Refusal(f"{node.name} pads them with a value of its own")
@@ -169,7 +164,7 @@ def _moved(
         if source in given:
             return torch.utils._pytree.tree_map(_as_values, given[source])
         size = shape_of(source)
-        if name not in ("cat", "stack") or size is None:
+        if not op.concatenates or size is None:
             raise Refusal(f"{node.name} depends on more than them")
         return torch.full(size, float(FIXED), dtype=torch.float64)
 

@@ -179,7 +179,7 @@ class _Search:
             path = str(node.target)
             written = self._affine(path, torch.arange(count))
             return written, _along(1, shape), rows, path if rows is not None else None
-        if op.name in ("layer_norm", "rms_norm"):
+        if op.normalizes_features:
             return self._of_normalization(node, shape)
         if op.kind is Kind.PRODUCT and node.op == "call_function":
             return self._of_product(node, shape)

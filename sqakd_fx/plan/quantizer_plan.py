@@ -159,7 +159,7 @@ class _Planning:
         if reason:
             self.notes.append(Note(node.name, f"stays in float: {reason}"))
             return
-        if settings.float_activations and op.name == "linear":
+        if settings.float_activations and op.is_linear:
             self.weight_only[node] = settings
             self.notes.append(Note(node.name, f"reads its input in float: {settings.source}"))
             return

@@ -22,8 +22,6 @@ REASON = (
     '(residual_streams = "integer" would quantize it)'
 )
 _MOVES = frozenset({Kind.TRANSPARENT, Kind.NOISE})
-_NORMALIZATIONS = ("layer_norm", "rms_norm")
-_SQUARES = ("pow", "square", "mul")
 _DEEPEST_PRODUCT = 4
 
 
@@ -44,8 +42,8 @@ def residual_streams(ops: Mapping[fx.Node, Op | None]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for chain in nx.connected_components(connected):
         origins = [_origins(x, ops) for node in chain for x in sums[node]]
-        linear = sum(bool({"linear", "matmul"} & kinds) for kinds in origins)
-        convolved = sum(any(kind.startswith("conv") for kind in kinds) for kinds in origins)
+        linear = sum(any(not op.is_convolution for op in layers) for layers in origins)
+        convolved = sum(any(op.is_convolution for op in layers) for layers in origins)
         if linear and linear >= convolved and any(_is_normalized(node, ops) for node in chain):
             found |= chain
     stream = found | {back_through(x, _MOVES, ops) for node in found for x in sums[node]}
@@ -66,15 +64,15 @@ def _operands(node: fx.Node) -> Iterator[fx.Node]:
 
 def _origins(
     value: fx.Node, ops: Mapping[fx.Node, Op | None], depth: int = _DEEPEST_PRODUCT
-) -> set[str]:
-    """The names of the layers that make a branch, through moves and products."""
+) -> set[Op]:
+    """The layers that make a branch, through moves and products."""
     value = back_through(value, _MOVES, ops)
     op = ops.get(value)
     if op is None:
         return set()
     if op.kind is Kind.PRODUCT and depth:
-        return {name for x in _operands(value) for name in _origins(x, ops, depth - 1)}
-    return {op.name} if op.kind is Kind.COMPUTE else set()
+        return {layer for x in _operands(value) for layer in _origins(x, ops, depth - 1)}
+    return {op} if op.kind is Kind.COMPUTE else set()
 
 
 def _is_normalized(node: fx.Node, ops: Mapping[fx.Node, Op | None]) -> bool:
@@ -83,12 +81,12 @@ def _is_normalized(node: fx.Node, ops: Mapping[fx.Node, Op | None]) -> bool:
         op = ops[user]
         if op is None:
             continue
-        if op.name in _NORMALIZATIONS:
+        if op.normalizes_features:
             return True
-        squares = op.name in _SQUARES and len(set(user.all_input_nodes)) == 1
+        squares = op.squares and len(set(user.all_input_nodes)) == 1
         if squares and any(_is_last_mean(reader, ops) for reader in _readers(user, ops)):
             return True
-        if op.name == "sub" and any(_is_last_mean(x, ops) for x in user.all_input_nodes):
+        if op.is_difference and any(_is_last_mean(x, ops) for x in user.all_input_nodes):
             return True
     return False
 
@@ -107,7 +105,7 @@ def _readers(node: fx.Node, ops: Mapping[fx.Node, Op | None]) -> Iterator[fx.Nod
 
 def _is_last_mean(node: fx.Node, ops: Mapping[fx.Node, Op | None]) -> bool:
     op = ops.get(node)
-    if op is None or op.name != "mean":
+    if op is None or not op.is_mean:
         return False
     axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     axes = [axes] if isinstance(axes, int) else axes

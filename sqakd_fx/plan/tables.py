@@ -22,7 +22,7 @@ def table_target(
     (positions), the rows are constants of the file.
     """
     op = ops.get(node)
-    if op is None or op.name != "embedding" or not _depends_on_input(looked_up(node)):
+    if op is None or not op.looks_up or not _depends_on_input(looked_up(node)):
         return None
     if node.op == "call_module":
         module = get_attribute(graph_module, str(node.target))

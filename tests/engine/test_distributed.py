@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from torch.distributed.tensor import DTensor
 
 from sqakd_fx.engine.distributed import synchronized
 from sqakd_fx.engine.sharded_teacher import sharded
-from sqakd_fx.program import build_program
+from sqakd_fx.program import build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.training.features import training_pair
+from sqakd_fx.training.step import GradientStep
 
 MODEL = """
 import torch
@@ -41,7 +44,7 @@ SETTINGS = [
     "--set",
     "checkpoint_steps=1",
     "--set",
-    "batch_size=32",
+    "batch_size=33",
     "--set",
     "optimizer=sgd",
     "--set",
@@ -85,24 +88,25 @@ def losses(folder: Path, launcher: list[str], *more: str) -> list[float]:
 
 SHARDED = ["--set", "shard_teacher=true"]
 FEATURES = ["--set", "feature_weight=0.5", "--set", "features=sums", "--set", "learning_rate=0.01"]
+SLOPED = ["--set", "delta=0.1"]
 
 
 @pytest.mark.parametrize(
     ("family", "both", "of_two"),
-    [("lsq", [], []), ("ewgs", [], []), ("lsq", FEATURES, SHARDED)],
+    [("lsq", [], []), ("ewgs", SLOPED, []), ("lsq", FEATURES, SHARDED)],
     ids=["lsq", "ewgs", "a sharded teacher with features"],
 )
 def test_two_processes_have_the_losses_of_one(
     tmp_path: Path, family: str, both: list[str], of_two: list[str]
 ) -> None:
-    # At 8 bits a value that float addition puts on the other side of a rounding changes little. Adam
-    # would turn a gradient of 1e-9 into a whole step: with it one process whose rows come in another
-    # order is off by 4e-5 after 12 steps.
+    # Two processes add in another order than one. While no value lies within 1e-4 of a step of a tie, so that no code
+    # changes, all 12 losses agree to 2e-7. One code of 6,912 on the other side of a tie moves a loss by 4e-5, then
+    # codes of weights follow: by up to 4e-4 in 6 steps and 2e-3 in 12. So it is of one process whose rows come in
+    # another order. A mean over unequal shares that does not weigh them is off by 6e-3 in 6 steps. (Adam would turn a
+    # gradient of 1e-9 into a whole step.)
     families = [
         "--bits",
         "w8a8",
-        "--set",
-        "weight_range=full",
         "--set",
         f"weight_family={family}",
         "--set",
@@ -117,16 +121,72 @@ def test_two_processes_have_the_losses_of_one(
         *of_two,
     )
     assert len(one) == len(two) == 12
-    assert two[:6] == pytest.approx(one[:6], rel=1e-5, abs=1e-5)
-    # later, a value that lies on the other side of a rounding has changed some weights
-    assert two == pytest.approx(one, rel=2e-2)
+    assert two[:6] == pytest.approx(one[:6], rel=1e-3)
+    assert two == pytest.approx(one, rel=5e-3)
     assert one[-1] < 0.7 * one[0]
 
 
-def sharded_teacher(rank: int, folder: str) -> None:
-    """One of two processes: a teacher's output before and after its weights are divided, and their number."""
+def in_a_process(rank: int, folder: str) -> None:
+    """What one of two processes finds of all that is asked here."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {
+        "gradients": first_gradients(),
+        "teacher": sharded_teacher(),
+        "normalized": normalized_share(rank),
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes finds, started once."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(in_a_process, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def first_gradients() -> dict[str, Tensor]:
+    """The gradients of the first step of a small student of two families, from 31 rows in all."""
+    found = {}
+    for family in ("lsq", "ewgs"):
+        torch.manual_seed(0)
+        conv, norm = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4)
+        net = nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+        images = torch.randn(31, 1, 6, 6)
+        recipe = resolve_recipe(
+            "w4a4", batch_norm="absorb", weight_family=family, activation_family=family, delta=1.0
+        )
+        program = build_program(net, images[:2], recipe)
+        calibrate(program.student, [(images,)])
+        student = program.student.train()
+        pair = training_pair(student, distillation_teacher(program), recipe)
+        step = GradientStep(pair, recipe, torch.device("cpu"), print)
+        with synchronized(student):
+            step((images,))
+        trained = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+        found |= {f"{family} {name}": gradient.clone() for name, gradient in trained.items()}
+    return found
+
+
+def test_two_processes_with_unequal_shares_have_the_gradients_of_one(
+    processes: list[dict[str, Any]],
+) -> None:
+    wanted = first_gradients()
+    for process in processes:
+        found = process["gradients"]
+        assert found.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            size = max(
+                float(gradient.norm()), 1e-3
+            )  # 0 of a gain that the BatchNorm takes out again
+            error = float((found[name] - gradient).norm()) / size
+            assert error < 2e-4, (name, error)
+
+
+def sharded_teacher() -> dict[str, Any]:
+    """A teacher's output before and after its weights are divided, and their number."""
     torch.manual_seed(0)
     tied = nn.Linear(8, 8)
     net = nn.Sequential(nn.Linear(6, 8), tied, nn.ReLU(), tied, nn.ReLU(), nn.Linear(8, 4))
@@ -137,16 +197,13 @@ def sharded_teacher(rank: int, folder: str) -> None:
         found = [made(x), made(x)]
     kept = sum(p.to_local().numel() for p in made.parameters() if isinstance(p, DTensor))
     whole = sum(p.numel() for p in made.parameters() if not isinstance(p, DTensor))
-    state = {"wanted": wanted, "found": found, "kept": kept, "whole": whole}
-    torch.save(state, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"wanted": wanted, "found": found, "kept": kept, "whole": whole}
 
 
 def test_a_sharded_teacher_answers_as_before_and_each_process_keeps_its_share(
-    tmp_path: Path,
+    processes: list[dict[str, Any]],
 ) -> None:
-    torch.multiprocessing.spawn(sharded_teacher, (str(tmp_path),), nprocs=2)
-    states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    states = [process["teacher"] for process in processes]
     for state in states:
         assert all(torch.equal(answer, state["wanted"]) for answer in state["found"])
     assert sum(state["kept"] for state in states) == 6 * 8 + 8 + 8 * 4 + 4  # but the tied layer
@@ -164,10 +221,8 @@ def test_one_process_keeps_its_teacher_whole_and_says_so(
     assert "shard_teacher has no effect: there is one process" in done.notes
 
 
-def normalized_share(rank: int, folder: str) -> None:
-    """One of two processes: the gradient of a BatchNorm over both, each with a share of the rows."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def normalized_share(rank: int) -> dict[str, Any]:
+    """The gradient of a BatchNorm over both processes, each with a share of the rows."""
     x, weights = far_from_zero()
     rows = slice(0, 6) if rank == 0 else slice(6, None)
     own = x[rows].float().requires_grad_()
@@ -176,9 +231,7 @@ def normalized_share(rank: int, folder: str) -> None:
         y = norm(own)
         (y * weights[rows]).sum().backward()
     assert own.grad is not None
-    found = {"y": y.detach(), "x": own.grad, "variance": norm.running_var}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"y": y.detach(), "x": own.grad, "variance": norm.running_var}
 
 
 def far_from_zero() -> tuple[Tensor, Tensor]:
@@ -189,10 +242,9 @@ def far_from_zero() -> tuple[Tensor, Tensor]:
 
 
 def test_batch_norm_over_two_processes_is_that_of_all_rows_also_far_from_zero(
-    tmp_path: Path,
+    processes: list[dict[str, Any]],
 ) -> None:
-    torch.multiprocessing.spawn(normalized_share, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = (process["normalized"] for process in processes)
     x, weights = far_from_zero()
     x = x.float().double().requires_grad_()
     norm = nn.BatchNorm2d(3).double()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from small_graphs import before_and_after, calls, traced
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from torch.nn import functional as F
 from sqakd_fx.ir.pass_manager import run_passes
 from sqakd_fx.passes.canonicalize import Canonicalize
 from sqakd_fx.passes.functionalize import Functionalize
+from sqakd_fx.passes.propagate_shapes import PropagateShapes
 
 
 class ManyForms(nn.Module):
@@ -88,3 +92,22 @@ def test_a_product_with_a_constant_matrix_is_a_linear_layer() -> None:
     before, after = before_and_after(Product(), torch.randn(4, 6), Canonicalize())
     assert "addmm = torch.addmm(b, x, w)" in before
     assert "addmm = torch._C._nn.linear(x, w_transposed, b)" in after
+
+
+@pytest.mark.parametrize(
+    "permuted", [lambda w: w.t(), lambda w: w.permute(1, 0), lambda w: w.movedim(0, 1)]
+)
+def test_a_product_with_a_transposed_weight_reads_the_weight_itself(
+    permuted: Callable[[Tensor], Tensor],
+) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.b, x, permuted(self.w))
+
+    x = torch.randn(4, 6)
+    _, after = before_and_after(Product(), x, PropagateShapes((x,)), Canonicalize())
+    assert "addmm = torch._C._nn.linear(x, w, b)" in after

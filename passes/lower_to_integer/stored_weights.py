@@ -1,0 +1,57 @@
+"""Weights that are stored in codes and read in float: of linear layers in float, and tables."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, fx
+
+from sqakd_fx.ir import meta
+from sqakd_fx.ir.quantized_tensors import QuantizedTensor
+from sqakd_fx.passes.lower_to_integer.state import Lowering
+from sqakd_fx.quant.quantizer import Quantizer
+
+_OPS = torch.ops.sqakd_fx
+
+
+def linear_in_float(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """A linear layer in float whose weight is stored in codes."""
+    read = cast(fx.Node, node.args[1])
+    quantizer = cast(Quantizer, lowering.modules[str(read.target)])
+    weight = lowering.constant(read.args[0])
+    path = meta.module_path(node) or node.name
+    stored = _stored(lowering, f"{path}.weight", quantizer, weight)
+    lowering.floats[read] = lowering.graph.call_function(_OPS.dequantize_weight.default, stored)
+    return lowering.copied(node)
+
+
+def looked_up_rows(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """The rows of a table of codes; a layer with the same weight reads the same codes."""
+    indices, rows = cast(tuple[fx.Node, fx.Node], node.args)
+    quantizer = cast(Quantizer, lowering.modules[str(rows.target)])
+    source = cast(fx.Node, rows.args[0])
+    table = lowering.constant(source)
+    codes, scale = _stored(lowering, str(source.target), quantizer, table)
+    for layer in lowering.student.graph.nodes:
+        if meta.layer(layer) is not None and any(
+            x.op == "call_module" and x.target == rows.target for x in layer.all_input_nodes
+        ):
+            lowering.built.share(f"{meta.module_path(layer) or layer.name}.weight", codes)
+    read = (lowering.float_of(indices), codes, scale)
+    new = lowering.graph.call_function(_OPS.look_up.default, read)
+    new.meta = dict(node.meta)
+    return new
+
+
+def _stored(
+    lowering: Lowering, name: str, quantizer: Quantizer, weight: Tensor
+) -> tuple[fx.Node, fx.Node]:
+    """INT8 codes and scales of a weight that a float operation reads."""
+    values, grid = quantizer.codes(weight).to(torch.int8), quantizer.grid(weight)
+    codes = lowering.built.buffer(name, values)
+    least, most = int(values.min()), int(values.max())
+    granularity = "tensor" if grid.axis is None else "channel"
+    tensor = QuantizedTensor(name, grid.bits, least, most, quantizer.family.name, granularity)
+    meta.set_quantized_tensor(codes, tensor)
+    return codes, lowering.built.buffer(f"{name}_scale", grid.scale)
