@@ -75,6 +75,13 @@ class Program:
             Note(line, "branches on data: the branch that the example takes is kept")
             for line in self.traced.decisions
         )
+        frozen = tuple(
+            Note(
+                one.location,
+                f"asks for the value of the parameter {one.parameter!r}: training does not change what follows from it",
+            )
+            for one in self.traced.frozen
+        )
         batch = (
             (Note("batch", "has a fixed size: the model takes the example's batch size only"),)
             if self.traced.fixed_batch
@@ -83,6 +90,7 @@ class Program:
         return (
             float_modules
             + decisions
+            + frozen
             + batch
             + tuple(note for entry in self.log for note in entry.notes)
         )
