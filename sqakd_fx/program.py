@@ -82,6 +82,10 @@ class Program:
             )
             for one in self.traced.frozen
         )
+        left_out = tuple(
+            Note(name, "is a cache, and no output of the file: each call computes every position")
+            for name in self.traced.left_out
+        )
         batch = (
             (Note("batch", "has a fixed size: the model takes the example's batch size only"),)
             if self.traced.fixed_batch
@@ -91,6 +95,7 @@ class Program:
             float_modules
             + decisions
             + frozen
+            + left_out
             + batch
             + tuple(note for entry in self.log for note in entry.notes)
         )

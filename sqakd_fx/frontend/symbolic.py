@@ -27,6 +27,8 @@ from sqakd_fx.ir.op_names import module_op_name
 from sqakd_fx.ir.op_table import TABLE
 from sqakd_fx.ir.size_queries import asks_for_size
 
+_call_with_hooks: Any = fx._symbolic_trace._orig_module_call
+
 
 class DependsOnData(Exception):
     """Python code asks for a value that the data decides."""
@@ -81,7 +83,7 @@ class Tracer(fx.Tracer):
 
         def forward(root: nn.Module) -> Any:
             args, kwargs = self.call.with_tensors(inputs)
-            return root.forward(*args, **kwargs)
+            return _call_with_hooks(root, *args, **kwargs)
 
         return forward, [self.root]
 

@@ -22,6 +22,7 @@ from sqakd_fx.diagnostics.source_lines import code_line, model_line
 from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.attention import spell_out_attention
+from sqakd_fx.frontend.caches import caches_in, without_caches
 from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
 from sqakd_fx.frontend.example_run import example_output
 from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
@@ -54,8 +55,8 @@ class Traced:
     """A float graph: one fx graph module in evaluation mode, its float_modules, and who traced it.
 
     `call` is the example. `decisions` are lines of the user's code that branch on data, where the example's branch was
-    taken; `frozen` are those that ask for a parameter's value, which stays what it was. With `fixed_batch` the model
-    takes the example's batch size only.
+    taken; `frozen` are those that ask for a parameter's value, which stays what it was; `left_out` are outputs that no
+    file gives. With `fixed_batch` the model takes the example's batch size only.
     """
 
     graph_module: fx.GraphModule
@@ -64,6 +65,7 @@ class Traced:
     front_end: Literal["symbolic", "export"]
     decisions: tuple[str, ...] = ()
     frozen: tuple[FrozenParameter, ...] = ()
+    left_out: tuple[str, ...] = ()
     fixed_batch: bool = False
 
 
@@ -105,8 +107,10 @@ def trace(
             f"{', '.join(float_modules)}: leave out one of the two, or keep layers in float with "
             f'override = [{{match = "{float_modules[0]}*", float = true}}]'
         )
-    example_output(model, call)
-    return _by_front_end(model, call, front_end, float_modules, specialize)
+    caches = caches_in(example_output(model, call))
+    with without_caches(model, caches):
+        traced = _by_front_end(model, call, front_end, float_modules, specialize)
+    return replace(traced, left_out=caches)
 
 
 def _by_front_end(
