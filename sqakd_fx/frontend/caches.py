@@ -32,7 +32,7 @@ def without_caches(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         yield
         return
     configs = [config for module in model.modules() if (config := _using_cache(module))]
-    hook = model.register_forward_hook(lambda module, args, output: _left(output))
+    hook = model.register_forward_hook(lambda module, args, output: outputs_alone(output))
     for config in configs:
         config.use_cache = False
     try:
@@ -41,6 +41,18 @@ def without_caches(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         hook.remove()
         for config in configs:
             config.use_cache = True
+
+
+def outputs_alone(output: Any) -> Any:
+    """An output without its caches."""
+    caches = [key for key, value in _parts(output) if _is_cache(key, value)]
+    if not caches:
+        return output
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return dataclasses.replace(output, **dict.fromkeys(caches))
+    if isinstance(output, Mapping):
+        return {key: value for key, value in output.items() if key not in caches}
+    return tuple(value for key, value in enumerate(output) if key not in caches)
 
 
 def _using_cache(module: nn.Module) -> Any:
@@ -59,14 +71,3 @@ def _parts(output: Any) -> list[tuple[Any, Any]]:
 def _is_cache(key: Any, value: Any) -> bool:
     of_cache = any(kind.__name__.endswith("Cache") for kind in type(value).__mro__)
     return value is not None and (of_cache or key in _NAMES)
-
-
-def _left(output: Any) -> Any:
-    caches = [key for key, value in _parts(output) if _is_cache(key, value)]
-    if not caches:
-        return output
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return dataclasses.replace(output, **dict.fromkeys(caches))
-    if isinstance(output, Mapping):
-        return {key: value for key, value in output.items() if key not in caches}
-    return tuple(value for key, value in enumerate(output) if key not in caches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.ir.outputs import predictions, tensors_of
 from sqakd_fx.program import Program
-from sqakd_fx.source.batches import Batch, Loading, labelled_batches
+from sqakd_fx.source.batches import Loading, labelled_batches
 from sqakd_fx.source.inputs import TrainingInputs
+from sqakd_fx.source.sizes import has_example_size, require_example_size
 from sqakd_fx.source.source import Source
 
 _VALIDATION_SAMPLES = 512
@@ -23,24 +24,34 @@ _VALIDATION_SAMPLES = 512
 def validation_batches(
     source: Source, program: Program, inputs: TrainingInputs | None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Evaluation inputs where there are any, else training inputs; at most 512 samples of those."""
+    """Evaluation inputs where there are any, else training inputs; at most 512 samples of those, of the example's size.
+
+    Raises:
+        SourceError: evaluation inputs have another size than the example.
+    """
     seen = 0
     if source.eval_data is not None:
-        for batch, _ in _evaluation(source):
-            yield program.traced.call.flatten(batch.args, batch.kwargs)
+        for labelled, _ in _evaluation(source, program):
+            yield labelled
         return
     if inputs is None:
         return
     for ready in inputs.epoch(0):
+        if not has_example_size(program, ready):
+            continue
         yield ready
         seen += len(ready[0])
         if seen >= _VALIDATION_SAMPLES:
             return
 
 
-def _evaluation(source: Source) -> Iterable[tuple[Batch, Any]]:
+def _evaluation(source: Source, program: Program) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
     assert source.eval_data is not None
-    return labelled_batches(source.eval_data, source.form, Loading(batch_size=256, drop_last=False))
+    loading = Loading(batch_size=256, drop_last=False)
+    for batch, target in labelled_batches(source.eval_data, source.form, loading):
+        inputs = program.traced.call.flatten(batch.args, batch.kwargs)
+        require_example_size(program, inputs, "evaluation data")
+        yield inputs, target
 
 
 def evaluate(
@@ -55,8 +66,7 @@ def evaluate(
         return None
     outputs: dict[str, list[Tensor]] = {name: [] for name in functions}
     targets: list[Tensor] = []
-    for batch, target in _evaluation(source):
-        inputs = program.traced.call.flatten(batch.args, batch.kwargs)
+    for inputs, target in _evaluation(source, program):
         targets.append(torch.as_tensor(target))
         for name, function in functions.items():
             with torch.no_grad():
