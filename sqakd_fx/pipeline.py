@@ -188,6 +188,8 @@ class _Journal:
 
 
 def _stages(job: _Job, journal: _Journal) -> Result | None:
+    for text in job.source.notes:
+        journal.say.note(text)
     program = _trace(job, journal)
     inputs = source_inputs(job.source, program)
     steps_per_epoch = inputs.count()
