@@ -18,7 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from sqakd_fx.engine.determinism import repeatable_arithmetic, seed_everything
+from sqakd_fx.engine.determinism import (
+    repeatable_arithmetic,
+    seed_everything,
+    undisturbed_randomness,
+)
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import is_first, process_group
 from sqakd_fx.exporters.profiles import Exported
@@ -186,6 +190,8 @@ class _Journal:
 
 
 def _stages(job: _Job, journal: _Journal) -> Result | None:
+    for text in job.source.notes:
+        journal.say.note(text)
     program = _trace(job, journal)
     for output in program.outputs:
         journal.say.note(output.sentence)
@@ -253,12 +259,17 @@ def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingI
         say.note("the training data has labels: they are ignored")
     if inputs.undivided is not None:
         say.note(f"agreement is not measured while training (held_out): {inputs.undivided}")
+    if sizes := inputs.sizes.sentence():
+        say.note(sizes)
 
 
 def _check(job: _Job, journal: _Journal, program: Program) -> None:
     with journal.stage("check", "the untrained student as integer ONNX"):
         program.student.cpu()
         check_export(program)
+        if job.source.eval_data is not None:
+            with undisturbed_randomness():
+                next(validation_batches(job.source, program, None), None)
         program.student.to(job.device)
 
 

@@ -78,6 +78,17 @@ class Program:
             Note(line, "branches on data: the branch that the example takes is kept")
             for line in self.traced.decisions
         )
+        frozen = tuple(
+            Note(
+                one.location,
+                f"asks for the value of the parameter {one.parameter!r}: training does not change what follows from it",
+            )
+            for one in self.traced.frozen
+        )
+        left_out = tuple(
+            Note(name, "is a cache, and no output of the file: each call computes every position")
+            for name in self.traced.left_out
+        )
         batch = (
             (Note("batch", "has a fixed size: the model takes the example's batch size only"),)
             if self.traced.fixed_batch
@@ -86,6 +97,8 @@ class Program:
         return (
             float_modules
             + decisions
+            + frozen
+            + left_out
             + batch
             + tuple(note for entry in self.log for note in entry.notes)
         )

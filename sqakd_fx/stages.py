@@ -37,6 +37,7 @@ from sqakd_fx.quant.input_statistics import input_statistics
 from sqakd_fx.source.batches import Loading, input_batches
 from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, training_inputs
 from sqakd_fx.source.items import form_of
+from sqakd_fx.source.sizes import require_example_size
 from sqakd_fx.training import loop
 from sqakd_fx.training.guard import Judge, copied_state, figures, has_lost, refuse_destroyed
 from sqakd_fx.training.keeping import NOTHING_KEPT, Keeping, forget, kept_in
@@ -205,4 +206,6 @@ def _in_order(program: Program, data: Any) -> Iterator[tuple[Tensor, ...]]:
     call = program.traced.call
     loading = Loading(_SAMPLES_AT_ONCE, drop_last=False)
     for batch in input_batches(data, form_of(call), loading, what="data to validate on"):
-        yield call.flatten(batch.args, batch.kwargs)
+        inputs = call.flatten(batch.args, batch.kwargs)
+        require_example_size(program, inputs, "data to validate on")
+        yield inputs

@@ -32,7 +32,10 @@ app = typer.Typer(
 )
 
 SourceArgument = Annotated[str, typer.Argument(help="model.py, or package.module:callable")]
-Weights = Annotated[Path | None, typer.Option(help="safetensors, or a pickle of tensors only")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="safetensors, or a pickle of tensors only; FILE:KEY where it holds several"),
+]
 Data = Annotated[Path | None, typer.Option(help="folder of images, .npy or .npz")]
 Shape = Annotated[str | None, typer.Option("--input-shape", help="for example 1,3,224,224")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="preset or file.toml")]

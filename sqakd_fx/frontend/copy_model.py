@@ -20,7 +20,7 @@ from sqakd_fx.frontend.verify import turned
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
 _LARGEST_DIFFERENCE = 1e-2
-"""Of a model in half precision and its copy in float32."""
+"""Of a model and its copy, one of which may compute in half precision inside."""
 
 
 def float_copy(model: nn.Module) -> nn.Module:
@@ -84,7 +84,11 @@ def refuse_ties_to_the_original(
         with torch.no_grad():
             args, kwargs = tree_map_only(Tensor, torch.clone, given)
             wanted = tensors_of(model.eval()(*args, **kwargs))
-            args, kwargs = tree_map_only(Tensor, _as_float32, given)
+            if _is_half(model):  # in float32 it rounds otherwise
+                copied = copy.deepcopy(model)
+                args, kwargs = tree_map_only(Tensor, torch.clone, given)
+            else:
+                args, kwargs = tree_map_only(Tensor, _as_float32, given)
             got = tensors_of(copied(*args, **kwargs))
     except Exception:
         return  # on these values the model does not run: tracing tells what stands in the way
@@ -97,6 +101,11 @@ def refuse_ties_to_the_original(
             "a copy of the model computes something else than the model, because a hook or a function that "
             "was put on it holds on to the model itself: let the hook use the module that it is called with"
         )
+
+
+def _is_half(model: nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    return any(x.dtype in (torch.float16, torch.bfloat16) for x in tensors)
 
 
 def _as_float32(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program, with_labels
-from sqakd_fx.source.batches import Batch, Loading, labelled_batches
+from sqakd_fx.source.batches import Loading, labelled_batches
 from sqakd_fx.source.inputs import TrainingInputs
+from sqakd_fx.source.sizes import has_example_size, require_example_size
 from sqakd_fx.source.source import Source
 
 _VALIDATION_SAMPLES = 512
@@ -25,24 +26,34 @@ _VALIDATION_SAMPLES = 512
 def validation_batches(
     source: Source, program: Program, inputs: TrainingInputs | None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Evaluation inputs where there are any, else training inputs; at most 512 samples of those."""
+    """Evaluation inputs where there are any, else training inputs; at most 512 samples of those, of the example's size.
+
+    Raises:
+        SourceError: evaluation inputs have another size than the example.
+    """
     seen = 0
     if source.eval_data is not None:
-        for batch, _ in _evaluation(source):
-            yield program.traced.call.flatten(batch.args, batch.kwargs)
+        for labelled, _ in _evaluation(source, program):
+            yield labelled
         return
     if inputs is None:
         return
     for ready in inputs.epoch(0):
+        if not has_example_size(program, ready):
+            continue
         yield ready
         seen += len(ready[0])
         if seen >= _VALIDATION_SAMPLES:
             return
 
 
-def _evaluation(source: Source) -> Iterable[tuple[Batch, Any]]:
+def _evaluation(source: Source, program: Program) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
     assert source.eval_data is not None
-    return labelled_batches(source.eval_data, source.form, Loading(batch_size=256, drop_last=False))
+    loading = Loading(batch_size=256, drop_last=False)
+    for batch, target in labelled_batches(source.eval_data, source.form, loading):
+        inputs = program.traced.call.flatten(batch.args, batch.kwargs)
+        require_example_size(program, inputs, "evaluation data")
+        yield inputs, target
 
 
 def first_labels(source: Source, program: Program) -> Any:
@@ -53,15 +64,13 @@ def first_labels(source: Source, program: Program) -> Any:
     """
     if source.eval_data is None:
         return None
-    batch, target = next(iter(_evaluation(source)))
-    inputs = program.traced.call.flatten(batch.args, batch.kwargs)
+    inputs, target = next(_evaluation(source, program))
     with batch_named("the first batch of the evaluation data", inputs), torch.no_grad():
         output = program.teacher(*inputs)
-    tensors = tensors_of(output)
+    tensors, labels = tensors_of(output), _tensors(target)
     if source.metric is not None:
-        _measured(source.metric, _like(output, tensors), target)
-        return target
-    labels = _tensors(target)
+        _measured(source.metric, _like(output, tensors), labels)
+        return labels
     labelled = (
         with_labels(program, labels, program.recipe) if isinstance(labels, Tensor) else program
     )
@@ -84,8 +93,7 @@ def evaluate(
         return None
     outputs: dict[str, list[list[Tensor]]] = {name: [] for name in functions}
     targets: list[Any] = []
-    for batch, target in _evaluation(source):
-        inputs = program.traced.call.flatten(batch.args, batch.kwargs)
+    for inputs, target in _evaluation(source, program):
         targets.append(_tensors(target))
         for name, function in functions.items():
             with torch.no_grad():
@@ -106,11 +114,21 @@ def evaluate(
 
 
 def _tensors(target: Any) -> Any:
-    """Labels of any structure, their numbers and arrays as tensors."""
-    return tree_map(torch.as_tensor, target)
+    """Labels of any structure, their numbers and arrays as tensors; others, such as texts, as they are."""
+
+    def as_tensor(leaf: Any) -> Any:
+        try:
+            return torch.as_tensor(leaf)
+        except (TypeError, ValueError, RuntimeError):
+            return leaf
+
+    return tree_map(as_tensor, target)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: Sequence[Any]) -> Any:
+    """The tensors of all batches as one; others as a list."""
+    if not all(isinstance(part, Tensor) for part in parts):
+        return list(parts)
     return torch.cat(list(parts)) if parts[0].ndim else torch.stack(list(parts))
 
 

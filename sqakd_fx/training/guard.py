@@ -96,6 +96,8 @@ def _are_the_same(parts: Sequence[Tensor]) -> bool:
     parts = [part for part in parts if part.numel()]
     if not parts or not parts[0].ndim:
         return True
+    if len({part.shape[1:] for part in parts}) > 1:
+        return False
     first = parts[0][:1].float()
     largest = max(float(part.float().abs().max()) for part in parts)
     return all(float((part.float() - first).abs().max()) <= _CONSTANT * largest for part in parts)

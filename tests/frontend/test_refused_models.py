@@ -119,6 +119,23 @@ def test_a_model_that_cannot_be_compiled_is_refused_in_one_sentence(
         build_program(make(), x, resolve_recipe("w8a8"))
 
 
+class Rippled(nn.Module):
+    """Half precision moves its output by more than a wrong model would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.function = lambda x: torch.sin(500 * x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.function(self.a(x)))
+
+
+def test_a_model_in_half_precision_is_not_taken_for_one_whose_functions_hold_on_to_it() -> None:
+    torch.manual_seed(0)
+    build_program(Rippled().bfloat16(), ROWS.bfloat16(), "w8a8")
+
+
 class PerSample(nn.Module):
     """As many groups as there are samples."""
 
