@@ -11,7 +11,7 @@ import glob
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,14 +19,9 @@ from torch.utils._pytree import tree_flatten_with_path
 
 from sqakd_fx.frontend.example_call import key_name
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_names import op_name
-from sqakd_fx.ir.op_table import TABLE, Kind
+from sqakd_fx.ir.op_table import Kind, Nature, Op, op_of
 from sqakd_fx.ir.outputs import class_axis
 from sqakd_fx.recipe import LossKind, Recipe, setting_of
-
-Nature = Literal[
-    "classes", "probabilities", "independent probabilities", "embedding", "values", "scores"
-]
 
 _LOSSES: Mapping[Nature, LossKind] = {
     "classes": "kl",
@@ -36,20 +31,6 @@ _LOSSES: Mapping[Nature, LossKind] = {
     "values": "mse",
     "scores": "kl+mse",
 }
-_VALUES_OF = frozenset(
-    (
-        "layer_norm",
-        "rms_norm",
-        "group_norm",
-        "instance_norm",
-        "batch_norm",
-        "tanh",
-        "exp",
-        "softplus",
-        "pixel_shuffle",
-        "grid_sample",
-    )
-)
 _CLASS_WORDS = re.compile(r"logits?|cls|class|classes|classifier|classification|segmentation")
 _VALUE_WORDS = re.compile(
     r"b?box(es)?|reg|regress(ion|or)|loc|offsets?|deltas?|landmarks?|keypoints?|depth|disparity|flow|hidden|states?|"
@@ -149,7 +130,7 @@ def decide_outputs(
             name,
             index,
             value.detach().float(),
-            None if maker is None else op_name(maker, modules),
+            None if maker is None else op_of(maker, modules),
             "" if maker is None else meta.module_path(maker),
             tuple(x for x in inputs if x.is_floating_point()),
             labels if index == 0 and isinstance(labels, Tensor) else None,
@@ -178,7 +159,7 @@ class _Known:
     name: str
     index: int
     value: Tensor
-    made_by: str | None
+    made_by: Op | None
     module: str
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
@@ -259,17 +240,16 @@ def _by_values(known: _Known) -> _Found | None:
 
 
 def _by_operation(known: _Known) -> _Found | None:
-    """What the last operation says."""
-    if known.made_by in ("sigmoid", "hardsigmoid"):
-        values = _by_name(known) or _by_shape(known)
-        if values is None or values.nature != "values" or class_axis(known.shape) is None:
-            return _Found("independent probabilities", None, "a sigmoid makes it")
-        return values
-    if known.made_by == "log_softmax":
-        return _Found("classes", class_axis(known.shape), "a log-softmax makes it")
-    if known.made_by in _VALUES_OF:
-        return _Found("values", None, f"{known.made_by} makes it")
-    return None
+    """What the last operation says; a sigmoid also makes images and boxes between 0 and 1."""
+    op = known.made_by
+    if op is None or op.gives is None:
+        return None
+    if op.gives == "independent probabilities" and class_axis(known.shape) is not None:
+        told = _by_name(known) or _by_shape(known)
+        if told is not None and told.nature == "values":
+            return told
+    axis = class_axis(known.shape) if op.gives == "classes" else None
+    return _Found(op.gives, axis, f"{op.name} makes it")
 
 
 def _by_name(known: _Known) -> _Found | None:
@@ -308,7 +288,7 @@ def _is_like(shape: tuple[int, ...], given: tuple[int, ...]) -> bool:
 def _maker(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     """The operation that computes a value, behind what only moves it."""
     while node is not None and node.all_input_nodes:
-        op = TABLE.get(op_name(node, modules) or "")
+        op = op_of(node, modules)
         if op is None or op.kind not in (Kind.TRANSPARENT, Kind.JOINT, Kind.NOISE):
             break
         node = node.all_input_nodes[0]
