@@ -34,6 +34,10 @@ class DependsOnData(Exception):
     """Python code asks for a value that the data decides."""
 
 
+class LeavesTorch(DependsOnData):
+    """Python code hands values that the data decides to numpy."""
+
+
 @dataclass(frozen=True)
 class FrozenParameter:
     """A line of the user's code that asks for the value of a parameter that is trained."""
@@ -165,9 +169,15 @@ class Tracer(fx.Tracer):
                 return value
             self.graph.erase_node(node)
             return self._numbers(self.proxy(source))
-        value = self.answer(node)
+        value = self.array(node) if method == "numpy" else self.answer(node)
         self.graph.erase_node(node)
         return value
+
+    def array(self, node: fx.Node) -> Any:
+        """The node's value, for numpy: what numpy computes of the data cannot be in a graph, whoever allows it."""
+        if self.is_from_data(node):
+            raise LeavesTorch("its Python code computes with numpy on the data")
+        return self.answer(node)
 
     def _number(self, value: Any) -> Any:
         """A constant tensor of no axes as the number that it holds."""
