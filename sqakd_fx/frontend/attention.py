@@ -134,3 +134,11 @@ def spell_out_attention(model: nn.Module) -> None:
             if child not in plain:
                 plain[child] = PlainAttention(child).train(child.training)
             setattr(owner, name, plain[child])
+
+
+def zeroes_padding(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """True for a call of nn.TransformerEncoder that torch's fused path computes without its padded positions."""
+    if not isinstance(module, nn.TransformerEncoder) or not module.use_nested_tensor:
+        return False
+    padding = args[2] if len(args) > 2 else kwargs.get("src_key_padding_mask")
+    return padding is not None

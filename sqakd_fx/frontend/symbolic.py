@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from sqakd_fx.diagnostics.source_lines import line_outside_torch
+from sqakd_fx.frontend.attention import zeroes_padding
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.number_arguments import with_numbers
 from sqakd_fx.frontend.plain_names import object_at
@@ -55,7 +56,8 @@ class Tracer(fx.Tracer):
         specialize: paths of submodules that may branch on data.
 
     After a failure `path` holds the module that was being traced, outermost first. `decisions` lists
-    the lines of code whose branch on data follows the example, `frozen` those that read a parameter as a number.
+    the lines of code whose branch on data follows the example, `frozen` those that read a parameter as a number;
+    `padded` are modules whose padded positions torch's fused path would make zero.
     """
 
     record_stack_traces = True
@@ -72,6 +74,7 @@ class Tracer(fx.Tracer):
         self.path: list[str] = []
         self.decisions: list[str] = []
         self.frozen: list[FrozenParameter] = []
+        self.padded: list[str] = []
         self.values: dict[fx.Node, Any] = {}
         self.from_data: dict[fx.Node, bool] = {}
         self.with_input: set[fx.Node] = set()
@@ -106,6 +109,8 @@ class Tracer(fx.Tracer):
             path = self.path_of_module(m)
         except NameError:  # made inside a forward, as in nn.ReLU()(x)
             return forward(*args, **kwargs)
+        if zeroes_padding(m, args, kwargs):
+            self.padded.append(path)
         self.path.append(path)
         result = super().call_module(m, forward, args, kwargs)
         self.path.pop()

@@ -59,7 +59,8 @@ class Traced:
 
     `call` is the example. `decisions` are lines of the user's code that branch on data, where the example's branch was
     taken; `frozen` are those that ask for a parameter's value, which stays what it was; `left_out` are outputs that no
-    file gives. With `fixed_batch` the model takes the example's batch size only.
+    file gives; `padded` are modules that compute padded positions, which torch's fused path makes zero. With
+    `fixed_batch` the model takes the example's batch size only.
     """
 
     graph_module: fx.GraphModule
@@ -69,6 +70,7 @@ class Traced:
     decisions: tuple[str, ...] = ()
     frozen: tuple[FrozenParameter, ...] = ()
     left_out: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
     fixed_batch: bool = False
 
 
@@ -221,8 +223,18 @@ def _with_float_modules(
         any_batch = compare_on_two_batches(model, graph_module, call, other_values=not decisions)
         whole = tuple(replace(m, path=plain.get(path, path)) for path, m in float_modules.items())
         frozen = tuple(dict.fromkeys(tracer.frozen))
+        padded = tuple(dict.fromkeys(plain.get(path, path) for path in tracer.padded))
         fixed = not any_batch
-        return Traced(graph_module, call, whole, "symbolic", decisions, frozen, fixed_batch=fixed)
+        return Traced(
+            graph_module,
+            call,
+            whole,
+            "symbolic",
+            decisions,
+            frozen=frozen,
+            padded=padded,
+            fixed_batch=fixed,
+        )
 
 
 def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:
