@@ -66,7 +66,8 @@ class Tracer(fx.Tracer):
     def __init__(
         self, call: Call, float_modules: frozenset[str], specialize: frozenset[str]
     ) -> None:
-        super().__init__(autowrap_modules=())  # math is wrapped in traceable_code
+        nothing: Any = ()  # math is wrapped in traceable_code
+        super().__init__(autowrap_modules=nothing)
         self.call = call
         self.example = call.tensors()
         self.float_modules = float_modules
@@ -142,7 +143,7 @@ class Tracer(fx.Tracer):
         """A traced value; of what no input decides, `item`, `tolist` and `numpy` give the value itself."""
         if kind in ("call_function", "call_method") and not self.computing:
             args, kwargs = with_numbers(target, args, kwargs, self._number)
-        made = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        made: Any = super().create_proxy(kind, target, args, kwargs, *more, **options)
         if kind == "call_method" and target in READS:
             return self._read(made, target)
         return made

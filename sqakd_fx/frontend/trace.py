@@ -219,22 +219,30 @@ def _with_float_modules(
         _refuse_closed_scripts(graph_module, inputs)
         settle_changed_constants(graph_module)
         _refuse_changes_seen_elsewhere(graph_module)
-        decisions = tuple(dict.fromkeys(tracer.decisions))
-        any_batch = compare_on_two_batches(model, graph_module, call, other_values=not decisions)
         whole = tuple(replace(m, path=plain.get(path, path)) for path, m in float_modules.items())
-        frozen = tuple(dict.fromkeys(tracer.frozen))
-        padded = tuple(dict.fromkeys(plain.get(path, path) for path in tracer.padded))
-        fixed = not any_batch
-        return Traced(
-            graph_module,
-            call,
-            whole,
-            "symbolic",
-            decisions,
-            frozen=frozen,
-            padded=padded,
-            fixed_batch=fixed,
-        )
+        return _compared(model, call, graph_module, whole, tracer)
+
+
+def _compared(
+    model: nn.Module,
+    call: Call,
+    graph_module: fx.GraphModule,
+    whole: tuple[FloatModule, ...],
+    tracer: Tracer,
+) -> Traced:
+    """The graph, held against its model, with what the tracer noted."""
+    decisions = tuple(dict.fromkeys(tracer.decisions))
+    any_batch = compare_on_two_batches(model, graph_module, call, other_values=not decisions)
+    return Traced(
+        graph_module,
+        call,
+        whole,
+        "symbolic",
+        decisions,
+        frozen=tuple(dict.fromkeys(tracer.frozen)),
+        padded=tuple(dict.fromkeys(tracer.padded)),
+        fixed_batch=not any_batch,
+    )
 
 
 def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:

@@ -50,9 +50,7 @@ def traceable_code(tracer: Tracer, model: nn.Module) -> Iterator[None]:
 
     def answered(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            return function(
-                *(tracer.answer(a.node) if isinstance(a, fx.Proxy) else a for a in args)
-            )
+            return function(*(tracer.answer(a.node) if _has_proxy(a) else a for a in args))
 
         return call
 
