@@ -70,38 +70,41 @@ class Program:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What stays in float or was left alone, and why."""
-        float_modules = tuple(
+        return _notes_of(self.traced) + tuple(note for entry in self.log for note in entry.notes)
+
+
+def _notes_of(traced: Traced) -> tuple[Note, ...]:
+    batch = "has a fixed size: the model takes the example's batch size only"
+    return (
+        *(
             Note(i.path, f"stays in float as a whole: {i.reason}{_way_out(i)}")
-            for i in self.traced.float_modules
-        )
-        decisions = tuple(
+            for i in traced.float_modules
+        ),
+        *(
             Note(line, "branches on data: the branch that the example takes is kept")
-            for line in self.traced.decisions
-        )
-        frozen = tuple(
+            for line in traced.decisions
+        ),
+        *(
             Note(
                 one.location,
                 f"asks for the value of the parameter {one.parameter!r}: training does not change what follows from it",
             )
-            for one in self.traced.frozen
-        )
-        left_out = tuple(
+            for one in traced.frozen
+        ),
+        *(
             Note(name, "is a cache, and no output of the file: each call computes every position")
-            for name in self.traced.left_out
-        )
-        batch = (
-            (Note("batch", "has a fixed size: the model takes the example's batch size only"),)
-            if self.traced.fixed_batch
-            else ()
-        )
-        return (
-            float_modules
-            + decisions
-            + frozen
-            + left_out
-            + batch
-            + tuple(note for entry in self.log for note in entry.notes)
-        )
+            for name in traced.left_out
+        ),
+        *(
+            Note(
+                path,
+                "computes padded positions, where torch's fused path gives zeros without gradients: mask them before "
+                "they are pooled",
+            )
+            for path in traced.padded
+        ),
+        *((Note("batch", batch),) if traced.fixed_batch else ()),
+    )
 
 
 def _way_out(float_module: FloatModule) -> str:

@@ -33,7 +33,7 @@ def with_numbers(
 @functools.cache
 def _number_arguments(operation: str) -> tuple[tuple[bool, ...], frozenset[str]]:
     """By position and by name: the arguments of an ATen operation that are numbers in every overload."""
-    packet = getattr(torch.ops.aten, operation, None) if operation.isidentifier() else None
+    packet: Any = getattr(torch.ops.aten, operation, None) if operation.isidentifier() else None
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return (), frozenset()
     schemas = [

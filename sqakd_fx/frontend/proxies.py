@@ -52,7 +52,7 @@ class TracedValue(fx.Proxy):
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         """What numpy's functions take in place of a tensor."""
-        value = self.tracer.answer(self.node)
+        value = self.tracer.array(self.node)
         return np.asarray(value.numpy() if isinstance(value, Tensor) else value, dtype)
 
     def __hash__(self) -> int:
@@ -71,7 +71,7 @@ class TracedValue(fx.Proxy):
 
     def __format__(self, spec: str) -> str:
         if self.tracer.is_from_data(self.node):
-            return format(repr(self), spec)
+            return repr(self)
         return format(self.tracer.answer(self.node), spec)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from sqakd_fx.diagnostics.source_lines import line_outside_torch
+from sqakd_fx.frontend.attention import zeroes_padding
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.number_arguments import with_numbers
 from sqakd_fx.frontend.plain_names import object_at
@@ -32,6 +33,10 @@ _call_with_hooks: Any = fx._symbolic_trace._orig_module_call
 
 class DependsOnData(Exception):
     """Python code asks for a value that the data decides."""
+
+
+class LeavesTorch(DependsOnData):
+    """Python code hands values that the data decides to numpy."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Tracer(fx.Tracer):
         specialize: paths of submodules that may branch on data.
 
     After a failure `path` holds the module that was being traced, outermost first. `decisions` lists
-    the lines of code whose branch on data follows the example, `frozen` those that read a parameter as a number.
+    the lines of code whose branch on data follows the example, `frozen` those that read a parameter as a number;
+    `padded` are modules whose padded positions torch's fused path would make zero.
     """
 
     record_stack_traces = True
@@ -60,7 +66,8 @@ class Tracer(fx.Tracer):
     def __init__(
         self, call: Call, float_modules: frozenset[str], specialize: frozenset[str]
     ) -> None:
-        super().__init__(autowrap_modules=())  # math is wrapped in traceable_code
+        nothing: Any = ()  # math is wrapped in traceable_code
+        super().__init__(autowrap_modules=nothing)
         self.call = call
         self.example = call.tensors()
         self.float_modules = float_modules
@@ -68,6 +75,7 @@ class Tracer(fx.Tracer):
         self.path: list[str] = []
         self.decisions: list[str] = []
         self.frozen: list[FrozenParameter] = []
+        self.padded: list[str] = []
         self.values: dict[fx.Node, Any] = {}
         self.from_data: dict[fx.Node, bool] = {}
         self.with_input: set[fx.Node] = set()
@@ -102,6 +110,8 @@ class Tracer(fx.Tracer):
             path = self.path_of_module(m)
         except NameError:  # made inside a forward, as in nn.ReLU()(x)
             return forward(*args, **kwargs)
+        if zeroes_padding(m, args, kwargs):
+            self.padded.append(path)
         self.path.append(path)
         result = super().call_module(m, forward, args, kwargs)
         self.path.pop()
@@ -133,7 +143,7 @@ class Tracer(fx.Tracer):
         """A traced value; of what no input decides, `item`, `tolist` and `numpy` give the value itself."""
         if kind in ("call_function", "call_method") and not self.computing:
             args, kwargs = with_numbers(target, args, kwargs, self._number)
-        made = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        made: Any = super().create_proxy(kind, target, args, kwargs, *more, **options)
         if kind == "call_method" and target in READS:
             return self._read(made, target)
         return made
@@ -165,9 +175,15 @@ class Tracer(fx.Tracer):
                 return value
             self.graph.erase_node(node)
             return self._numbers(self.proxy(source))
-        value = self.answer(node)
+        value = self.array(node) if method == "numpy" else self.answer(node)
         self.graph.erase_node(node)
         return value
+
+    def array(self, node: fx.Node) -> Any:
+        """The node's value, for numpy: what numpy computes of the data cannot be in a graph, whoever allows it."""
+        if self.is_from_data(node):
+            raise LeavesTorch("its Python code computes with numpy on the data")
+        return self.answer(node)
 
     def _number(self, value: Any) -> Any:
         """A constant tensor of no axes as the number that it holds."""

@@ -50,9 +50,7 @@ def traceable_code(tracer: Tracer, model: nn.Module) -> Iterator[None]:
 
     def answered(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            return function(
-                *(tracer.answer(a.node) if isinstance(a, fx.Proxy) else a for a in args)
-            )
+            return function(*(tracer.answer(a.node) if _has_proxy(a) else a for a in args))
 
         return call
 
@@ -74,6 +72,7 @@ def traceable_code(tracer: Tracer, model: nn.Module) -> Iterator[None]:
 
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
+        stack.callback(_forget_traced, [(vars(m), _kept(vars(m))) for m in model.modules()])
         for names, wrapped in ((_FACTORIES, recorded), (_LIMITS, answered)):
             for name in names:
                 original = getattr(torch, name)
@@ -92,6 +91,28 @@ def traceable_code(tracer: Tracer, model: nn.Module) -> Iterator[None]:
                     stack.callback(names_of_file.__setitem__, name, function)
                     names_of_file[name] = of_number(function)
         yield
+
+
+def _kept(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A module's attributes, with lists and dicts as they are at the moment."""
+    return {k: v.copy() if type(v) in (list, dict) else v for k, v in attributes.items()}
+
+
+def _forget_traced(modules: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """What forward left in attributes while it was traced is as it was: the model itself runs again."""
+    for attributes, kept in modules:
+        for name, value in list(attributes.items()):
+            if not _has_proxy(value):
+                continue
+            if name not in kept:
+                del attributes[name]
+            elif type(value) is list and type(kept[name]) is list:
+                value[:] = kept[name]
+            elif type(value) is dict and type(kept[name]) is dict:
+                value.clear()
+                value.update(kept[name])
+            else:
+                attributes[name] = kept[name]
 
 
 def _files_of(model: nn.Module) -> list[dict[str, Any]]:

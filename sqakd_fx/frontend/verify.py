@@ -42,11 +42,15 @@ def compare_on_two_batches(
     }
     pair = _Pair(model, graph_module, call)
     seen = [sizes for tensors in (once, twice) if (sizes := pair.compare(tensors)) is not None]
+    if not seen:
+        raise TraceError(
+            "the model runs once on the example inputs and not again: let its forward keep nothing for the next call"
+        )
     for other in (_shuffled, _spread) if other_values else ():
         pair.compare({name: other(x) for name, x in once.items()}, finite=True)
     if len(seen) == 2:
         _record(seen[0], seen[1], batch)
-    elif seen:
+    else:
         _refuse_unbatched(seen[0], once)
     return len(seen) == 2
 

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.example_call import call_of, named_parameters
+from sqakd_fx.frontend.readable import require_readable
 from sqakd_fx.source.arrays import read_data
 from sqakd_fx.source.batches import Batch, Loading, input_batches
 from sqakd_fx.source.items import TARGET_KEYS, Form, form_of
@@ -74,6 +75,7 @@ def load_source(
     Raises:
         SourceError: anything is missing, fails or does not fit; where the fault is in the user's
             code, `location` is its file and line.
+        TraceError: the model is not Python code with dense weights.
     """
     if input_shape is not None and (not input_shape or min(input_shape) < 1):
         raise SourceError(
@@ -84,6 +86,7 @@ def load_source(
     user = UserFunctions(module, folder)
     model = user.model(factory, spec)
     notes = () if weights is None else load_weights(model, weights)
+    require_readable(model)
     model = model.cpu().float().eval()
 
     example = _random_example(input_shape) if input_shape else user.example()
