@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from sqakd_fx.errors import TraceError, first_line
-from sqakd_fx.frontend.readable import require_readable
+from sqakd_fx.frontend.readable import require_readable, require_values
 from sqakd_fx.frontend.verify import turned
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
@@ -30,6 +30,7 @@ def float_copy(model: nn.Module) -> nn.Module:
         TraceError: the model is not Python code with dense weights, or cannot be copied.
     """
     require_readable(model)
+    require_values(model)
     computed: dict[int, Tensor] = {
         id(value): value.detach().clone()
         for module in model.modules()

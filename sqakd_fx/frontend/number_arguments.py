@@ -34,7 +34,7 @@ def with_numbers(
 def _number_arguments(operation: str) -> tuple[tuple[bool, ...], frozenset[str]]:
     """By position and by name: the arguments of an ATen operation that are numbers in every overload."""
     packet: Any = getattr(torch.ops.aten, operation, None) if operation.isidentifier() else None
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
+    if not hasattr(packet, "overloads"):
         return (), frozenset()
     schemas = [
         getattr(packet, name)._schema

@@ -13,7 +13,7 @@ from sqakd_fx.errors import TraceError
 
 
 def require_readable(model: nn.Module) -> None:
-    """Raise TraceError for TorchScript, and for weights that are lazy, on the meta device or not dense."""
+    """Raise TraceError for TorchScript, and for weights that are on the meta device or not dense."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "the model is TorchScript, which has no Python code to trace: give the Python module that "
@@ -21,11 +21,8 @@ def require_readable(model: nn.Module) -> None:
         )
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
-        if is_lazy(tensor):
-            raise TraceError(
-                f"{name} has no values yet, as its layer is lazy: call the model once on an example "
-                "in model()"
-            )
+        if is_lazy(tensor):  # the first call gives it values
+            continue
         if tensor.is_meta:
             raise TraceError(
                 f"{name} has no values, as it lies on torch's meta device: call "
@@ -36,6 +33,17 @@ def require_readable(model: nn.Module) -> None:
                 f"{name} is a {kind_of(tensor)} tensor, for which ONNX has no form: keep it dense, as "
                 "by to_dense(), and multiply with torch.matmul"
             )
+
+
+def require_values(model: nn.Module) -> None:
+    """Raise TraceError where a lazy layer has never been called."""
+    lazy = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
+    lazy += [name for name, tensor in model.named_buffers() if is_lazy(tensor)]
+    if lazy:
+        raise TraceError(
+            f"{lazy[0]} has no values yet, as its layer is lazy: call the model once on an example "
+            "in model()"
+        )
 
 
 def is_dense(x: Tensor) -> bool:

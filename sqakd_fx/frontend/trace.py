@@ -350,7 +350,9 @@ def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
     try:
         graph_module, call = export_graph(model, call)
     except TraceError as error:
-        raise cause or error from error
+        if cause is None:
+            raise
+        raise cause from error
     except Exception as error:
         reason = first_line(error)
         if cause is not None:
