@@ -33,7 +33,8 @@ from sqakd_fx.results.export import export_job
 from sqakd_fx.runtime.fusion import without_kernel
 from sqakd_fx.source.source import load_source
 from sqakd_fx.validation.parity import TensorParity
-from sqakd_fx.validation.validate import departs_from_training, validate
+from sqakd_fx.validation.validate import validate
+from sqakd_fx.validation.verdict import departs_from_training
 
 BITS = ("w8a8", "w4a4", "w2a2", "w1a1")
 PROFILES = ("container", "packed")

@@ -18,17 +18,22 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from sqakd_fx.engine.determinism import repeatable_arithmetic, seed_everything
+from sqakd_fx.engine.determinism import (
+    repeatable_arithmetic,
+    seed_everything,
+    undisturbed_randomness,
+)
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import is_first, process_group
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.frontend.example_call import Example, arguments
+from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
 from sqakd_fx.mixed_precision.sensitive import choose, measure_tensors, total_work, with_relief
-from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.program import Program, build_program, lower, with_labels
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.results.collect import make_report, write_report
-from sqakd_fx.results.evaluate import validation_batches
+from sqakd_fx.results.evaluate import first_labels, validation_batches
 from sqakd_fx.results.export import check_export, export
 from sqakd_fx.results.measure import measure
 from sqakd_fx.results.student import save_student
@@ -40,7 +45,8 @@ from sqakd_fx.training.keeping import Keeping, forget, kept_in
 from sqakd_fx.training.loop import Distilled
 from sqakd_fx.training.progress import Listener, StepReport
 from sqakd_fx.training.tensorboard import clear_scalars, require_tensorboard, scalar_log
-from sqakd_fx.validation.validate import Validation, validate
+from sqakd_fx.validation.validate import validate
+from sqakd_fx.validation.verdict import Validation
 
 
 class Observer(Protocol):
@@ -184,7 +190,11 @@ class _Journal:
 
 
 def _stages(job: _Job, journal: _Journal) -> Result | None:
+    for text in job.source.notes:
+        journal.say.note(text)
     program = _trace(job, journal)
+    for output in program.outputs:
+        journal.say.note(output.sentence)
     inputs = source_inputs(job.source, program)
     steps_per_epoch = inputs.count()
     keeping = kept_in(job.out, resume=job.resume)
@@ -199,10 +209,18 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     lowered, exported = _export(job, journal, program)
     with journal.stage("validate", "trained graph, integer program, ONNX Runtime"):
         batches = validation_batches(job.source, program, inputs)
-        checked = validate(program.student, lowered, exported.path, batches)
+        checked = validate(
+            program.student, lowered, exported.path, batches, class_axes(program.outputs)
+        )
     journal.say.stage("report", "accuracy and speed")
     exact_products = checked.deployed.exact_products
-    measured = measure(job.source, program, exported.path, exact_products=exact_products)
+    measured = measure(
+        job.source,
+        program,
+        exported.path,
+        validation_batches(job.source, program, inputs),
+        exact_products=exact_products,
+    )
     report = make_report(
         job.source, program, distilled, exported, checked, measured, journal.seconds
     )
@@ -222,7 +240,8 @@ def _trace(job: _Job, journal: _Journal) -> Program:
             after=job.after,
         )
         check_outputs(program)
-    return program
+        labels = first_labels(source, program)
+    return program if labels is None else with_labels(program, labels, job.recipe)
 
 
 def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs) -> None:
@@ -240,12 +259,17 @@ def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingI
         say.note("the training data has labels: they are ignored")
     if inputs.undivided is not None:
         say.note(f"agreement is not measured while training (held_out): {inputs.undivided}")
+    if sizes := inputs.sizes.sentence():
+        say.note(sizes)
 
 
 def _check(job: _Job, journal: _Journal, program: Program) -> None:
     with journal.stage("check", "the untrained student as integer ONNX"):
         program.student.cpu()
         check_export(program)
+        if job.source.eval_data is not None:
+            with undisturbed_randomness():
+                next(validation_batches(job.source, program, None), None)
         program.student.to(job.device)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from sqakd_fx.frontend.copy_model import float_copy, refuse_ties_to_the_original
 from sqakd_fx.frontend.example_call import Example, arguments
+from sqakd_fx.frontend.output_kinds import OutputKind, decide_outputs, with_outputs
 from sqakd_fx.frontend.trace import FloatModule, Traced, trace
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import node_macs
@@ -40,7 +41,8 @@ class Program:
     """A student graph, the float teacher it started as, and how it was made.
 
     `teacher` and `student` take tensors by position; `example` are those of one call, and `inputs` gives those of
-    another. The student's quantizers pass values through until it is calibrated.
+    another. The student's quantizers pass values through until it is calibrated. `outputs` says what each output is
+    taken for; the recipe has the loss of each.
     """
 
     teacher: fx.GraphModule
@@ -50,6 +52,7 @@ class Program:
     traced: Traced
     log: tuple[LogEntry, ...]
     recipe: Recipe
+    outputs: tuple[OutputKind, ...]
 
     def inputs(self, call: Example) -> tuple[Tensor, ...]:
         """The tensors of a call, given as the example was, in the order in which the graphs take them.
@@ -67,25 +70,41 @@ class Program:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What stays in float or was left alone, and why."""
-        float_modules = tuple(
+        return _notes_of(self.traced) + tuple(note for entry in self.log for note in entry.notes)
+
+
+def _notes_of(traced: Traced) -> tuple[Note, ...]:
+    batch = "has a fixed size: the model takes the example's batch size only"
+    return (
+        *(
             Note(i.path, f"stays in float as a whole: {i.reason}{_way_out(i)}")
-            for i in self.traced.float_modules
-        )
-        decisions = tuple(
+            for i in traced.float_modules
+        ),
+        *(
             Note(line, "branches on data: the branch that the example takes is kept")
-            for line in self.traced.decisions
-        )
-        batch = (
-            (Note("batch", "has a fixed size: the model takes the example's batch size only"),)
-            if self.traced.fixed_batch
-            else ()
-        )
-        return (
-            float_modules
-            + decisions
-            + batch
-            + tuple(note for entry in self.log for note in entry.notes)
-        )
+            for line in traced.decisions
+        ),
+        *(
+            Note(
+                one.location,
+                f"asks for the value of the parameter {one.parameter!r}: training does not change what follows from it",
+            )
+            for one in traced.frozen
+        ),
+        *(
+            Note(name, "is a cache, and no output of the file: each call computes every position")
+            for name in traced.left_out
+        ),
+        *(
+            Note(
+                path,
+                "computes padded positions, where torch's fused path gives zeros without gradients: mask them before "
+                "they are pooled",
+            )
+            for path in traced.padded
+        ),
+        *((Note("batch", batch),) if traced.fixed_batch else ()),
+    )
 
 
 def _way_out(float_module: FloatModule) -> str:
@@ -168,18 +187,26 @@ def build_program(
         after=after,
     )
     settled = run_passes(first.graph_module, _ordering(), after=after)
-    teacher = copy.deepcopy(settled.graph_module)
+    teacher = copy.deepcopy(settled.graph_module).eval()
+    outputs = decide_outputs(teacher, inputs, recipe)
     passes = [*_equalizing(recipe), *_quantizing(recipe)]
     second = run_passes(settled.graph_module, passes, probe=probe, after=after)
     return Program(
-        teacher.eval(),
+        teacher,
         second.graph_module.eval(),
         inputs,
         tuple(tensors),
         traced,
         first.log + settled.log + second.log,
-        recipe,
+        with_outputs(recipe, outputs),
+        outputs,
     )
+
+
+def with_labels(program: Program, labels: Any, recipe: Recipe) -> Program:
+    """The program with what `labels` of a batch say of its outputs; `recipe` is the one that it was built from."""
+    outputs = decide_outputs(program.teacher, program.example, recipe, labels)
+    return replace(program, outputs=outputs, recipe=with_outputs(recipe, outputs))
 
 
 def _traced_copy(

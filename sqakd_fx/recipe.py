@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -39,7 +40,8 @@ def _known_family(name: str) -> str:
 
 FamilyName = Annotated[str, AfterValidator(_known_family)]
 WeightRange = Literal["reduced", "full"]
-LossKind = Literal["auto", "kl", "mse", "cosine", "none"]
+LossKind = Literal["auto", "kl", "probabilities", "bce", "kl+mse", "mse", "cosine", "none"]
+T = TypeVar("T")
 _DEFAULT = "w4a4"
 
 
@@ -167,10 +169,12 @@ class Recipe(BaseModel):
     temperature: float = Field(4.0, gt=0)
     loss: LossKind | dict[str, LossKind] = Field(
         "auto",
-        description='distance of the outputs: one for all, or by name: {logits="kl", "aux*"="none"}',
+        description='distance of the outputs: one for all, or by name: {logits="kl", "aux*"="none"}; "auto" by what '
+        "each output is",
     )
     class_axis: int | dict[str, int] | None = Field(
-        None, description="axis of the classes, for all outputs or by name; by shape where absent"
+        None,
+        description="axis of the classes, for all outputs or by name; by what each output is where absent",
     )
     labels: float = Field(
         0.0,
@@ -320,6 +324,13 @@ _RENAMED_KEYS = {
     "thresholds": "activation_affine",
 }
 _RENAMED_VALUES = {("thresholds", "tensor"): "none"}
+
+
+def setting_of(value: T | Mapping[str, T], name: str) -> T | None:
+    """A recipe's value for one output: the value itself, or of the first glob that fits the name."""
+    if not isinstance(value, Mapping):
+        return value
+    return next((v for pattern, v in value.items() if fnmatchcase(name, pattern)), None)
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:

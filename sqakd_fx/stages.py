@@ -9,7 +9,8 @@ batches. Labels behind the inputs are not looked at.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sqakd_fx.engine.determinism import (
 )
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.errors import TrainingError
+from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.program import (
     Program,
     correct_biases,
@@ -35,14 +37,19 @@ from sqakd_fx.quant.input_statistics import input_statistics
 from sqakd_fx.source.batches import Loading, input_batches
 from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, training_inputs
 from sqakd_fx.source.items import form_of
+from sqakd_fx.source.sizes import require_example_size
 from sqakd_fx.training import loop
+from sqakd_fx.training.guard import Judge, copied_state, figures, has_lost, refuse_destroyed
 from sqakd_fx.training.keeping import NOTHING_KEPT, Keeping, forget, kept_in
 from sqakd_fx.training.losses import check_output_settings
 from sqakd_fx.training.progress import NOBODY, Listener
 from sqakd_fx.training.step_batches import TrainingData
 from sqakd_fx.validation import validate as validation
+from sqakd_fx.validation.verdict import Validation
 
 _SAMPLES_AT_ONCE = 256
+_BATCHES_TO_JUDGE = 2
+"""Of the training data, where nothing of it is held out."""
 
 
 def calibrate(
@@ -141,23 +148,43 @@ def train(
     listener: Listener,
 ) -> loop.Distilled:
     """`distil` on batches that are divided already; the student lies on `device` and stays there."""
+    student, recipe = program.student, program.recipe
+    teacher = distillation_teacher(program).to(device)
+    judge = Judge(_samples_to_judge(inputs, device), teacher, recipe, device)
+    before, calibrated = judge(student), copied_state(student)
     distilled = loop.distil(
-        program.student,
-        distillation_teacher(program),
+        student,
+        teacher,
         TrainingData(inputs.training, steps_per_epoch, tuple(inputs.held_out())),
-        program.recipe,
+        recipe,
         device,
         keeping,
         listener,
     )
-    if count := program.recipe.reestimate_batch_norm:
-        reestimate_batch_norm(program.student, itertools.islice(inputs.epoch(0), count), device)
-    return distilled
+    if count := recipe.reestimate_batch_norm:
+        reestimate_batch_norm(student, itertools.islice(inputs.epoch(0), count), device)
+    after = judge(student)
+    refuse_destroyed(before, after, recipe)
+    if recipe.labels or not has_lost(before, after):
+        return replace(distilled, before=before, after=after)
+    student.load_state_dict(calibrated)
+    note = f"training lost, the calibrated student is kept: {figures(before, after)}"
+    listener.on_note(note)
+    measured = None if distilled.agreement is None else before.agreement
+    notes = (*distilled.notes, note)
+    return replace(distilled, agreement=measured, before=before, after=before, notes=notes)
 
 
-def validate(
-    program: Program, lowered: fx.GraphModule, path: str | Path, data: Any
-) -> validation.Validation:
+def _samples_to_judge(inputs: TrainingInputs, device: torch.device) -> Iterable[tuple[Tensor, ...]]:
+    """Held-out batches; where the data could not be divided, the first ones that calibration has seen."""
+    with undisturbed_randomness():
+        seed_everything(inputs.program.recipe.seed)
+        return inputs.held_out() or list(
+            itertools.islice(calibration_batches(inputs, device), _BATCHES_TO_JUDGE)
+        )
+
+
+def validate(program: Program, lowered: fx.GraphModule, path: str | Path, data: Any) -> Validation:
     """Hold an exported file against the trained student and its integer program, code by code, on all of `data`.
 
     `failures` of what comes back is empty where the file computes what was trained.
@@ -166,11 +193,19 @@ def validate(
         ParityError: the runtime refuses the file.
         SourceError: the data cannot be loaded, or the model does not take a batch.
     """
-    return validation.validate(program.student, lowered, Path(path), _in_order(program, data))
+    return validation.validate(
+        program.student,
+        lowered,
+        Path(path),
+        _in_order(program, data),
+        class_axes(program.outputs),
+    )
 
 
 def _in_order(program: Program, data: Any) -> Iterator[tuple[Tensor, ...]]:
     call = program.traced.call
     loading = Loading(_SAMPLES_AT_ONCE, drop_last=False)
     for batch in input_batches(data, form_of(call), loading, what="data to validate on"):
-        yield call.flatten(batch.args, batch.kwargs)
+        inputs = call.flatten(batch.args, batch.kwargs)
+        require_example_size(program, inputs, "data to validate on")
+        yield inputs

@@ -18,7 +18,8 @@ from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.runtime.fusion import without_kernel
-from sqakd_fx.validation.validate import Validation, validate
+from sqakd_fx.validation.validate import validate
+from sqakd_fx.validation.verdict import Validation
 
 
 @dataclass

@@ -32,7 +32,10 @@ app = typer.Typer(
 )
 
 SourceArgument = Annotated[str, typer.Argument(help="model.py, or package.module:callable")]
-Weights = Annotated[Path | None, typer.Option(help="safetensors, or a pickle of tensors only")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="safetensors, or a pickle of tensors only; FILE:KEY where it holds several"),
+]
 Data = Annotated[Path | None, typer.Option(help="folder of images, .npy or .npz")]
 Shape = Annotated[str | None, typer.Option("--input-shape", help="for example 1,3,224,224")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="preset or file.toml")]
@@ -326,6 +329,7 @@ def validate(
     import json
 
     from sqakd_fx.cli.arguments import result_of
+    from sqakd_fx.frontend.output_kinds import class_axes
     from sqakd_fx.program import lower
     from sqakd_fx.results.evaluate import validation_batches
     from sqakd_fx.results.markdown import tensor_table, validation_lines
@@ -340,7 +344,8 @@ def validate(
     program = load_student(folder, source)
     inputs = None if source.train_data is None else source_inputs(source, program)
     batches = validation_batches(source, program, inputs)
-    checked = check(program.student, lower(program.student).graph_module, path, batches)
+    lowered = lower(program.student).graph_module
+    checked = check(program.student, lowered, path, batches, class_axes(program.outputs))
     if json_:
         print(json.dumps(checked.as_dict(), indent=2))
     else:

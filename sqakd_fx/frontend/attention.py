@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_ATTENTION = nn.MultiheadAttention
 
 
 class PlainAttention(nn.Module):
@@ -38,6 +42,14 @@ class PlainAttention(nn.Module):
         self.out_proj = module.out_proj
         self.bias_k, self.bias_v = module.bias_k, module.bias_v
         self.add_zero_attn = module.add_zero_attn
+        for name, value in vars(module).items():  # what the user has put on it
+            self.__dict__.setdefault(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Methods of nn.MultiheadAttention, such as merge_masks, on this module."""
+        if name in self._modules or name in self._parameters or not hasattr(_ATTENTION, name):
+            return super().__getattr__(name)
+        return getattr(_ATTENTION, name).__get__(self)
 
     @property
     def in_proj_weight(self) -> Tensor:
@@ -122,3 +134,11 @@ def spell_out_attention(model: nn.Module) -> None:
             if child not in plain:
                 plain[child] = PlainAttention(child).train(child.training)
             setattr(owner, name, plain[child])
+
+
+def zeroes_padding(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """True for a call of nn.TransformerEncoder that torch's fused path computes without its padded positions."""
+    if not isinstance(module, nn.TransformerEncoder) or not module.use_nested_tensor:
+        return False
+    padding = args[2] if len(args) > 2 else kwargs.get("src_key_padding_mask")
+    return padding is not None

@@ -9,33 +9,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from sqakd_fx.errors import TraceError, first_line
+from sqakd_fx.frontend.readable import require_readable
 from sqakd_fx.frontend.verify import turned
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
 _LARGEST_DIFFERENCE = 1e-2
-"""Of a model in half precision and its copy in float32."""
+"""Of a model and its copy, one of which may compute in half precision inside."""
 
 
 def float_copy(model: nn.Module) -> nn.Module:
     """The copy. Weights that hooks compute (torch.nn.utils.weight_norm, spectral_norm) are computed now.
 
     Raises:
-        TraceError: the model has lazy layers without weights, or cannot be copied.
+        TraceError: the model is not Python code with dense weights, or cannot be copied.
     """
-    lazy = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
-    lazy += [name for name, tensor in model.named_buffers() if is_lazy(tensor)]
-    if lazy:
-        raise TraceError(
-            f"{lazy[0]} has no values yet, as its layer is lazy: call the model once on an example "
-            "in model()"
-        )
+    require_readable(model)
     computed: dict[int, Tensor] = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -84,19 +78,28 @@ def refuse_ties_to_the_original(
         with torch.no_grad():
             args, kwargs = tree_map_only(Tensor, torch.clone, given)
             wanted = tensors_of(model.eval()(*args, **kwargs))
-            args, kwargs = tree_map_only(Tensor, _as_float32, given)
+            if _is_half(model):  # in float32 it rounds otherwise
+                copied = copy.deepcopy(model)
+                args, kwargs = tree_map_only(Tensor, torch.clone, given)
+            else:
+                args, kwargs = tree_map_only(Tensor, _as_float32, given)
             got = tensors_of(copied(*args, **kwargs))
+            difference = largest_difference([x.float() for x in wanted], [x.float() for x in got])
     except Exception:
-        return  # on these values the model does not run: tracing tells what stands in the way
+        return  # the model does not run on these values: tracing tells what stands in the way
     finally:
         for module, was in zip(modules, training, strict=True):
             module.training = was
-    difference = largest_difference([x.float() for x in wanted], [x.float() for x in got])
     if not difference <= _LARGEST_DIFFERENCE:
         raise TraceError(
             "a copy of the model computes something else than the model, because a hook or a function that "
             "was put on it holds on to the model itself: let the hook use the module that it is called with"
         )
+
+
+def _is_half(model: nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    return any(x.dtype in (torch.float16, torch.bfloat16) for x in tensors)
 
 
 def _as_float32(x: Tensor) -> Tensor:

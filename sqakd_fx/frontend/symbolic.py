@@ -8,80 +8,43 @@ asks, because the answer is then part of the graph.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import traceback
 from collections.abc import Callable, Iterator
-from types import FunctionType
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from sqakd_fx.diagnostics.source_lines import line_outside_torch
+from sqakd_fx.frontend.attention import zeroes_padding
 from sqakd_fx.frontend.example_call import Call
+from sqakd_fx.frontend.number_arguments import with_numbers
 from sqakd_fx.frontend.plain_names import object_at
+from sqakd_fx.frontend.proxies import READS, TracedValue
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_names import module_op_name
 from sqakd_fx.ir.op_table import TABLE
 from sqakd_fx.ir.size_queries import asks_for_size
 
-_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "linspace", "eye", "rand", "randn")
-_LIMITS = ("finfo", "iinfo")
+_call_with_hooks: Any = fx._symbolic_trace._orig_module_call
 
 
 class DependsOnData(Exception):
     """Python code asks for a value that the data decides."""
 
 
-class _Proxy(fx.Proxy):
-    """A traced value whose size Python may ask for."""
-
-    def __getattr__(self, k: str) -> Any:
-        return _Attribute(self, k)
-
-    def __len__(self) -> int:
-        return len(self.tracer.example_of(self.node))  # type: ignore[attr-defined]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        """x[index] = value, as a new tensor that is called x from here on."""
-        new = self.tracer.create_proxy("call_function", with_item, (self, index, value), {})
-        self.node = new.node
-
-    def __index__(self) -> int:
-        return int(self.tracer.answer(self.node))  # type: ignore[attr-defined]
-
-    __int__ = __index__
-
-    def __float__(self) -> float:
-        return float(self.tracer.answer(self.node))  # type: ignore[attr-defined]
+class LeavesTorch(DependsOnData):
+    """Python code hands values that the data decides to numpy."""
 
 
-def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
-    """A copy of x with x[index] = value."""
-    copy = x.clone()
-    copy[index] = value
-    return copy
+@dataclass(frozen=True)
+class FrozenParameter:
+    """A line of the user's code that asks for the value of a parameter that is trained."""
 
-
-class _Attribute(_Proxy):
-    """`x.shape` or the method `x.view`; becomes a node only when it is read."""
-
-    def __init__(self, root: _Proxy, attr: str) -> None:
-        self.root = root
-        self.attr = attr
-        self.tracer = root.tracer
-        self._node: fx.Node | None = None
-
-    @property
-    def node(self) -> fx.Node:  # type: ignore[override]
-        if self._node is None:
-            arguments = (self.root, self.attr)
-            self._node = self.tracer.create_proxy("call_function", getattr, arguments, {}).node
-        return self._node
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+    location: str
+    parameter: str
 
 
 class Tracer(fx.Tracer):
@@ -93,7 +56,8 @@ class Tracer(fx.Tracer):
         specialize: paths of submodules that may branch on data.
 
     After a failure `path` holds the module that was being traced, outermost first. `decisions` lists
-    the lines of code whose branch on data follows the example.
+    the lines of code whose branch on data follows the example, `frozen` those that read a parameter as a number;
+    `padded` are modules whose padded positions torch's fused path would make zero.
     """
 
     record_stack_traces = True
@@ -102,15 +66,19 @@ class Tracer(fx.Tracer):
     def __init__(
         self, call: Call, float_modules: frozenset[str], specialize: frozenset[str]
     ) -> None:
-        super().__init__()
+        nothing: Any = ()  # math is wrapped in traceable_code
+        super().__init__(autowrap_modules=nothing)
         self.call = call
         self.example = call.tensors()
         self.float_modules = float_modules
         self.specialize = specialize
         self.path: list[str] = []
         self.decisions: list[str] = []
+        self.frozen: list[FrozenParameter] = []
+        self.padded: list[str] = []
         self.values: dict[fx.Node, Any] = {}
         self.from_data: dict[fx.Node, bool] = {}
+        self.with_input: set[fx.Node] = set()
         self.computing = False
 
     # -- what fx asks ----------------------------------------------------------------------
@@ -123,7 +91,7 @@ class Tracer(fx.Tracer):
 
         def forward(root: nn.Module) -> Any:
             args, kwargs = self.call.with_tensors(inputs)
-            return root.forward(*args, **kwargs)
+            return _call_with_hooks(root, *args, **kwargs)
 
         return forward, [self.root]
 
@@ -142,6 +110,8 @@ class Tracer(fx.Tracer):
             path = self.path_of_module(m)
         except NameError:  # made inside a forward, as in nn.ReLU()(x)
             return forward(*args, **kwargs)
+        if zeroes_padding(m, args, kwargs):
+            self.padded.append(path)
         self.path.append(path)
         result = super().call_module(m, forward, args, kwargs)
         self.path.pop()
@@ -156,10 +126,37 @@ class Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         meta.set_module_path(node, self.path[-1] if self.path else "")
         meta.set_is_module(node, node.op == "call_module")
+        if node.op == "placeholder" or any(map(self.has_input, node.all_input_nodes)):
+            self.with_input.add(node)
         return node
 
+    # As many parameters as torch.fx gives it.
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *more: Any,
+        **options: Any,
+    ) -> Any:
+        """A traced value; of what no input decides, `item`, `tolist` and `numpy` give the value itself."""
+        if kind in ("call_function", "call_method") and not self.computing:
+            args, kwargs = with_numbers(target, args, kwargs, self._number)
+        made: Any = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        if kind == "call_method" and target in READS:
+            return self._read(made, target)
+        return made
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, np.generic):
+            return a.item()
+        if isinstance(a, np.ndarray):
+            a = torch.from_numpy(a) if a.ndim else a.item()
+        return super().create_arg(a)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return TracedValue(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.answer(obj.node))
@@ -169,14 +166,52 @@ class Tracer(fx.Tracer):
 
     # -- answers ---------------------------------------------------------------------------
 
+    def _read(self, value: TracedValue, method: str) -> Any:
+        """What a method of READS gives Python; a number that the batch or the data decides stays in the graph."""
+        node = value.node
+        source = node.all_input_nodes[0]
+        if self.has_input(source) and method != "numpy":
+            if method == "item" or self.is_from_data(source):
+                return value
+            self.graph.erase_node(node)
+            return self._numbers(self.proxy(source))
+        value = self.array(node) if method == "numpy" else self.answer(node)
+        self.graph.erase_node(node)
+        return value
+
+    def array(self, node: fx.Node) -> Any:
+        """The node's value, for numpy: what numpy computes of the data cannot be in a graph, whoever allows it."""
+        if self.is_from_data(node):
+            raise LeavesTorch("its Python code computes with numpy on the data")
+        return self.answer(node)
+
+    def _number(self, value: Any) -> Any:
+        """A constant tensor of no axes as the number that it holds."""
+        if not isinstance(value, TracedValue) or self.has_input(value.node):
+            return value
+        known = self.example_of(value.node)
+        is_number = isinstance(known, torch.Tensor) and not known.ndim
+        return self.answer(value.node).item() if is_number else value
+
+    def _numbers(self, value: Any) -> Any:
+        shape = self.example_of(value.node).shape
+        return [self._numbers(value[i]) for i in range(shape[0])] if shape else value.item()
+
     def answer(self, node: fx.Node) -> Any:
         """The node's value on the example; raises DependsOnData where that may not be asked."""
-        if self._is_from_data(node):
+        if self.is_from_data(node):
             path = self.path[-1] if self.path else ""
             if not any(path == d or path.startswith(f"{d}.") or d == "" for d in self.specialize):
                 raise DependsOnData("its Python code asks for a value that depends on the data")
-            self.decisions.append(line_outside_torch(traceback.extract_stack()) or path)
+            self.decisions.append(self._line())
+        elif names := parameters_in(node, self.root):
+            line = self._line()
+            self.frozen += [FrozenParameter(line, name) for name in names]
         return self.example_of(node)
+
+    def _line(self) -> str:
+        here = self.path[-1] if self.path else ""
+        return line_outside_torch(traceback.extract_stack()) or here
 
     def example_of(self, node: fx.Node) -> Any:
         """The node's value on the example, of whatever kind."""
@@ -203,7 +238,11 @@ class Tracer(fx.Tracer):
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return object_at(self.root, str(node.target)).forward(*args, **kwargs)
 
-    def _is_from_data(self, node: fx.Node) -> bool:
+    def has_input(self, node: fx.Node) -> bool:
+        """True where an input, its values or only its size, reaches the node."""
+        return node in self.with_input
+
+    def is_from_data(self, node: fx.Node) -> bool:
         """True where the values of an input tensor, not only its size, reach the node."""
         pending = [node]
         while pending:
@@ -225,90 +264,23 @@ class Tracer(fx.Tracer):
         return self.from_data[node]
 
 
-@contextlib.contextmanager
-def traceable_code(tracer: Tracer, model: nn.Module) -> Iterator[None]:
-    """Calls that would turn a traced size into a number become nodes.
-
-    These are torch.arange and its like, and `len` in the files that the model's classes come from.
-    """
-
-    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if _has_proxy((args, kwargs)):
-                return tracer.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
-
-        return call
-
-    def answered(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            return function(
-                *(tracer.answer(a.node) if isinstance(a, fx.Proxy) else a for a in args)
-            )
-
-        return call
-
-    def length(x: Any) -> Any:
-        is_tensor = isinstance(x, fx.Proxy) and not tracer.computing
-        return tracer.create_proxy("call_function", len, (x,), {}) if is_tensor else len(x)
-
-    import torch._dynamo  # it keeps a list of torch's types when it is first imported: before ours stand in
-
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with contextlib.ExitStack() as stack:
-        for names, wrapped in ((_FACTORIES, recorded), (_LIMITS, answered)):
-            for name in names:
-                original = getattr(torch, name)
-                stack.callback(setattr, torch, name, original)
-                setattr(torch, name, wrapped(original))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        torch.backends.mha.set_fastpath_enabled(False)
-        for names_of_file in _files_of(model):
-            if "len" not in names_of_file:
-                stack.callback(names_of_file.pop, "len")
-                names_of_file["len"] = length
-        yield
-
-
-def _files_of(model: nn.Module) -> list[dict[str, Any]]:
-    """The global names of the user's files that define the model's modules."""
-    found = {
-        id(names): names
-        for module in model.modules()
-        for kind in type(module).__mro__
-        if not kind.__module__.startswith("torch.")
-        and (names := getattr(vars(kind).get("forward"), "__globals__", None)) is not None
-    }
-    return list(found.values())
-
-
-_WRAPPED: dict[Any, Any] = fx._symbolic_trace._wrapped_fns_to_patch
-
-
-def wrapped_functions() -> dict[Any, Any]:
-    """Entries of torch.fx.wrap for Python functions outside torch."""
-    found = {}
-    for key, globals_ in _WRAPPED.items():
-        function = globals_.get(key[1])
-        if isinstance(function, FunctionType) and not function.__module__.startswith("torch."):
-            found[key] = globals_
-    return found
-
-
-@contextlib.contextmanager
-def unwrapped(entries: dict[Any, Any]) -> Iterator[None]:
-    """Trace into functions that torch.fx.wrap would keep whole."""
-    before = dict(_WRAPPED)
-    for key in entries:
-        del _WRAPPED[key]
-    try:
-        yield
-    finally:
-        _WRAPPED.clear()
-        _WRAPPED.update(before)
-
-
-def _has_proxy(arguments: Any) -> bool:
-    leaves = torch.utils._pytree.tree_leaves(arguments)
-    return any(isinstance(leaf, fx.Proxy) for leaf in leaves)
+def parameters_in(node: fx.Node, root: nn.Module) -> list[str]:
+    """The trainable parameters whose values, not only their sizes, reach a node."""
+    found: dict[str, None] = {}
+    reaching: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        if one in reaching or asks_for_size(one):
+            continue
+        reaching.add(one)
+        pending.extend(one.all_input_nodes)
+        target = str(one.target)
+        if one.op == "get_attr":
+            value = object_at(root, target)
+            if isinstance(value, nn.Parameter) and value.requires_grad:
+                found[target] = None
+        elif one.op == "call_module":
+            inside = object_at(root, target).named_parameters(target)
+            found |= {name: None for name, parameter in inside if parameter.requires_grad}
+    return list(found)

@@ -8,32 +8,35 @@ where float_modules would hold most of the parameters, `torch.export` gives an a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.diagnostics.source_lines import code_line, model_line
-from sqakd_fx.diagnostics.wording import did_you_mean
+from sqakd_fx.diagnostics.wording import did_you_mean, with_article
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.attention import spell_out_attention
+from sqakd_fx.frontend.caches import caches_in, without_caches
 from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
+from sqakd_fx.frontend.example_run import example_output
 from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
 from sqakd_fx.frontend.plain_names import graph_module_of, plain_paths
+from sqakd_fx.frontend.readable import line_of_forward
 from sqakd_fx.frontend.symbolic import (
     DependsOnData,
+    FrozenParameter,
+    LeavesTorch,
     Tracer,
-    traceable_code,
-    unwrapped,
-    wrapped_functions,
 )
 from sqakd_fx.frontend.torch_export import export_graph
+from sqakd_fx.frontend.traceable_code import traceable_code, unwrapped, wrapped_functions
 from sqakd_fx.frontend.verify import compare_on_two_batches
 from sqakd_fx.ir.aliasing import change_seen_elsewhere
 from sqakd_fx.ir.constants import settle_changed_constants
@@ -55,7 +58,9 @@ class Traced:
     """A float graph: one fx graph module in evaluation mode, its float_modules, and who traced it.
 
     `call` is the example. `decisions` are lines of the user's code that branch on data, where the example's branch was
-    taken. With `fixed_batch` the model takes the example's batch size only.
+    taken; `frozen` are those that ask for a parameter's value, which stays what it was; `left_out` are outputs that no
+    file gives; `padded` are modules that compute padded positions, which torch's fused path makes zero. With
+    `fixed_batch` the model takes the example's batch size only.
     """
 
     graph_module: fx.GraphModule
@@ -63,6 +68,9 @@ class Traced:
     float_modules: tuple[FloatModule, ...]
     front_end: Literal["symbolic", "export"]
     decisions: tuple[str, ...] = ()
+    frozen: tuple[FrozenParameter, ...] = ()
+    left_out: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
     fixed_batch: bool = False
 
 
@@ -98,13 +106,25 @@ def trace(
                 f"the recipe names a submodule {path!r} that the model has not: {hint}"
             )
     _refuse_complex_inputs(call)
-    _register_dataclasses(model, call)
     if front_end == "export" and float_modules:
         raise TraceError(
             "frontend=export keeps no submodule whole, and the recipe's float_modules name "
             f"{', '.join(float_modules)}: leave out one of the two, or keep layers in float with "
             f'override = [{{match = "{float_modules[0]}*", float = true}}]'
         )
+    caches = caches_in(example_output(model, call))
+    with without_caches(model, caches):
+        traced = _by_front_end(model, call, front_end, float_modules, specialize)
+    return replace(traced, left_out=caches)
+
+
+def _by_front_end(
+    model: nn.Module,
+    call: Call,
+    front_end: FrontEnd,
+    float_modules: Sequence[str],
+    specialize: Sequence[str],
+) -> Traced:
     if front_end == "export":
         return _export(model, call, None)
     try:
@@ -130,31 +150,6 @@ def _refuse_complex_inputs(call: Call) -> None:
                 f"the input {name!r} is complex, which ONNX Runtime does not take: pass "
                 "torch.view_as_real(...) and make it complex in the model's forward"
             )
-
-
-def _register_dataclasses(model: nn.Module, call: Call) -> None:
-    """Tell torch what is inside the dataclasses that the model returns."""
-    args, kwargs = call.with_tensors(call.tensors())
-    try:
-        with torch.no_grad(), in_float32():
-            pending = [model(*args, **kwargs)]
-    except Exception as error:
-        location = model_line(error)
-        raise TraceError(
-            f"the model does not run in float32 on the example inputs ({first_line(error)}"
-            + (f", {location}" if location else "")
-            + "): check example_inputs() or --input-shape",
-            location=location,
-        ) from error
-    while pending:
-        leaf = pending.pop()
-        if isinstance(leaf, Tensor):
-            continue
-        kind = type(leaf)
-        if dataclasses.is_dataclass(leaf) and kind not in torch.utils._pytree.SUPPORTED_NODES:
-            torch.export.register_dataclass(kind)
-        leaves = torch.utils._pytree.tree_leaves(leaf)
-        pending.extend(one for one in leaves if one is not leaf)
 
 
 def _symbolic(
@@ -197,9 +192,9 @@ def _with_float_modules(
         except Exception as error:
             path, reason = _blame(error, tracer, modules)
             if not path or path in float_modules or path in specialize:
-                location = model_line(error)
+                location = model_line(error) or line_of_forward(modules[path])
                 raise TraceError(
-                    f"the model's forward cannot be traced at {location or 'an unknown line'}: "
+                    f"the model's forward cannot be traced at {location or path or 'an unknown line'}: "
                     f"{reason}; {_ways_out(error, path)}",
                     location=location,
                 ) from error
@@ -224,10 +219,30 @@ def _with_float_modules(
         _refuse_closed_scripts(graph_module, inputs)
         settle_changed_constants(graph_module)
         _refuse_changes_seen_elsewhere(graph_module)
-        decisions = tuple(dict.fromkeys(tracer.decisions))
-        any_batch = compare_on_two_batches(model, graph_module, call, other_values=not decisions)
         whole = tuple(replace(m, path=plain.get(path, path)) for path, m in float_modules.items())
-        return Traced(graph_module, call, whole, "symbolic", decisions, fixed_batch=not any_batch)
+        return _compared(model, call, graph_module, whole, tracer)
+
+
+def _compared(
+    model: nn.Module,
+    call: Call,
+    graph_module: fx.GraphModule,
+    whole: tuple[FloatModule, ...],
+    tracer: Tracer,
+) -> Traced:
+    """The graph, held against its model, with what the tracer noted."""
+    decisions = tuple(dict.fromkeys(tracer.decisions))
+    any_batch = compare_on_two_batches(model, graph_module, call, other_values=not decisions)
+    return Traced(
+        graph_module,
+        call,
+        whole,
+        "symbolic",
+        decisions,
+        frozen=tuple(dict.fromkeys(tracer.frozen)),
+        padded=tuple(dict.fromkeys(tracer.padded)),
+        fixed_batch=not any_batch,
+    )
 
 
 def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:
@@ -252,6 +267,8 @@ def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[A
 
 
 def _ways_out(error: Exception, path: str) -> str:
+    if isinstance(error, LeavesTorch):
+        return "compute that with torch's functions"
     if not isinstance(error, DependsOnData):
         return "move what cannot be traced into a submodule of its own"
     return (
@@ -307,7 +324,14 @@ def _drop_assertions(graph_module: fx.GraphModule) -> None:
 
 def _blame(error: Exception, tracer: Tracer, modules: dict[str, nn.Module]) -> tuple[str, str]:
     path = tracer.path[-1] if tracer.path else ""
-    return (path if path in modules else ""), first_line(error)
+    strange = re.match(r"argument of type: <class '(.*)'>", str(error))
+    reason = (
+        f"an operation or a layer is given {with_article(strange[1].rpartition('.')[2])}, and a graph holds tensors, "
+        "numbers and text only"
+        if strange
+        else first_line(error)
+    )
+    return (path if path in modules else ""), reason
 
 
 def _float_module_share(traced: Traced, wanted: Sequence[str]) -> float:
@@ -325,6 +349,8 @@ def _float_module_share(traced: Traced, wanted: Sequence[str]) -> float:
 def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
     try:
         graph_module, call = export_graph(model, call)
+    except TraceError as error:
+        raise cause or error from error
     except Exception as error:
         reason = first_line(error)
         if cause is not None:

@@ -1,4 +1,4 @@
-"""Hold a traced graph against its model, at two batch sizes, and learn what the batch decides.
+"""Hold a traced graph against its model, at two batch sizes and on other values, and learn what the batch decides.
 
 What both sizes leave equal is a constant; a number that doubles with the batch is the batch size; an
 axis that grows with it is a batch axis. Node metadata: `constant`, `is_batch_size`, `batch_axes`.
@@ -7,13 +7,16 @@ axis that grows with it is a batch axis. Node metadata: `constant`, `is_batch_si
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.example_call import Call
+from sqakd_fx.frontend.first_difference import first_difference
 from sqakd_fx.frontend.float32 import in_float32
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import op_of
@@ -28,8 +31,8 @@ def compare_on_two_batches(
 ) -> bool:
     """Raise TraceError where the graph is another function than the model, or of one batch size only.
 
-    With `other_values` the larger batch has samples that are not in the example. False where the model itself takes
-    the example's batch size only.
+    With `other_values` the larger batch has samples that are not in the example, and two calls more have none of the
+    example's. False where the model itself takes the example's batch size only.
     """
     once = call.tensors()
     batch = next((len(x) for x in once.values() if x.ndim), 0)
@@ -37,36 +40,65 @@ def compare_on_two_batches(
         name: torch.cat([x, turned(x) if other_values else x]) if x.ndim and len(x) == batch else x
         for name, x in once.items()
     }
-    seen: list[_Sizes] = []
-    with torch.no_grad():
-        for tensors in (once, twice):
-            args, kwargs = call.with_tensors({name: x.clone() for name, x in tensors.items()})
-            try:
-                with in_float32():
-                    wanted = tensors_of(model(*args, **kwargs))
-            except Exception:
-                continue  # a model for one batch size
-            sizes = _Sizes(graph_module)
-            try:
-                got = sizes.run(*(x.clone() for x in tensors.values()))
-            except Exception as error:
-                raise TraceError(
-                    f"the traced graph does not run on another batch size ({first_line(error)}): "
-                    "try --set frontend=export"
-                ) from error
-            difference = largest_difference(wanted, tensors_of(got))
-            if not difference <= _LARGEST_DIFFERENCE:
-                how = "in its shapes" if difference == math.inf else f"by {difference:.1g}"
-                raise TraceError(
-                    f"the traced graph differs from the model {how}: its Python code depends on more than "
-                    "its inputs, on chance, or on the batch size: take that out of forward"
-                )
-            seen.append(sizes)
+    pair = _Pair(model, graph_module, call)
+    seen = [sizes for tensors in (once, twice) if (sizes := pair.compare(tensors)) is not None]
+    if not seen:
+        raise TraceError(
+            "the model runs once on the example inputs and not again: let its forward keep nothing for the next call"
+        )
+    for other in (_shuffled, _spread) if other_values else ():
+        pair.compare({name: other(x) for name, x in once.items()}, finite=True)
     if len(seen) == 2:
         _record(seen[0], seen[1], batch)
-    elif seen:
+    else:
         _refuse_unbatched(seen[0], once)
     return len(seen) == 2
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A model and the graph that should compute the same."""
+
+    model: nn.Module
+    graph_module: fx.GraphModule
+    call: Call
+
+    def compare(self, tensors: dict[str, Tensor], *, finite: bool = False) -> _Sizes | None:
+        """What the graph computes; None where the model does not run on `tensors`, or gives no `finite` output."""
+        args, kwargs = self.call.with_tensors({name: x.clone() for name, x in tensors.items()})
+        sizes = _Sizes(self.graph_module)
+        with torch.no_grad():
+            try:
+                with in_float32():
+                    wanted = tensors_of(self.model(*args, **kwargs))
+            except Exception:
+                return None  # a model for one batch size
+            if finite and not all(bool(x.isfinite().all()) for x in wanted):
+                return None
+            try:
+                got = tensors_of(sizes.run(*(x.clone() for x in tensors.values())))
+            except Exception as error:
+                raise self._does_not_run(error, sizes) from error
+        difference = largest_difference(wanted, got)
+        if not difference <= _LARGEST_DIFFERENCE:
+            how = "in its shapes" if difference == math.inf else f"by {difference:.1g}"
+            where = first_difference(
+                self.model, self.graph_module, self.call, tensors, _LARGEST_DIFFERENCE
+            )
+            raise TraceError(
+                f"the traced graph differs from the model {how}, {where}: its Python code depends on more "
+                "than its inputs, on chance, or on the batch size: take that out of forward"
+            )
+        return sizes
+
+    def _does_not_run(self, error: Exception, sizes: _Sizes) -> TraceError:
+        line = code_line(sizes.latest) if sizes.latest is not None else None
+        return TraceError(
+            f"the traced graph does not run on another batch size or other values ({first_line(error)}"
+            + (f", {line}" if line else "")
+            + "): try --set frontend=export",
+            location=line,
+        )
 
 
 def _refuse_unbatched(sizes: _Sizes, inputs: dict[str, Tensor]) -> None:
@@ -89,6 +121,23 @@ def turned(x: Tensor) -> Tensor:
     return x.flip(tuple(range(x.ndim))) if x.is_floating_point() else x
 
 
+def _shuffled(x: Tensor) -> Tensor:
+    """The values of floats at other places; of what else there is, the samples in reverse order."""
+    if not x.is_floating_point():
+        return x.flip(0) if x.ndim else x
+    order = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))
+    return x.flatten()[order].reshape(x.shape)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Floats anywhere between the smallest and the largest, or above it by up to 1 where they are all equal."""
+    if not x.is_floating_point() or not x.numel():
+        return x
+    low, high = float(x.min()), float(x.max())
+    share = torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
+    return low + share * ((high - low) or 1.0)
+
+
 def _record(once: _Sizes, twice: _Sizes, batch: int) -> None:
     for node, value in once.numbers.items():
         if twice.numbers.get(node) == value:
@@ -109,8 +158,10 @@ class _Sizes(fx.Interpreter):
         self.numbers: dict[fx.Node, Any] = {}
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.of_sizes: set[fx.Node] = set()
+        self.latest: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
+        self.latest = n
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = tuple(value.shape)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,6 +35,12 @@ class Kind(Enum):
     BATCH_NORM = "is an affine per channel in evaluation"
     NOISE = "is the identity in evaluation"
     SHAPE = "computes sizes, not values"
+
+
+Nature = Literal[
+    "classes", "probabilities", "independent probabilities", "embedding", "values", "scores"
+]
+"""What an output of a model is."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class Op:
         permutes: true for what only changes the order of the axes.
         indexes: true for what takes elements by an index, which may be a list or a tensor.
         weighed: position of the argument whose rows a matrix product adds up, None for other operations.
+        gives: what an output is taken for that it makes: "classes", "independent probabilities" or "values".
+        is_steep: true where the derivative at 0 is infinite.
         by_shape: the tensor method that does the same, given the shape of the output.
     """
 
@@ -109,6 +117,8 @@ class Op:
     permutes: bool = False
     indexes: bool = False
     weighed: int | None = None
+    gives: Nature | None = None
+    is_steep: bool = False
     by_shape: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
 
     @property
@@ -284,14 +294,20 @@ TABLE: Mapping[str, Op] = {
         *_rows(Kind.JOINT, "maximum minimum"),
         *_rows(
             Kind.SMOOTH,
-            "sigmoid hardsigmoid silu hardswish gelu log_softmax tanh elu selu celu mish softplus "
-            "group_norm instance_norm local_response_norm exp log sqrt rsqrt erf sin cos sum norm "
-            "normalize grid_sample einsum cumsum var std gru lstm rnn baddbmm pad softsign logsigmoid "
+            "silu hardswish gelu elu selu celu mish local_response_norm log erf sin cos sum norm "
+            "normalize einsum cumsum var std gru lstm rnn baddbmm pad softsign logsigmoid "
             "glu max_pool_with_indices im2col col2im sign reciprocal linalg_vector_norm vector_norm",
         ),
+        *_rows(Kind.SMOOTH, "sigmoid hardsigmoid", gives="independent probabilities"),
+        *_rows(
+            Kind.SMOOTH, "tanh exp softplus group_norm instance_norm grid_sample", gives="values"
+        ),
+        Op("log_softmax", Kind.SMOOTH, gives="classes"),
+        *_rows(Kind.SMOOTH, "sqrt rsqrt", is_steep=True),
         *_rows(Kind.SMOOTH, "leaky_relu prelu neg abs", keeps_ratios=True),
-        *_rows(Kind.SMOOTH, "layer_norm rms_norm", normalizes_features=True),
-        *_rows(Kind.SMOOTH, "pow square", squares=True),
+        *_rows(Kind.SMOOTH, "layer_norm rms_norm", normalizes_features=True, gives="values"),
+        Op("pow", Kind.SMOOTH, squares=True, is_steep=True),
+        Op("square", Kind.SMOOTH, squares=True),
         *_rows(
             Kind.SMOOTH,
             "interpolate upsample upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
@@ -306,7 +322,7 @@ TABLE: Mapping[str, Op] = {
         *_rows(
             Kind.NOISE, "dropout alpha_dropout feature_alpha_dropout stochastic_depth drop_path"
         ),
-        *_rows(Kind.BATCH_NORM, "batch_norm"),
+        Op("batch_norm", Kind.BATCH_NORM, gives="values"),
         *_rows(Kind.SHAPE, "size getattr dim numel shape len floordiv sym_size"),
     )
 }

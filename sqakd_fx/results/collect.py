@@ -13,11 +13,12 @@ import torch
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.program import LayerFacts, Program, layer_facts
 from sqakd_fx.results import markdown as reporting
+from sqakd_fx.results.against_float import OutputDistance
 from sqakd_fx.results.measure import Measured
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_json, write_text
 from sqakd_fx.training.loop import Distilled
-from sqakd_fx.validation.validate import Validation
+from sqakd_fx.validation.verdict import Validation
 
 
 def make_report(
@@ -38,7 +39,7 @@ def make_report(
         lines.insert(0, f"accuracy was not measured: {measured.unmeasured}")
     summary = [
         *_accuracy_rows("metric" if source.metric else "top-1 (%)", measured),
-        ("same prediction as the trained graph", "", f"{checked.deployed.agreement:.2%}"),
+        *_output_rows(measured.outputs),
         ("ONNX file", _kib(measured.float_bytes), _kib(measured.onnx_bytes)),
         ("weights at their nominal bits", _kib(4 * weights), _kib(packed)),
         _speed_row(len(program.example[0]), measured),
@@ -51,12 +52,15 @@ def make_report(
         "torch": torch.__version__,
         "summary": summary,
         "accuracy": measured.accuracy,
+        "outputs": [asdict(one) for one in measured.outputs],
         "float_onnx_bytes": measured.float_bytes,
         "onnx_bytes": measured.onnx_bytes,
         "nominal_weight_bytes": packed,
         "float_ms": measured.float_ms,
         "integer_ms": measured.integer_ms,
         "loss": distilled.loss,
+        "before_training": None if distilled.before is None else asdict(distilled.before),
+        "after_training": None if distilled.after is None else asdict(distilled.after),
         "seconds": dict(timings),
         "training_notes": list(distilled.notes),
         "layers": [asdict(f) for f in facts],
@@ -85,9 +89,27 @@ def _accuracy_rows(metric: str, measured: Measured) -> list[tuple[str, str, str]
     accuracy = measured.accuracy
     if accuracy is None:
         return []
+    shown = {name: _digits(value, metric) for name, value in accuracy.items()}
     return [
-        (metric, f"{accuracy['float']:.2f}", f"{accuracy['onnx']:.2f} (ONNX)"),
-        (f"{metric}, PyTorch", f"{accuracy['float']:.2f}", f"{accuracy['student']:.2f}"),
+        (metric, shown["float"], f"{shown['onnx']} (ONNX)"),
+        (f"{metric}, PyTorch", shown["float"], shown["student"]),
+    ]
+
+
+def _digits(value: float, metric: str) -> str:
+    """Percents to a hundredth; a user's metric, which may be a fraction, to five digits."""
+    return f"{value:.5g}" if metric == "metric" else f"{value:.2f}"
+
+
+def _output_rows(outputs: Sequence[OutputDistance]) -> list[tuple[str, str, str]]:
+    """The file beside the float model, one row for each output."""
+    return [
+        (
+            f"{'' if len(outputs) == 1 else f'{one.name}, '}beside float, {one.samples} samples",
+            "",
+            one.words,
+        )
+        for one in outputs
     ]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
-from sqakd_fx.ir.outputs import predictions, tensors_of
-from sqakd_fx.program import Program
-from sqakd_fx.source.batches import Batch, Loading, labelled_batches
+from sqakd_fx.frontend.output_kinds import class_axes
+from sqakd_fx.ir.outputs import tensors_of
+from sqakd_fx.program import Program, with_labels
+from sqakd_fx.source.batches import Loading, labelled_batches
 from sqakd_fx.source.inputs import TrainingInputs
+from sqakd_fx.source.sizes import has_example_size, require_example_size
 from sqakd_fx.source.source import Source
 
 _VALIDATION_SAMPLES = 512
@@ -23,24 +26,56 @@ _VALIDATION_SAMPLES = 512
 def validation_batches(
     source: Source, program: Program, inputs: TrainingInputs | None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Evaluation inputs where there are any, else training inputs; at most 512 samples of those."""
+    """Evaluation inputs where there are any, else training inputs; at most 512 samples of those, of the example's size.
+
+    Raises:
+        SourceError: evaluation inputs have another size than the example.
+    """
     seen = 0
     if source.eval_data is not None:
-        for batch, _ in _evaluation(source):
-            yield program.traced.call.flatten(batch.args, batch.kwargs)
+        for labelled, _ in _evaluation(source, program):
+            yield labelled
         return
     if inputs is None:
         return
     for ready in inputs.epoch(0):
+        if not has_example_size(program, ready):
+            continue
         yield ready
         seen += len(ready[0])
         if seen >= _VALIDATION_SAMPLES:
             return
 
 
-def _evaluation(source: Source) -> Iterable[tuple[Batch, Any]]:
+def _evaluation(source: Source, program: Program) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
     assert source.eval_data is not None
-    return labelled_batches(source.eval_data, source.form, Loading(batch_size=256, drop_last=False))
+    loading = Loading(batch_size=256, drop_last=False)
+    for batch, target in labelled_batches(source.eval_data, source.form, loading):
+        inputs = program.traced.call.flatten(batch.args, batch.kwargs)
+        require_example_size(program, inputs, "evaluation data")
+        yield inputs, target
+
+
+def first_labels(source: Source, program: Program) -> Any:
+    """The labels of the first evaluation batch, once the float model and the metric have taken it; None without data.
+
+    Raises:
+        SourceError: the data, the metric or the labels do not fit the model.
+    """
+    if source.eval_data is None:
+        return None
+    inputs, target = next(_evaluation(source, program))
+    with batch_named("the first batch of the evaluation data", inputs), torch.no_grad():
+        output = program.teacher(*inputs)
+    tensors, labels = tensors_of(output), _tensors(target)
+    if source.metric is not None:
+        _measured(source.metric, _like(output, tensors), labels)
+        return labels
+    labelled = (
+        with_labels(program, labels, program.recipe) if isinstance(labels, Tensor) else program
+    )
+    _top1(tensors[0], labels, class_axes(labelled.outputs).get(0))
+    return labels
 
 
 def evaluate(
@@ -48,44 +83,85 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Top-1 in percent, or the user's metric, of several functions over the same labelled data.
 
+    The metric is given what the model returns, with the samples of all batches in each tensor, and the targets
+    likewise.
+
     Raises:
         SourceError: the metric fails, or labels are not the class of each prediction.
     """
     if source.eval_data is None:
         return None
-    outputs: dict[str, list[Tensor]] = {name: [] for name in functions}
-    targets: list[Tensor] = []
-    for batch, target in _evaluation(source):
-        inputs = program.traced.call.flatten(batch.args, batch.kwargs)
-        targets.append(torch.as_tensor(target))
+    outputs: dict[str, list[list[Tensor]]] = {name: [] for name in functions}
+    targets: list[Any] = []
+    for inputs, target in _evaluation(source, program):
+        targets.append(_tensors(target))
         for name, function in functions.items():
             with torch.no_grad():
-                outputs[name].append(tensors_of(function(*inputs))[0].cpu())
-    wanted = torch.cat(targets)
-    measured = _top1 if source.metric is None else partial(_measured, source.metric)
-    return {name: measured(torch.cat(parts), wanted) for name, parts in outputs.items()}
+                outputs[name].append([x.cpu() for x in tensors_of(function(*inputs))])
+    with torch.no_grad():
+        returned = program.teacher(*program.example)
+    wanted = tree_map(lambda *parts: _joined(parts), *targets)
+    axis = class_axes(program.outputs).get(0)
+    found = {}
+    for name, parts in outputs.items():
+        tensors = [_joined(one) for one in zip(*parts, strict=True)]
+        found[name] = (
+            _top1(tensors[0], wanted, axis)
+            if source.metric is None
+            else _measured(source.metric, _like(returned, tensors), wanted)
+        )
+    return found
 
 
-def _measured(metric: Callable[[Any, Any], float], output: Tensor, target: Tensor) -> float:
+def _tensors(target: Any) -> Any:
+    """Labels of any structure, their numbers and arrays as tensors; others, such as texts, as they are."""
+
+    def as_tensor(leaf: Any) -> Any:
+        try:
+            return torch.as_tensor(leaf)
+        except (TypeError, ValueError, RuntimeError):
+            return leaf
+
+    return tree_map(as_tensor, target)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """The tensors of all batches as one; others as a list."""
+    if not all(isinstance(part, Tensor) for part in parts):
+        return list(parts)
+    return torch.cat(list(parts)) if parts[0].ndim else torch.stack(list(parts))
+
+
+def _like(returned: Any, tensors: Sequence[Tensor]) -> Any:
+    """`tensors` in the structure of what the model returns."""
+    leaves, structure = tree_flatten(returned)
+    given = iter(tensors)
+    return tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves], structure)
+
+
+def _measured(metric: Callable[[Any, Any], float], output: Any, target: Any) -> float:
     try:
         return float(metric(output, target))
     except Exception as error:
         line = user_line(error)
         at = f", {line}" if line else ""
         raise SourceError(
-            f"metric() failed ({short(error)}{at}): it is given all outputs "
-            f"{tuple(output.shape)} and all targets {tuple(target.shape)}, and returns a number",
+            f"metric() failed ({short(error)}{at}): it is given all outputs {_said(output)} and all targets "
+            f"{_said(target)}, and returns a number",
             location=line,
         ) from error
 
 
-def _top1(output: Tensor, target: Tensor) -> float:
-    predicted = predictions(output)
-    if predicted is None:
-        predicted = output.argmax(dim=1)
-    if predicted.shape != target.shape:
+def _said(value: Any) -> str:
+    """Shapes in the place of tensors."""
+    return str(tree_map(lambda x: tuple(x.shape) if isinstance(x, Tensor) else x, value))
+
+
+def _top1(output: Tensor, target: Any, axis: int | None) -> float:
+    predicted = output.argmax(dim=min(1, output.ndim - 1) if axis is None else axis)
+    if not isinstance(target, Tensor) or predicted.shape != target.shape:
         raise SourceError(
-            f"the labels {tuple(target.shape)} are not the classes of the predictions "
+            f"the labels {_said(target)} are not the classes of the predictions "
             f"{tuple(predicted.shape)}: give a class index for each, or a metric(outputs, targets)"
         )
     return 100 * float((predicted == target).float().mean())

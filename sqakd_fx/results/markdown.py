@@ -11,7 +11,7 @@ from sqakd_fx.program import LayerFacts
 from sqakd_fx.quant.levels import LARGEST_SUM
 from sqakd_fx.runtime.session import EXACT_PRODUCTS
 from sqakd_fx.validation.parity import TensorParity, first_divergence
-from sqakd_fx.validation.validate import Validation
+from sqakd_fx.validation.verdict import Validation
 
 
 def parity_line(tensors: Sequence[TensorParity]) -> str:

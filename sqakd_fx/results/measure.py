@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sqakd_fx.errors import SourceError, SqakdError
 from sqakd_fx.program import Program
+from sqakd_fx.results.against_float import OutputDistance, against_float
 from sqakd_fx.results.evaluate import evaluate
 from sqakd_fx.results.export import export
 from sqakd_fx.runtime.session import latency, session
@@ -24,11 +25,13 @@ from sqakd_fx.source.source import Source
 class Measured:
     """The figures; the float model's are None where it has no ONNX form.
 
-    `accuracy` is by "float", "student" and "onnx"; None without labels, or where `unmeasured` says why.
+    `accuracy` is by "float", "student" and "onnx"; None without labels, or where `unmeasured` says why. `outputs` holds
+    the file beside the float model, without labels.
     """
 
     accuracy: Mapping[str, float] | None
     unmeasured: str | None
+    outputs: tuple[OutputDistance, ...]
     float_bytes: int | None
     float_ms: float | None
     onnx_bytes: int
@@ -36,9 +39,14 @@ class Measured:
 
 
 def measure(
-    source: Source, program: Program, model_path: Path, *, exact_products: bool
+    source: Source,
+    program: Program,
+    model_path: Path,
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    exact_products: bool,
 ) -> Measured:
-    """Run the exported file and the float model, on the source's labels and on the example.
+    """Run the exported file and the float model: on `batches`, on the source's labels and on the example.
 
     `exact_products`: as the session asks that the file was judged in.
     """
@@ -52,6 +60,7 @@ def measure(
     return Measured(
         accuracy,
         unmeasured,
+        against_float(program, model_path, batches, exact_products=exact_products),
         float_bytes,
         float_ms,
         model_path.stat().st_size,

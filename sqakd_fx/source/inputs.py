@@ -23,19 +23,24 @@ from sqakd_fx.source.batches import (
     replayable,
 )
 from sqakd_fx.source.items import form_of
+from sqakd_fx.source.sizes import Sizes, sizes_of
 from sqakd_fx.source.source import Source
 from sqakd_fx.training.held_out import split_data
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Batches by epoch; `undivided` says why nothing of them is kept back to measure agreement on."""
+    """Batches by epoch; `undivided` says why nothing of them is kept back to measure agreement on.
+
+    `sizes` sees what calibration takes.
+    """
 
     batches: Batches[Batch]
     labelled: Batches[tuple[Batch, Any]] | None
     kept_back: Batches[Batch] | None
     undivided: str | None
     program: Program
+    sizes: Sizes
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         self.batches.set_epoch(number)
@@ -65,7 +70,7 @@ class TrainingInputs:
         return self.program.traced.call.flatten(batch.args, batch.kwargs)
 
 
-def training_inputs(data: Any, program: Program) -> TrainingInputs:
+def training_inputs(data: Any, program: Program, sizes: Sizes | None = None) -> TrainingInputs:
     """Batches of a program's inputs from training data (see `input_batches`), as its recipe wants them."""
     recipe, form = program.recipe, form_of(program.traced.call)
     split = split_data(replayable(data), recipe.held_out)
@@ -82,6 +87,7 @@ def training_inputs(data: Any, program: Program) -> TrainingInputs:
         else input_batches(split.held_out, form, replace(loading, shuffle=False)),
         split.reason,
         program,
+        sizes or Sizes(program, None),
     )
 
 
@@ -96,13 +102,17 @@ def source_inputs(source: Source, program: Program) -> TrainingInputs:
     """The training inputs of a source; raises SourceError where it has no data."""
     if source.train_data is None:
         raise SourceError(f"{source.spec} gives no training data: add train_data() or use --data")
-    return training_inputs(source.train_data, program)
+    return training_inputs(source.train_data, program, sizes_of(source, program))
 
 
 def calibration_batches(
     inputs: TrainingInputs, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The first batches of the first epoch, on `device`; raises SourceError where one is not finite."""
+    """The first batches of the first epoch, on `device`.
+
+    Raises:
+        SourceError: one is not finite, or of a size at which the graph is not the model.
+    """
     count = inputs.program.recipe.calibration_batches
     for index, batch in enumerate(itertools.islice(inputs.epoch(0), count)):
         bad = any(
@@ -111,4 +121,5 @@ def calibration_batches(
         )
         if bad:
             raise SourceError(f"batch {index} of the data holds NaN or infinity: clean the data")
+        inputs.sizes.see(batch)
         yield moved(batch, device)

@@ -7,7 +7,7 @@ single sample, to be collated, where it has one less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,6 +106,14 @@ class Layout:
 
     def _from_tuple(self, item: Any) -> Record:
         elements = item if isinstance(item, tuple | list) else (item,)
+        if self._begins_with_inputs(elements):
+            inputs, rest = elements[0], elements[1:]
+            record = (
+                self._from_mapping(inputs)
+                if isinstance(inputs, Mapping)
+                else self._from_tuple(inputs)
+            )
+            return record._replace(target=_tensor(rest[0]) if rest else None, labelled=bool(rest))
         count = self.form.n_inputs or len(self.form.input_names) or 1
         if len(elements) < count:
             raise SourceError(
@@ -115,6 +123,14 @@ class Layout:
         rest = elements[count:]
         args = tuple(_input(element) for element in elements[:count])
         return Record(args, {}, _tensor(rest[0]) if rest else None, bool(rest))
+
+    def _begins_with_inputs(self, elements: Sequence[Any]) -> bool:
+        """Whether the first element holds all inputs of the model: a dict of them, or a tuple of two or more."""
+        first = elements[0] if 0 < len(elements) <= 2 else None
+        if isinstance(first, Mapping):
+            return any(name in first for name in self.form.input_names)
+        count = self.form.n_inputs
+        return isinstance(first, tuple | list) and count > 1 and len(first) == count
 
     def _ndim(self, record: Record) -> int:
         values = (*record.args, *record.kwargs.values())

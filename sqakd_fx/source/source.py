@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.example_call import call_of, named_parameters
+from sqakd_fx.frontend.readable import require_readable
 from sqakd_fx.source.arrays import read_data
 from sqakd_fx.source.batches import Batch, Loading, input_batches
 from sqakd_fx.source.items import TARGET_KEYS, Form, form_of
@@ -28,7 +29,7 @@ from sqakd_fx.source.weights import load_weights
 class Source:
     """A trained float model in evaluation mode on the CPU, and its data.
 
-    `name` suits a folder. `metric` takes all outputs and all targets, concatenated.
+    `name` suits a folder. `metric` takes all outputs and all targets, concatenated. `notes` say what was chosen.
     """
 
     spec: str
@@ -39,6 +40,7 @@ class Source:
     train_data: Iterable[Any] | Dataset[Any] | None
     eval_data: Iterable[Any] | Dataset[Any] | None
     metric: Callable[[Any, Any], float] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def form(self) -> Form:
@@ -65,13 +67,15 @@ def load_source(
     """Load a model and its data from "path/to/model.py" or "package.module:callable".
 
     Args:
-        weights: a state dict to load into the model: safetensors, or a pickle of tensors only.
+        weights: a state dict to load into the model: safetensors, or a pickle of tensors only; "FILE:KEY" where a
+            file holds several.
         data: a folder of images, an .npy or an .npz file, in place of `train_data()`.
         input_shape: shape of the one input, batch axis first, in place of `example_inputs()`.
 
     Raises:
         SourceError: anything is missing, fails or does not fit; where the fault is in the user's
             code, `location` is its file and line.
+        TraceError: the model is not Python code with dense weights.
     """
     if input_shape is not None and (not input_shape or min(input_shape) < 1):
         raise SourceError(
@@ -81,8 +85,8 @@ def load_source(
     module, factory, name, folder = find_user_code(spec)
     user = UserFunctions(module, folder)
     model = user.model(factory, spec)
-    if weights is not None:
-        load_weights(model, weights)
+    notes = () if weights is None else load_weights(model, weights)
+    require_readable(model)
     model = model.cpu().float().eval()
 
     example = _random_example(input_shape) if input_shape else user.example()
@@ -101,6 +105,7 @@ def load_source(
         train_data=train_data,
         eval_data=user.data("eval_data"),
         metric=user.metric(),
+        notes=notes,
     )
 
 

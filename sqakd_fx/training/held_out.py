@@ -20,9 +20,10 @@ from torch.utils.data import (
 )
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
+from sqakd_fx.frontend.output_kinds import named_outputs
 from sqakd_fx.ir.batches import moved
-from sqakd_fx.ir.outputs import predictions, tensors_of
-from sqakd_fx.training.losses import relative_error
+from sqakd_fx.recipe import Recipe
+from sqakd_fx.training.losses import judged_axis, output_loss, relative_error
 
 _SHARE_OF_TIME = 0.02
 _SHARE_OF_DATA = 20
@@ -163,8 +164,10 @@ class HeldOut:
         self,
         batches: Iterable[tuple[Tensor, ...]],
         teacher: Callable[..., Any],
+        recipe: Recipe,
         device: torch.device,
     ) -> None:
+        self.recipe = recipe
         self.batches = [moved(batch, device) for batch in batches]
         self.since = time.monotonic()
         self.targets = []
@@ -186,7 +189,7 @@ class HeldOut:
         was_training = student.training
         student.eval()
         shares = [
-            agreement(student.forward(*batch), target)
+            agreement(student.forward(*batch), target, self.recipe)
             for batch, target in zip(self.batches, self.targets, strict=True)
         ]
         student.train(was_training)
@@ -196,10 +199,16 @@ class HeldOut:
         return mean
 
 
-def agreement(student: Any, teacher: Any) -> Tensor:
-    """Share of predictions that are the same (first output); for outputs without classes, 1 - error."""
-    s, t = tensors_of(student)[0], tensors_of(teacher)[0]
-    ours, theirs = predictions(s), predictions(t)
-    if ours is None or theirs is None:
-        return 1 - relative_error(s, t)
-    return (ours == theirs).float().mean()
+def agreement(student: Any, teacher: Any, recipe: Recipe) -> Tensor:
+    """Mean over the outputs that have a loss: the share of equal predictions, 1 - error where there are no classes."""
+    shares = []
+    for (name, t), (_, s) in zip(named_outputs(teacher), named_outputs(student), strict=True):
+        shape = tuple(t.shape)
+        if output_loss(recipe, shape, name) is None:
+            continue
+        axis = judged_axis(recipe, shape, name)
+        if axis is None:
+            shares.append(1 - relative_error(s, t))
+        else:
+            shares.append((s.argmax(axis) == t.argmax(axis)).float().mean())
+    return torch.stack(shares).mean()

@@ -30,6 +30,7 @@ from sqakd_fx.training.callbacks import low_bit_callbacks
 from sqakd_fx.training.decisions import Decisions, carried_out, compilable, decide
 from sqakd_fx.training.ending import Ending
 from sqakd_fx.training.features import TrainingPair, training_pair
+from sqakd_fx.training.guard import Judged
 from sqakd_fx.training.held_out import HeldOut
 from sqakd_fx.training.keeping import NOTHING_KEPT, Keeping
 from sqakd_fx.training.optimization import OptimizationStep
@@ -41,12 +42,16 @@ from sqakd_fx.training.step_batches import StepBatches, TrainingData
 from sqakd_fx.training.teacher_cache import TeacherCache, fingerprint_of
 
 _EXPLODED = 10.0
-"""Times the loss of the first report (at least 1) from which on a run has diverged."""
+"""Times the loss of the first step (at least 1) from which on a run has diverged."""
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """The end of a run; `loss` and `agreement` (held out, None where not measured) are the last ones."""
+    """The end of a run; `loss` and `agreement` (held out, None where not measured) are the last ones.
+
+    `before` and `after` judge the student that came in and the one that is left, on the same samples, where that was
+    measured.
+    """
 
     steps: int
     loss: float
@@ -54,6 +59,8 @@ class Distilled:
     seconds: float
     compiled: bool
     notes: tuple[str, ...]
+    before: Judged | None = None
+    after: Judged | None = None
 
 
 class Interrupted(SqakdError):
@@ -147,7 +154,7 @@ def _prepared(
     )
     held_out = None
     if batches.data.held_out:
-        held_out = HeldOut(batches.data.held_out, trained.teacher_output, device)
+        held_out = HeldOut(batches.data.held_out, trained.teacher_output, recipe, device)
     return _Run(
         student,
         batches,
@@ -205,6 +212,8 @@ def _until_end(run: _Run, signalled: list[int]) -> float:
     reporter.start(state.step)
     for inputs in _on_the_way(run):
         reporter.add(run.step(inputs), state.step)
+        if state.opening_loss is None:
+            state.opening_loss = _finite(reporter.window(state.step).loss)
         due = (
             reporter.is_due(state.step)
             or run.ending.decides_at(state.step)
@@ -215,8 +224,6 @@ def _until_end(run: _Run, signalled: list[int]) -> float:
             continue
         window = reporter.window(state.step)
         loss = window.loss
-        if state.opening_loss is None and math.isfinite(loss):
-            state.opening_loss = loss
         if not loss <= _EXPLODED * max(state.opening_loss or 0.0, 1.0):
             raise _Diverged(run.batches.without_labels(inputs))
         rate = float(state.optimizer.param_groups[0]["lr"])
@@ -227,6 +234,10 @@ def _until_end(run: _Run, signalled: list[int]) -> float:
         if run.ending.is_reached(state):
             break
     return loss
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def _on_the_way(run: _Run) -> Iterator[tuple[Tensor, ...]]:

@@ -3,28 +3,29 @@
     L = T² · mean over the batch of KL( softmax(z_teacher / T) ‖ softmax(z_student / T) )
 
 (SQAKD, section 3; T = 4 in every run of the paper.) Outputs that are not class scores get the mean
-squared error relative to the teacher's variance, or the cosine distance for embeddings.
+squared error relative to the teacher's variance, or the cosine distance for unit vectors; probabilities their
+KL. `frontend/output_kinds.py` decides what an output is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten_with_path
 
 from sqakd_fx.engine.distributed import is_distributed, variance_of_all
 from sqakd_fx.errors import RecipeError, TrainingError
-from sqakd_fx.frontend.example_call import key_name
+from sqakd_fx.frontend.output_kinds import named_outputs
 from sqakd_fx.ir.outputs import class_axis
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe import Recipe, setting_of
 
-T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
+_LEAST = 1e-6
+"""Least probability: float32 has no 1 - p below 6e-8, whose logarithm a gradient divides by."""
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, axis: int) -> Tensor:
@@ -56,42 +57,48 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
 
 
-def output_name(path: Sequence[Any], index: int, count: int) -> str:
-    """What a recipe calls an output: its keys joined by "_" in what the model returns, or as the ONNX file."""
-    if path:
-        return "_".join(map(key_name, path))
-    return "output" if count == 1 else f"output_{index}"
+def kl_of_probabilities(student: Tensor, teacher: Tensor, temperature: float, axis: int) -> Tensor:
+    """`kl_divergence` of what has been through a softmax: its logarithms are scores up to a constant."""
+    least = torch.finfo(torch.float32).tiny
+    ours, theirs = (x.float().clamp_min(least).log() for x in (student, teacher))
+    return kl_divergence(ours, theirs, temperature, axis)
+
+
+def binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean KL of independent probabilities, each of one yes or no; 0 where both are equal."""
+    ours, theirs = (x.float().clamp(_LEAST, 1 - _LEAST) for x in (student, teacher))
+    entropy = F.binary_cross_entropy(theirs, theirs)
+    return F.binary_cross_entropy(ours, theirs) - entropy
 
 
 def output_loss(recipe: Recipe, shape: tuple[int, ...], name: str = "output") -> Loss | None:
-    """The loss of one output tensor, chosen from its shape unless the recipe says; None for none."""
-    chosen = _setting(recipe.class_axis, name)
-    axis = class_axis(shape) if chosen is None else chosen
-    kind = _setting(recipe.loss, name) or "auto"
+    """The loss of one output tensor as the recipe says; None for none. Where it says nothing, the shape decides."""
+    axis = judged_axis(recipe, shape, name)
+    kind = setting_of(recipe.loss, name) or "auto"
     if kind == "auto":
         kind = "mse" if axis is None else "kl"
-    if kind == "kl":
-        return lambda s, t: kl_divergence(s, t, recipe.temperature, -1 if axis is None else axis)
-    return {"mse": share_of_relative_error, "cosine": cosine_distance, "none": None}[kind]
+    along = -1 if axis is None else axis
+
+    def kl(s: Tensor, t: Tensor) -> Tensor:
+        return kl_divergence(s, t, recipe.temperature, along)
+
+    losses: Mapping[str, Loss | None] = {
+        "kl": kl,
+        "probabilities": lambda s, t: kl_of_probabilities(s, t, recipe.temperature, along),
+        "bce": binary_divergence,
+        "kl+mse": lambda s, t: kl(s, t) + share_of_relative_error(s, t),
+        "mse": share_of_relative_error,
+        "cosine": cosine_distance,
+        "none": None,
+    }
+    return losses[kind]
 
 
-def _setting(value: T | Mapping[str, T], name: str) -> T | None:
-    """A recipe's value for one output: the value itself, or of the first glob that fits the name."""
-    if not isinstance(value, Mapping):
-        return value
-    return next((v for glob, v in value.items() if fnmatchcase(name, glob)), None)
-
-
-def named_outputs(output: Any) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of all floating-point outputs, in order."""
-    leaves = [
-        (path, leaf) for path, leaf in tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)
-    ]
-    return [
-        (output_name(path, index, len(leaves)), leaf)
-        for index, (path, leaf) in enumerate(leaves)
-        if leaf.is_floating_point()
-    ]
+def judged_axis(recipe: Recipe, shape: tuple[int, ...], name: str) -> int | None:
+    """The axis of an output's classes as the recipe says, by its shape where it says nothing; None for no classes."""
+    if recipe.class_axis is None:
+        return class_axis(shape)
+    return setting_of(recipe.class_axis, name)
 
 
 def check_output_settings(recipe: Recipe, output: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from sqakd_fx.diagnostics.batch_errors import call, is_out_of_memory
 from sqakd_fx.engine.cuda_graph import RecordedStep
@@ -19,6 +19,7 @@ from sqakd_fx.engine.distributed import (
 )
 from sqakd_fx.engine.memory_format import channels_last
 from sqakd_fx.errors import TrainingError
+from sqakd_fx.ir.op_table import op_of
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.training.features import TrainingPair
 from sqakd_fx.training.losses import cross_entropy
@@ -47,6 +48,7 @@ class GradientStep:
         self.half = recipe.precision == "bf16"
         self.labels = recipe.labels
         self.parts = recipe.accumulate
+        self.is_steep = _has_infinite_derivatives(pair.student)
         self.running = with_reduced_gradients(pair.student)
         self.recorded: RecordedStep | None = None
         if recipe.cuda_graph and device.type == "cuda" and not is_distributed():
@@ -82,6 +84,8 @@ class GradientStep:
         total = torch.zeros((), device=self.device)
         for part, share in _parts(batch, self.parts):
             total += self._of_part(part, weight * share)
+        if self.is_steep:
+            _drop_infinite_gradients(self.student)
         return total
 
     def _of_part(self, given: tuple[Tensor, ...], weight: float) -> Tensor:
@@ -108,6 +112,22 @@ class GradientStep:
         if not self.half:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _has_infinite_derivatives(student: nn.Module) -> bool:
+    """Whether a root or a power reads values that may be exactly 0, as quantized ones are."""
+    if not isinstance(student, fx.GraphModule):
+        return False
+    modules = dict(student.named_modules())
+    ops = (op_of(node, modules) for node in student.graph.nodes)
+    return any(op is not None and op.is_steep for op in ops)
+
+
+def _drop_infinite_gradients(student: nn.Module) -> None:
+    """Zero in the place of NaN and infinity: at 0 the derivative of a root is infinite, and times 0 it is NaN."""
+    for parameter in student.parameters():
+        if parameter.grad is not None:
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _parts(inputs: tuple[Tensor, ...], count: int) -> Iterator[tuple[tuple[Tensor, ...], float]]:

@@ -18,7 +18,7 @@ _GIVEN = "@given"
 
 @dataclass(frozen=True)
 class Section:
-    """A model that makes the codes called `outputs` from those called `inputs`.
+    """A model that makes `outputs` from the codes called `inputs`: codes, or in the last section the model's outputs.
 
     `floats` are inputs of the whole model that it reads. Its own inputs are named `given(name)`.
     """
@@ -41,7 +41,7 @@ def _in_order(proto: onnx.ModelProto, codes: Collection[str]) -> list[str]:
 
 
 def cut(model: Path, sizes: Mapping[str, int], most: int) -> list[Section]:
-    """Sections whose outputs have at most `most` codes in all, or are one tensor.
+    """Sections whose outputs have at most `most` codes in all, or are one tensor, and one of the model's outputs.
 
     `sizes` has the quantized tensors of the integer program, and how many codes each holds. External data
     stays where it is.
@@ -64,7 +64,8 @@ def cut(model: Path, sizes: Mapping[str, int], most: int) -> list[Section]:
         held += size
     makers = {name: node for node in proto.graph.node for name in node.output}
     order = {id(node): index for index, node in enumerate(proto.graph.node)}
-    return [_section(proto, group, names, makers, order) for group in groups]
+    ends = [value.name for value in proto.graph.output]
+    return [_section(proto, group, names, makers, order) for group in (*groups, ends)]
 
 
 def _section(
@@ -88,7 +89,7 @@ def _section(
     floats = [value for value in proto.graph.input if value.name in read]
     typed = {v.name: v for v in (*proto.graph.value_info, *proto.graph.output)}
 
-    def codes(name: str, called: str) -> onnx.ValueInfoProto:
+    def described(name: str, called: str) -> onnx.ValueInfoProto:
         if name not in typed:
             return onnx.helper.make_tensor_value_info(called, onnx.TensorProto.UINT8, None)
         known = onnx.ValueInfoProto()
@@ -99,8 +100,8 @@ def _section(
     graph = onnx.helper.make_graph(
         [nodes[index] for index in sorted(nodes)],
         "section",
-        [*floats, *(codes(name, given(name)) for name in inputs)],
-        [codes(name, name) for name in outputs],
+        [*floats, *(described(name, given(name)) for name in inputs)],
+        [described(name, name) for name in outputs],
         [i for i in proto.graph.initializer if i.name in read],
     )
     made = onnx.helper.make_model(

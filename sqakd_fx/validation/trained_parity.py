@@ -64,6 +64,14 @@ class Lockstep(fx.Interpreter):
             return
         raise AssertionError(f"the trained graph has no quantizer {quantizer_node} behind the last")
 
+    def finish(self) -> Any:
+        """Run what is left, and give what the graph returns."""
+        value = None
+        for node in self._left:
+            value = self.run_node(node)
+            self._set(node, value)
+        return value
+
     def _set(self, node: fx.Node, value: Any) -> None:
         self.env[node] = value
         for unused in self.user_to_last_uses.get(node, ()):

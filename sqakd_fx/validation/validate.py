@@ -14,7 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.batches import moved, rows
-from sqakd_fx.ir.outputs import predictions, tensors_of
+from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.ir.tensor_names import quantized_names
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
 from sqakd_fx.runtime.session import CPU, execute, overflows, providers, session
@@ -35,59 +35,11 @@ from sqakd_fx.validation.parity import TensorParity, count_steps
 from sqakd_fx.validation.sections import Section, cut, given
 from sqakd_fx.validation.stored_values import differing_values
 from sqakd_fx.validation.trained_parity import Lockstep, quantizers_met
+from sqakd_fx.validation.verdict import RuntimeParity, Validation, differences
+from sqakd_fx.validation.whole_outputs import Predictions, relative_errors
 
 _SAMPLES_AT_ONCE = 32
 _CODES_AT_ONCE = 1 << 27
-_CHANCE = 4
-"""Codes of a small tensor that may lie on a tie."""
-_ARITHMETIC = ("Add", "Mul", "Sub", "AveragePool", "GlobalAveragePool")
-
-
-@dataclass(frozen=True)
-class RuntimeParity:
-    """ONNX Runtime against the integer program, at one optimization level."""
-
-    provider: str
-    optimization: str
-    exact_products: bool
-    tensors: tuple[TensorParity, ...]
-    output_difference: float
-    agreement: float
-    judged: bool = True
-
-    @property
-    def title(self) -> str:
-        """What ran, in words."""
-        provider = self.provider.removesuffix("ExecutionProvider")
-        asked = ", exact products asked for" if self.exact_products else ""
-        return f"ONNX Runtime {provider}, optimization {self.optimization}{asked}"
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The verdict: `failures` is empty where the export is the trained function.
-
-    `trained` holds the trained graph against the integer program, tensor by tensor. `full_range` where the file needs a
-    processor with 8-bit dot products, or sessions with exact products, as its recipe asked.
-    """
-
-    samples: int
-    student_difference: float
-    student_agreement: float
-    trained: tuple[TensorParity, ...]
-    runtimes: tuple[RuntimeParity, ...]
-    fusion: Fusion
-    pair_sums: tuple[PairSum, ...]
-    full_range: bool
-    failures: tuple[str, ...] = field(default=())
-
-    @property
-    def deployed(self) -> RuntimeParity:
-        """The judged run at full optimization that a deployer repeats."""
-        return next(r for r in self.runtimes if r.optimization == "full" and r.judged)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"passed": not self.failures}
 
 
 def validate(
@@ -95,10 +47,12 @@ def validate(
     lowered: fx.GraphModule,
     model: Path,
     batches: Iterable[tuple[Tensor, ...]],
+    class_axes: Mapping[int, int] | None = None,
 ) -> Validation:
     """Compare on `batches` (inputs in the graph's order), at most 32 samples at a time.
 
-    Codes are held until the last section of the model that reads them has run.
+    `class_axes` has the axis of the classes by output; None where the shape of the first output tells it. Codes are
+    held until the last section of the model that reads them has run.
 
     Raises:
         ParityError: the runtime refuses the model.
@@ -108,7 +62,7 @@ def validate(
         fusion = fusion_report(model, Path(folder))
     sums = pair_sums(model)
     full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
-    comparison = _Comparison(student.eval(), lowered, model, _runs(model, full_range))
+    comparison = _Comparison(student.eval(), lowered, _runs(model, full_range), class_axes)
     for inputs in _in_parts(batches):
         comparison.add(tuple(x.cpu() for x in inputs))
     result = comparison.result(fusion, sums, full_range)
@@ -116,7 +70,7 @@ def validate(
         *differing_values(lowered, model),
         *comparison.missing_tensors(),
         *(pair.sentence() for pair in sums if pair.overflows and not full_range),
-        *_failures(result),
+        *differences(result),
     )
     return replace(result, failures=failures)
 
@@ -141,15 +95,21 @@ class _Comparison:
     """The trained graph, the integer program and the runtime on the same batches, with their differences so far."""
 
     def __init__(
-        self, student: fx.GraphModule, lowered: fx.GraphModule, model: Path, runs: list[_Run]
+        self,
+        student: fx.GraphModule,
+        lowered: fx.GraphModule,
+        runs: list[_Run],
+        class_axes: Mapping[int, int] | None,
     ) -> None:
-        self.student, self.lowered, self.model, self.runs = student, lowered, model, runs
+        self.student, self.lowered, self.runs = student, lowered, runs
+        self.model = runs[0].model
         self.device = next((p.device for p in student.parameters()), torch.device("cpu"))
         self.names = quantized_names(lowered)
         self.met = quantizers_met(lowered, self.names)
         self.lockstep = Lockstep(student)
         self.sections: list[Section] = []
-        self.trained, self.whole = _Agreement(), [_Agreement() for _ in self.runs]
+        self.trained = _Agreement(class_axes)
+        self.whole = [_Agreement(class_axes) for _ in self.runs]
         self.samples = 0
 
     def add(self, inputs: tuple[Tensor, ...]) -> None:
@@ -173,12 +133,15 @@ class _Comparison:
                 self.lowered, self.names, self.sections, check, self.met, self.lockstep
             )
             reference = tensors_of(recorder.run(*inputs))
+            ending = [t.cpu() for t in tensors_of(self.lockstep.finish())]
             wanted = [t.cpu() for t in tensors_of(self.student(*on_device))]
         self.samples += len(inputs[0])
         self.trained.add(wanted, reference, reference)
+        self.trained.add_ends(ending, reference)
         for run, agreement in zip(self.runs, self.whole, strict=True):
             got = [torch.from_numpy(y) for y in execute(run.whole, None, feeds)]
             agreement.add(got, reference, wanted)
+            agreement.add_ends(run.ends(feeds), reference)
 
     def result(self, fusion: Fusion, sums: tuple[PairSum, ...], full_range: bool) -> Validation:
         """All differences, without a verdict."""
@@ -186,7 +149,9 @@ class _Comparison:
         return Validation(
             self.samples,
             self.trained.difference,
-            self.trained.share,
+            self.trained.errors,
+            self.trained.predictions.share,
+            self.trained.predictions.are_the_same,
             _parities(self.lockstep.counts.items(), producers),
             tuple(
                 RuntimeParity(
@@ -195,7 +160,9 @@ class _Comparison:
                     run.exact_products,
                     _parities(run.in_order(), producers),
                     agreement.difference,
-                    agreement.share,
+                    agreement.errors,
+                    agreement.predictions.share,
+                    agreement.predictions.are_the_same,
                     run.judged,
                 )
                 for run, agreement in zip(self.runs, self.whole, strict=True)
@@ -224,23 +191,22 @@ def _parities(
 
 
 class _Agreement:
-    """Largest difference of outputs and equal predictions, summed over batches."""
+    """Outputs over all batches: from the same codes, and end to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, class_axes: Mapping[int, int] | None) -> None:
         self.difference = 0.0
-        self.same = 0
-        self.decisions = 0
-
-    @property
-    def share(self) -> float:
-        return self.same / max(self.decisions, 1)
+        self.errors: tuple[float, ...] = ()
+        self.predictions = Predictions(class_axes)
 
     def add(self, got: list[Tensor], values: list[Tensor], predictions: list[Tensor]) -> None:
-        """Differences of values from `values`, of predictions from those of `predictions`."""
+        """End to end: differences of values from `values`, of predictions from those of `predictions`."""
         self.difference = max(self.difference, _largest(got, values))
-        same, total = _same_decisions(got, predictions)
-        self.same += same
-        self.decisions += total
+        self.predictions.add(got, predictions)
+
+    def add_ends(self, got: list[Tensor], wanted: list[Tensor]) -> None:
+        """From the same codes: the largest relative error of each output."""
+        errors = relative_errors(got, wanted)
+        self.errors = tuple(map(max, self.errors or errors, errors))
 
 
 class _Run:
@@ -260,6 +226,7 @@ class _Run:
         self.whole = self._session(model)
         self.sections: list[tuple[Section, ort.InferenceSession]] = []
         self.counts: dict[str, Counter[int]] = {}
+        self.made: list[Tensor] = []
 
     def open(self, sections: Sequence[Section]) -> None:
         self.sections = [
@@ -278,6 +245,12 @@ class _Run:
             data_folder=data_folder,
         )
 
+    def ends(self, feeds: Mapping[str, Any]) -> list[Tensor]:
+        """The model's outputs from the codes that the last section was given; from the inputs where it reads none."""
+        if not self.sections[-1][0].inputs:
+            self.check(len(self.sections) - 1, {}, feeds)
+        return self.made
+
     def in_order(self) -> Iterator[tuple[str, Counter[int]]]:
         """The counted differences by tensor, in the order of the model."""
         for section, _ in self.sections:
@@ -291,6 +264,9 @@ class _Run:
         read = {given(name): codes[name].numpy() for name in section.inputs}
         floats = {n: feeds[n] for n in section.floats}
         made = execute(running, section.outputs, read | floats)
+        if index == len(self.sections) - 1:
+            self.made = [torch.from_numpy(y) for y in made]
+            return
         for name, value in zip(section.outputs, made, strict=True):
             if name in codes:
                 counter = self.counts.setdefault(name, Counter())
@@ -370,57 +346,6 @@ def _in_parts(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, .
             yield rows(inputs, start, start + _SAMPLES_AT_ONCE)
 
 
-def _failures(result: Validation) -> list[str]:
-    """What is wrong, naming the first tensor that is out of bounds and the operation that made it.
-
-    Unoptimized, the runtime adds in float32: a frequent pair of codes whose sum lies on a tie may change
-    predictions, with each code within its step.
-    """
-    failures = []
-    unlike = next((t for t in result.trained if departs_from_training(t)), None)
-    if unlike is not None:
-        failures.append(
-            f"{unlike.name}, made by {unlike.producer}: the trained graph and the integer program differ "
-            f"in {unlike.share_above(0):.3%} of its codes, by up to {unlike.largest} steps"
-        )
-    if result.student_agreement < 0.999:
-        failures.append(
-            f"the integer program and the trained graph agree on {result.student_agreement:.2%} "
-            "of the predictions only"
-        )
-    for runtime in result.runtimes:
-        if not runtime.judged:
-            continue
-        where = runtime.title
-        broken = next((t for t in runtime.tensors if _is_broken(t, runtime.optimization)), None)
-        if broken is not None:
-            failures.append(
-                f"{where}: {broken.name}, made by {broken.producer}, is off in "
-                f"{broken.share_above(0):.3%} of its codes, by up to {broken.largest} steps"
-            )
-        if runtime.agreement < 0.999 and runtime.optimization == "full":
-            failures.append(f"{where}: agrees on {runtime.agreement:.2%} of the predictions only")
-    return failures
-
-
-def departs_from_training(tensor: TensorParity) -> bool:
-    """Beyond what float32 sums explain: 1 step where a sum lies on a tie, which a layer of few inputs meets often."""
-    off = tensor.share_above(0)
-    return tensor.largest > 1 or (off > 0.01 and off * tensor.elements > _CHANCE)
-
-
-def _is_broken(tensor: TensorParity, optimization: str) -> bool:
-    """Unoptimized within 1 step; optimized equal in 99.9 % of the codes and within 1 step.
-
-    The runtime's own integer sums and averages, in float32 of another order, may be 2 steps off.
-    """
-    if optimization == "off":
-        return tensor.largest > 1
-    if tensor.producer in _ARITHMETIC:
-        return tensor.largest > 2 or tensor.share_above(1) > 0.001
-    return tensor.largest > 1 or tensor.share_above(0) > 0.001
-
-
 def _producers(model: Path) -> dict[str, str]:
     """Which operator makes each quantized tensor, looking through Clip and QuantizeLinear."""
     proto = onnx.load(str(model), load_external_data=False)
@@ -443,10 +368,3 @@ def _largest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
         ),
         default=0.0,
     )
-
-
-def _same_decisions(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[int, int]:
-    ours, theirs = predictions(a[0]), predictions(b[0])
-    if ours is None or theirs is None:
-        return len(a[0]), len(a[0])
-    return int((ours == theirs).sum()), ours.numel()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +22,7 @@ from sqakd_fx.errors import ExportError, TraceError
 from sqakd_fx.frontend.trace import trace
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.source.source import load_source
 
 
 class HoldsOn(nn.Module):
@@ -117,6 +123,208 @@ def test_a_model_that_cannot_be_compiled_is_refused_in_one_sentence(
 ) -> None:
     with pytest.raises(TraceError, match=sentence):
         build_program(make(), x, resolve_recipe("w8a8"))
+
+
+class Rippled(nn.Module):
+    """Half precision moves its output by more than a wrong model would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.function = lambda x: torch.sin(500 * x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.function(self.a(x)))
+
+
+def test_a_model_in_half_precision_is_not_taken_for_one_whose_functions_hold_on_to_it() -> None:
+    torch.manual_seed(0)
+    build_program(Rippled().bfloat16(), ROWS.bfloat16(), "w8a8")
+
+
+class Returns(nn.Module):
+    """Gives what `made` makes of its one layer's output."""
+
+    def __init__(self, made: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.made = nn.Linear(6, 4), made
+
+    def forward(self, x: Tensor) -> Any:
+        return self.made(self.a(x))
+
+
+class Box:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        (lambda y: None, "None and no tensor"),
+        (lambda y: "cat", "a str and no tensor"),
+        (lambda y: y.sum().item(), "a float and no tensor"),
+        (lambda y: y.tolist(), "a list and no tensor"),
+        (lambda y: {}, "a dict and no tensor"),
+        (lambda y: y.numpy(), "ndarray, inside which"),
+        (lambda y: (y, Box(y)), "a Box, inside which no tensor can be followed"),
+        (lambda y: (z for z in y), "a generator, inside which"),
+        (lambda y: y.to_sparse(), "a sparse_coo tensor, for which ONNX has no form"),
+        (lambda y: torch.nested.nested_tensor([y[0], y[1]]), "a nested tensor"),
+    ],
+    ids=[
+        "none",
+        "text",
+        "number",
+        "list",
+        "empty",
+        "numpy",
+        "class",
+        "generator",
+        "sparse",
+        "nested",
+    ],
+)
+def test_an_output_that_no_file_can_give_is_refused_with_the_line(
+    made: Callable[[Tensor], Any], what: str
+) -> None:
+    with pytest.raises(TraceError, match=rf"forward at {__file__}:\d+ returns .*{what}.*: return"):
+        build_program(Returns(made), ROWS, "w8a8")
+
+
+@pytest.mark.parametrize("beside", ["cat", 3, 0.5, None, torch.float32], ids=str)
+def test_what_is_no_tensor_may_lie_beside_one(beside: Any) -> None:
+    program = build_program(Returns(lambda y: {"y": y, "beside": beside}), ROWS, "w8a8")
+    assert program.teacher(ROWS)["beside"] == beside
+
+
+def stack(*further: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 6), *further)
+
+
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return stack()
+
+
+class Graph(nn.Module):
+    """Multiplies by an adjacency matrix."""
+
+    def __init__(self, adjacency: Tensor) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 4)
+        self.register_buffer("adjacency", adjacency)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(torch.matmul(self.adjacency, x.T).T)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: torch.jit.script(stack()), "the model is TorchScript.*give the Python module"),
+        (
+            lambda: torch.jit.trace(stack(), ROWS),
+            "the model is TorchScript.*give the Python module",
+        ),
+        (on_meta, "0.weight has no values, .* meta device: call model.to_empty"),
+        (lambda: Graph(torch.eye(6).to_sparse()), "adjacency is a sparse_coo tensor.*to_dense"),
+        (lambda: Graph(torch.eye(6).to_sparse_csr()), "adjacency is a sparse_csr tensor.*to_dense"),
+    ],
+    ids=["scripted", "traced", "meta", "sparse", "csr"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_a_model_without_code_or_dense_values_is_refused_when_it_is_loaded(
+    make: Callable[[], nn.Module], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TraceError, match=sentence):
+        build_program(make(), ROWS, "w8a8")
+    module = ModuleType("made")
+    module.model, module.example_inputs = make, lambda: ROWS  # type: ignore[attr-defined]
+    with pytest.raises(TraceError, match=sentence), patch.dict(sys.modules, made=module):
+        load_source("made:model")
+
+
+def test_the_ways_out_of_such_models_work() -> None:
+    of_script = stack()
+    of_script.load_state_dict(torch.jit.script(stack()).state_dict())
+    of_meta = on_meta().to_empty(device="cpu")
+    of_meta.load_state_dict(stack().state_dict())
+    for model in (of_script, of_meta, Graph(torch.eye(6).to_sparse().to_dense())):
+        build_program(model, ROWS, "w8a8")
+
+
+class Numpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(x.detach().numpy().max())
+
+
+@pytest.mark.parametrize("specialize", [[], ["1"]], ids=["", "specialized"])
+def test_numpy_on_the_data_is_refused_in_a_submodule_too(specialize: list[str]) -> None:
+    with pytest.raises(
+        TraceError, match=rf"{__file__}:\d+: .*numpy on the data.*torch's functions"
+    ):
+        trace(stack(Numpy()), ROWS, specialize=specialize)
+
+
+class Keeps(nn.Module):
+    """Keeps its features for whoever looks at them, as tools that draw them do."""
+
+    def __init__(self, last: Any) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.last, self.seen, self.named = last, [], {"a": 0}  # type: ignore[var-annotated]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.last = y if self.last is None else y + self.last
+        self.seen.append(y)
+        self.named["a"] = y
+        self.new = y
+        return self.last
+
+
+def test_what_forward_leaves_in_attributes_is_no_part_of_the_trace() -> None:
+    model = Keeps(None)
+    with pytest.raises(TraceError, match="differs from the model"):
+        trace(model, ROWS)
+    kept = (model.last, model.named["a"], model.new, *model.seen)
+    assert all(isinstance(x, Tensor) for x in kept)
+
+
+def test_a_feature_that_is_only_kept_does_not_matter() -> None:
+    class OnlyKeeps(Keeps):
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = None
+            return super().forward(x)
+
+    model = OnlyKeeps(None).eval()
+    graph = trace(model, ROWS).graph_module
+    with torch.no_grad():
+        torch.testing.assert_close(graph(ROWS), model(ROWS))
+
+
+class AsksAttention(nn.Module):
+    """Uses what nn.MultiheadAttention has, and what somebody has put on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.attention.rate = 0.5  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x[:, None]
+        mask, _ = self.attention.merge_masks(None, None, y)
+        return self.attention(y, y, y, attn_mask=mask)[0][:, 0] * self.attention.rate
+
+
+def test_attention_that_is_written_out_has_what_the_original_has() -> None:
+    model = AsksAttention().eval()
+    with torch.no_grad():
+        wanted = model(ROWS)
+        torch.testing.assert_close(trace(model, ROWS).graph_module(ROWS), wanted)
+    with pytest.raises(TraceError, match=rf"{__file__}:\d+"):
+        trace(Returns(lambda y: y.no_such_method()), ROWS)
 
 
 class PerSample(nn.Module):

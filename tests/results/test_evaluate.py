@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sqakd_fx
+from sqakd_fx.errors import SourceError
 from sqakd_fx.recipe import resolve_recipe
 
 INPUTS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
@@ -55,10 +56,78 @@ def test_top_1_is_the_share_of_right_classes(tmp_path: Path) -> None:
     ],
     ids=["labels of another shape", "metric that fails", "metric that is no number"],
 )
-def test_a_result_without_accuracy_says_why(
+def test_what_cannot_be_measured_is_known_before_training(
     tmp_path: Path, labels: Tensor, metric: Any, said: str
 ) -> None:
-    found = report(tmp_path, labels, metric=metric)
+    with pytest.raises(SourceError, match=said):
+        report(tmp_path, labels, metric=metric)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_metric_that_fails_on_the_whole_leaves_a_result_that_says_why(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def metric(outputs: Tensor, targets: Tensor) -> float:
+        calls.append(len(outputs))
+        return {1: 0.5}[len(calls)]
+
+    found = report(tmp_path, classes(), metric=metric)
     assert found["accuracy"] is None
-    assert re.search(said, (tmp_path / "report.md").read_text())
+    assert re.search(r"metric\(\) failed \(KeyError", (tmp_path / "report.md").read_text())
     assert (tmp_path / "model.onnx").exists()
+
+
+class TwoInputs(nn.Module):
+    """Two inputs, two named outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.a(left) + self.b(right), "boxes": self.b(left - right)}
+
+
+FORMS = {
+    "a dict and labels": lambda x, y: ({"left": x, "right": x * 2}, y),
+    "a dict with labels": lambda x, y: {"left": x, "right": x * 2, "labels": y},
+    "a tuple and labels": lambda x, y: ((x, x * 2), y),
+    "all behind one another": lambda x, y: (x, x * 2, y),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_metric_is_given_all_outputs_and_labels_of_any_structure(
+    form: str, tmp_path: Path
+) -> None:
+    by_name = "dict" in form
+    labels = {"class": classes(), "box": torch.zeros(24, 4)}
+    batches = [
+        FORMS[form](INPUTS[part], {k: v[part] for k, v in labels.items()})
+        for part in (slice(10), slice(10, 24))
+    ]
+    seen: list[tuple[int, int]] = []
+
+    def metric(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> float:
+        seen.append((len(outputs["boxes"]), len(targets["box"])))
+        return float((outputs["logits"].argmax(1) == targets["class"]).float().mean())
+
+    example: Any = (INPUTS[:2], INPUTS[:2])
+    result = sqakd_fx.quantize(
+        TwoInputs(),
+        batches,
+        example_inputs={"left": INPUTS[:2], "right": INPUTS[:2]} if by_name else example,
+        recipe=resolve_recipe("w8a8", steps=0),
+        eval_data=batches,
+        metric=metric,
+        out=tmp_path / "out",
+    )
+    assert result is not None
+    assert seen == [(10, 10), *[(24, 24)] * 3]
+    x = INPUTS
+    with torch.no_grad():
+        share = (TwoInputs()(x, x * 2)["logits"].argmax(1) == labels["class"]).float().mean()
+    assert result.report["accuracy"]["float"] == pytest.approx(float(share))
+    shown = {row[0]: row[1] for row in result.report["summary"]}
+    assert shown["metric"] == f"{float(share):.5g}"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
-from awkward_models import AWKWARD
-from common_models import MODELS
-from conftest import EXAMPLE, ResidualNet, with_lively_batch_norm
+from default_sessions import NETWORKS, compared
 from export_jobs import job_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,71 +16,37 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from sqakd_fx.exporters.profiles import write_profile
-from sqakd_fx.program import build_program, lower
-from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.levels import LARGEST_SUM
-from sqakd_fx.results.export import export_job
 from sqakd_fx.results.markdown import validation_lines
 from sqakd_fx.runtime.session import EXACT_PRODUCTS, overflows, session
-from sqakd_fx.source.source import load_source
 from sqakd_fx.validation.pair_sums import pair_sums
 from sqakd_fx.validation.validate import validate
 
 PROFILES = ("container", "packed", "typed")
 
 
-def the_example() -> tuple[nn.Module, tuple[Any, ...]]:
-    source = load_source(str(EXAMPLE))
-    return source.model, (torch.cat([batch[0] for batch in source.eval_data])[:32],)
+SAMPLE = [
+    *((name, "w8a8", "container") for name in NETWORKS),
+    *(
+        ("residual", bits, profile)
+        for bits in ("w4a4", "w2a2")
+        for profile in ("container", "packed")
+    ),
+    ("attention", "w4a4", "packed"),
+    ("the example", "w2a2", "packed"),
+]
+"""Every network in every width and both profiles: `benchmarks/sessions.py`."""
 
 
-def residual() -> tuple[nn.Module, tuple[Any, ...]]:
-    return with_lively_batch_norm(ResidualNet(), (1, 3, 16, 16)), (torch.randn(16, 3, 16, 16),)
-
-
-def common(name: str) -> Callable[[], tuple[nn.Module, tuple[Any, ...]]]:
-    return lambda: (MODELS[name][0](), MODELS[name][1])
-
-
-def awkward(name: str) -> Callable[[], tuple[nn.Module, tuple[Any, ...]]]:
-    return lambda: (AWKWARD[name][0](), (AWKWARD[name][1],))
-
-
-NETWORKS = {
-    "the example": the_example,
-    "residual": residual,
-    **{name: common(name) for name in ("attention", "attention by hand", "functional", "shared")},
-    **{name: common(name) for name in ("u-net", "masked")},
-    **{name: awkward(name) for name in ("mixed", "patches", "norms", "cells", "spectrogram")},
-}
-
-
-def outputs(path: Path, inputs: tuple[Any, ...], exact_products: bool) -> list[np.ndarray]:
-    running = session(path, exact_products=exact_products)
-    feeds = {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
-    return running.run(None, feeds)
-
-
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "bits", "profile"), SAMPLE)
 def test_a_session_with_default_options_equals_one_with_exact_products(
-    name: str, bits: str, tmp_path: Path
+    name: str, bits: str, profile: str, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
-    model, inputs = NETWORKS[name]()
-    program = build_program(model.eval(), inputs, bits)
-    example = program.traced.call.flatten(inputs, {})
-    calibrate(program.student, [example], method="minmax")
-    job = export_job(lower(program.student).graph_module, program)
-    for profile in ("container", "packed"):
-        path = write_profile(profile, job, tmp_path / f"{profile}.onnx").path
-        plain, exact = (outputs(path, example, one) for one in (False, True))
-        assert all(np.array_equal(a, b) for a, b in zip(plain, exact, strict=True))
-        found = pair_sums(path)
-        assert found
-        assert not any(pair.overflows for pair in found)
-        if bits == "w8a8":  # nothing that fits is given away
-            assert max(pair.weights for pair in found) >= 100
+    found = compared(name, bits, profile, tmp_path)
+    assert found.are_equal
+    assert not found.overflows
+    if bits == "w8a8":  # nothing that fits is given away
+        assert found.largest_weights >= 100
 
 
 @pytest.mark.parametrize("processor", ["with VNNI", "without"])

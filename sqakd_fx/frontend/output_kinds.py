@@ -1,0 +1,295 @@
+"""What each output of a model is: class scores, probabilities, embeddings or other values.
+
+Evidence, strongest first: labels, values on the example (they sum to one, lie within 0 and 1, have unit norm), the
+operation that makes the output, its name and its module's name, its shape. What stays open is taken for scores that
+may be values as well, and trained as both.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten_with_path
+
+from sqakd_fx.frontend.example_call import key_name
+from sqakd_fx.ir import meta
+from sqakd_fx.ir.op_table import Kind, Nature, Op, op_of
+from sqakd_fx.ir.outputs import class_axis
+from sqakd_fx.recipe import LossKind, Recipe, setting_of
+
+_LOSSES: Mapping[Nature, LossKind] = {
+    "classes": "kl",
+    "probabilities": "probabilities",
+    "independent probabilities": "bce",
+    "embedding": "cosine",
+    "values": "mse",
+    "scores": "kl+mse",
+}
+_CLASS_WORDS = re.compile(r"logits?|cls|class|classes|classifier|classification|segmentation")
+_VALUE_WORDS = re.compile(
+    r"b?box(es)?|reg|regress(ion|or)|loc|offsets?|deltas?|landmarks?|keypoints?|depth|disparity|flow|hidden|states?|"
+    r"embed(ding)?s?|features?|pool(er|ed)|images?|noise|recon(struct(ion|ed))?|audio|wave(form)?|mel"
+)
+_CLOSE = 1e-3
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """One floating-point output.
+
+    Attributes:
+        name: as the recipe calls it.
+        index: among all tensors that the model returns.
+        shape: on the example.
+        nature: what it was taken for.
+        axis: of the classes; None where there are none.
+        loss: that training minimizes on it.
+        evidence: why, in a few words.
+    """
+
+    name: str
+    index: int
+    shape: tuple[int, ...]
+    nature: Nature
+    axis: int | None
+    loss: LossKind
+    evidence: str
+
+    @property
+    def sentence(self) -> str:
+        """One line for a run's notes, with the recipe line that changes it."""
+        at = "" if self.axis is None else f" on axis {self.axis}"
+        other = "kl" if self.loss == "mse" else "mse"
+        return (
+            f"output {self.name} {self.shape}: {_SAID[self.nature]}{at} ({self.evidence}), loss {self.loss}; "
+            f'change it by loss = {{"{self.name}" = "{other}"}}'
+        )
+
+
+_SAID: Mapping[Nature, str] = {
+    "classes": "class scores",
+    "probabilities": "probabilities of classes",
+    "independent probabilities": "independent probabilities",
+    "embedding": "unit vectors",
+    "values": "values",
+    "scores": "scores or values",
+}
+
+
+def output_name(path: Sequence[Any], index: int, count: int) -> str:
+    """What a recipe calls an output: its keys joined by "_" in what the model returns, or as the ONNX file."""
+    if path:
+        return "_".join(map(key_name, path))
+    return "output" if count == 1 else f"output_{index}"
+
+
+def named_outputs(output: Any) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of all floating-point outputs, in order."""
+    return [(name, tensor) for name, _, tensor in _numbered(output)]
+
+
+def _numbered(output: Any) -> list[tuple[str, int, Tensor]]:
+    """(name, index among all tensors, tensor) of all floating-point outputs."""
+    leaves = [
+        (path, leaf) for path, leaf in tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)
+    ]
+    return [
+        (output_name(path, index, len(leaves)), index, leaf)
+        for index, (path, leaf) in enumerate(leaves)
+        if leaf.is_floating_point()
+    ]
+
+
+def decide_outputs(
+    graph_module: fx.GraphModule,
+    inputs: Sequence[Tensor],
+    recipe: Recipe,
+    labels: Any = None,
+) -> tuple[OutputKind, ...]:
+    """What each floating-point output of a float graph is, from its values on `inputs`.
+
+    `labels` are those of a batch, of which the first output's are looked at. What the recipe says of an output holds.
+    """
+    running = fx.Interpreter(graph_module, garbage_collect_values=False)
+    with torch.no_grad():
+        outputs = _numbered(running.run(*inputs))
+    makers = {
+        id(v): n for n, v in running.env.items() if isinstance(v, Tensor) and n.op != "output"
+    }
+    modules = dict(graph_module.named_modules())
+    found = []
+    for name, index, value in outputs:
+        maker = _maker(makers.get(id(value)), modules)
+        known = _Known(
+            name,
+            index,
+            value.detach().float(),
+            None if maker is None else op_of(maker, modules),
+            "" if maker is None else meta.module_path(maker),
+            tuple(x for x in inputs if x.is_floating_point()),
+            labels if index == 0 and isinstance(labels, Tensor) else None,
+        )
+        found.append(_told(known, recipe))
+    return tuple(found)
+
+
+def class_axes(outputs: Iterable[OutputKind]) -> dict[int, int]:
+    """The axis of the classes by the output's index among all tensors, where it has classes."""
+    return {one.index: one.axis for one in outputs if one.axis is not None}
+
+
+def with_outputs(recipe: Recipe, outputs: Sequence[OutputKind]) -> Recipe:
+    """The recipe with the loss and the class axis of each output by its name."""
+    globs = recipe.loss if isinstance(recipe.loss, Mapping) else {}
+    loss = {**globs, **{glob.escape(one.name): one.loss for one in outputs}}
+    axes = {glob.escape(one.name): one.axis for one in outputs if one.axis is not None}
+    return recipe.model_copy(update={"loss": loss, "class_axis": axes})
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of one output: `made_by` is the operation behind it, `module` the path of the user's module."""
+
+    name: str
+    index: int
+    value: Tensor
+    made_by: Op | None
+    module: str
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+
+@dataclass(frozen=True)
+class _Found:
+    nature: Nature
+    axis: int | None
+    evidence: str
+
+
+def _told(known: _Known, recipe: Recipe) -> OutputKind:
+    """What the recipe says of an output, else what the evidence does."""
+    found = _found(known)
+    loss: LossKind = setting_of(recipe.loss, known.name) or "auto"  # type: ignore[assignment]
+    axis = setting_of(recipe.class_axis, known.name)
+    if axis is not None:
+        found = _Found("classes", axis % max(len(known.shape), 1), "the recipe's class_axis")
+    elif loss == "kl" and found.nature not in ("classes", "scores"):
+        by_shape = class_axis(known.shape)
+        last = len(known.shape) - 1
+        found = _Found("classes", last if by_shape is None else by_shape, "the recipe's loss")
+    decided = _LOSSES[found.nature] if loss == "auto" else loss
+    return OutputKind(
+        known.name, known.index, known.shape, found.nature, found.axis, decided, found.evidence
+    )
+
+
+def _found(known: _Known) -> _Found:
+    for decide in (_by_labels, _by_values, _by_operation, _by_name, _by_shape):
+        found = decide(known)
+        if found is not None:
+            return found
+    return _Found("scores", class_axis(known.shape), "nothing tells class scores from values")
+
+
+def _by_labels(known: _Known) -> _Found | None:
+    """Labels that number the classes of an output, or are values of its form."""
+    if known.labels is None:
+        return None
+    shape, labels = known.shape[1:], known.labels
+    if tuple(labels.shape[1:]) == shape and labels.is_floating_point():
+        return _Found("values", None, "labels are such values")
+    if labels.is_floating_point() or labels.dtype == torch.bool or not labels.numel():
+        return None
+    for axis in _axes(known.shape):
+        others = shape[: axis - 1] + shape[axis:]
+        if tuple(labels.shape[1:]) == others and int(labels.max()) < known.shape[axis]:
+            return _Found("classes", axis, "labels number its classes")
+    return None
+
+
+def _axes(shape: tuple[int, ...]) -> list[int]:
+    """Axes where classes may be, the likeliest first."""
+    likely = (class_axis(shape), len(shape) - 1, 1)
+    return [
+        a for a in dict.fromkeys(likely) if a is not None and 0 < a < len(shape) and shape[a] > 1
+    ]
+
+
+def _by_values(known: _Known) -> _Found | None:
+    value = known.value
+    if not value.numel() or not bool(value.isfinite().all()):
+        return None
+    if bool((value >= -_CLOSE).all()):
+        for axis in _axes(known.shape):
+            if bool(((value.sum(axis) - 1).abs() < _CLOSE).all()):
+                return _Found("probabilities", axis, "they sum to one")
+    has_rows = value.ndim > 1 and value.shape[-1] > 1
+    if has_rows and bool(((value.norm(dim=-1) - 1).abs() < _CLOSE).all()):
+        return _Found("embedding", None, "each row has norm one")
+    return None
+
+
+def _by_operation(known: _Known) -> _Found | None:
+    """What the last operation says; a sigmoid also makes images and boxes between 0 and 1."""
+    op = known.made_by
+    if op is None or op.gives is None:
+        return None
+    if op.gives == "independent probabilities" and class_axis(known.shape) is not None:
+        told = _by_name(known) or _by_shape(known)
+        if told is not None and told.nature == "values":
+            return told
+    axis = class_axis(known.shape) if op.gives == "classes" else None
+    return _Found(op.gives, axis, f"{op.name} makes it")
+
+
+def _by_name(known: _Known) -> _Found | None:
+    """Words in the output's name, else in the path of the module that makes it."""
+    for text, what in ((known.name, "its name"), (known.module, f"module {known.module}")):
+        words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).lower())
+        if any(map(_VALUE_WORDS.fullmatch, words)):
+            return _Found("values", None, what)
+        axis = class_axis(known.shape)
+        if axis is not None and any(map(_CLASS_WORDS.fullmatch, words)):
+            return _Found("classes", axis, what)
+    return None
+
+
+def _by_shape(known: _Known) -> _Found | None:
+    shape = known.shape
+    if class_axis(shape) is None:
+        return _Found("values", None, "its shape has no classes")
+    if len(shape) == 3 and shape[2] == 4:
+        return _Found("values", None, "four numbers a row, as boxes have")
+    if any(_is_like(shape, tuple(x.shape)) for x in known.inputs):
+        return _Found("values", None, "it has the form of an input")
+    return None
+
+
+def _is_like(shape: tuple[int, ...], given: tuple[int, ...]) -> bool:
+    """Whether an output has the axes of an input, or is an image of a multiple of its size."""
+    if len(shape) < 3 or len(shape) != len(given) or shape[1] != given[1]:
+        return False
+    return all(
+        ours >= theirs and ours % theirs == 0
+        for ours, theirs in zip(shape[2:], given[2:], strict=True)
+    )
+
+
+def _maker(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> fx.Node | None:
+    """The operation that computes a value, behind what only moves it."""
+    while node is not None and node.all_input_nodes:
+        op = op_of(node, modules)
+        if op is None or op.kind not in (Kind.TRANSPARENT, Kind.JOINT, Kind.NOISE):
+            break
+        node = node.all_input_nodes[0]
+    return node

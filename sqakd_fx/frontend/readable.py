@@ -1,0 +1,54 @@
+"""Models of which nothing can be traced, whatever their forward does: without Python code, or without dense values."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sqakd_fx.errors import TraceError
+
+
+def require_readable(model: nn.Module) -> None:
+    """Raise TraceError for TorchScript, and for weights that are lazy, on the meta device or not dense."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            "the model is TorchScript, which has no Python code to trace: give the Python module that "
+            "it was made from, with its weights by load_state_dict(scripted.state_dict())"
+        )
+    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        if is_lazy(tensor):
+            raise TraceError(
+                f"{name} has no values yet, as its layer is lazy: call the model once on an example "
+                "in model()"
+            )
+        if tensor.is_meta:
+            raise TraceError(
+                f"{name} has no values, as it lies on torch's meta device: call "
+                "model.to_empty(device='cpu') and load its weights in model()"
+            )
+        if not is_dense(tensor):
+            raise TraceError(
+                f"{name} is a {kind_of(tensor)} tensor, for which ONNX has no form: keep it dense, as "
+                "by to_dense(), and multiply with torch.matmul"
+            )
+
+
+def is_dense(x: Tensor) -> bool:
+    return x.layout is torch.strided and not x.is_nested
+
+
+def kind_of(x: Tensor) -> str:
+    """As `nested` or `sparse_csr`."""
+    return "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+
+
+def line_of_forward(model: nn.Module) -> str | None:
+    """file:line of the model's forward."""
+    forward: Any = inspect.unwrap(type(model).forward)
+    code = getattr(forward, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else None

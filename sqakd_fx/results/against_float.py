@@ -1,0 +1,103 @@
+"""The exported file against the float model, output by output, on unlabelled samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sqakd_fx.frontend.output_kinds import OutputKind
+from sqakd_fx.ir.outputs import tensors_of
+from sqakd_fx.program import Program
+from sqakd_fx.runtime.session import execute, session
+
+
+@dataclass(frozen=True)
+class OutputDistance:
+    """One floating-point output of the file beside the float model's.
+
+    Attributes:
+        name: as the recipe calls it.
+        nature: what the output was taken for.
+        samples: how many were compared.
+        agreement: share of equal predictions; None where there are no classes.
+        cosine: mean over the samples of the cosine between both.
+        relative_error: root of the mean squared difference over the root of the float output's mean square.
+        noise_ratio: signal over noise in decibels, -20 log10(relative_error); None where both are equal.
+    """
+
+    name: str
+    nature: str
+    samples: int
+    agreement: float | None
+    cosine: float
+    relative_error: float
+    noise_ratio: float | None
+
+    @property
+    def has_classes(self) -> bool:
+        return self.agreement is not None
+
+    @property
+    def words(self) -> str:
+        """What counts for this output, with enough digits to tell a loss."""
+        distance = f"cosine {self.cosine:.4f}, relative error {self.relative_error:.2%}"
+        if self.noise_ratio is not None:
+            distance += f", {self.noise_ratio:.1f} dB"
+        if self.agreement is None:
+            return distance
+        share = f"same prediction {self.agreement:.2%}"
+        return share if self.nature != "scores" else f"{share}, {distance}"
+
+
+def against_float(
+    program: Program, model: Path, batches: Iterable[tuple[Tensor, ...]], *, exact_products: bool
+) -> tuple[OutputDistance, ...]:
+    """Every floating-point output of the file beside the float model's on the same batches."""
+    running = session(model, exact_products=exact_products)
+    names = [one.name for one in running.get_inputs()]
+    sums = [_Sums(kind) for kind in program.outputs]
+    for inputs in batches:
+        with torch.no_grad():
+            wanted = tensors_of(program.teacher(*inputs))
+        feeds = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        got = [torch.from_numpy(y) for y in execute(running, None, feeds)]
+        for one in sums:
+            one.add(got[one.kind.index].double(), wanted[one.kind.index].double())
+    return tuple(one.result() for one in sums)
+
+
+class _Sums:
+    """What is added up over the batches for one output."""
+
+    def __init__(self, kind: OutputKind) -> None:
+        self.kind = kind
+        self.same = self.decisions = self.samples = 0
+        self.noise = self.signal = self.cosines = 0.0
+
+    def add(self, got: Tensor, wanted: Tensor) -> None:
+        if self.kind.axis is not None:
+            equal = got.argmax(self.kind.axis) == wanted.argmax(self.kind.axis)
+            self.same += int(equal.sum())
+            self.decisions += equal.numel()
+        ours, theirs = (x.reshape(len(x), -1) if x.ndim else x.reshape(1, 1) for x in (got, wanted))
+        self.samples += len(ours)
+        self.noise += float((ours - theirs).square().sum())
+        self.signal += float(theirs.square().sum())
+        self.cosines += float(torch.cosine_similarity(ours, theirs).sum())
+
+    def result(self) -> OutputDistance:
+        error = math.sqrt(self.noise / self.signal) if self.signal else float(self.noise > 0)
+        return OutputDistance(
+            self.kind.name,
+            self.kind.nature,
+            self.samples,
+            self.same / self.decisions if self.decisions else None,
+            self.cosines / max(self.samples, 1),
+            error,
+            -20 * math.log10(error) if error else None,
+        )

@@ -1,0 +1,131 @@
+"""Batches of other sizes than the example's: images of several heights and widths, texts of several lengths.
+
+Every axis of an exported file but the batch is fixed. A graph that computes the model at other sizes as well is
+trained on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqakd_fx.errors import SourceError
+from sqakd_fx.frontend.caches import outputs_alone
+from sqakd_fx.frontend.copy_model import float_copy
+from sqakd_fx.frontend.float32 import in_float32
+from sqakd_fx.ir.outputs import largest_difference, tensors_of
+from sqakd_fx.program import Program
+from sqakd_fx.source.source import Source
+
+_LARGEST_DIFFERENCE = 1e-3
+_SHOWN = 4
+
+
+def has_example_size(program: Program, batch: tuple[Any, ...]) -> bool:
+    """Whether the exported file takes a batch: all axes but the first are as long as the example's."""
+    return _other_size(program, batch) is None
+
+
+def _other_size(program: Program, batch: tuple[Any, ...]) -> tuple[str, str, str] | None:
+    """(input, its size, the example's size) of the first input that has another size than in the example."""
+    for name, given, wanted in zip(program.input_names, batch, program.example, strict=False):
+        if isinstance(given, Tensor) and given.shape[1:] != wanted.shape[1:]:
+            return name, _size(given), _size(wanted)
+    return None
+
+
+def _size(x: Tensor) -> str:
+    return "×".join(map(str, x.shape[1:])) or "no axes"
+
+
+def require_example_size(program: Program, batch: tuple[Any, ...], what: str) -> None:
+    """Raise SourceError where the exported file does not take a batch."""
+    if other := _other_size(program, batch):
+        name, given, wanted = other
+        raise SourceError(
+            f"the {what} gives {name!r} of {given}, and the exported file takes {wanted} only, as the example has it: "
+            "resize or pad the samples to that size, or give example_inputs() of another"
+        )
+
+
+class Sizes:
+    """The sizes of the training data, as its first batches come.
+
+    `reference` is called as the model is, with a batch's arguments, and gives its output.
+    """
+
+    def __init__(self, program: Program, reference: Callable[..., Any] | None) -> None:
+        self._program = program
+        self._reference = reference
+        self._others: dict[tuple[str, str, str], None] = {}
+        self._fitting = 0
+
+    def see(self, batch: tuple[Any, ...]) -> None:
+        """Raises SourceError where the graph is not the model at the size of a batch."""
+        other = _other_size(self._program, batch)
+        if other is None:
+            self._fitting += 1
+        elif other not in self._others:
+            self._require_model(batch, other)
+            self._others[other] = None
+
+    def sentence(self) -> str | None:
+        """What to tell of other sizes, where there are any.
+
+        Raises:
+            SourceError: no batch has the example's size, so none can be held against the exported file.
+        """
+        if not self._others:
+            return None
+        name, _, wanted = next(iter(self._others))
+        sizes = [given for _, given, _ in self._others]
+        more = f" and {len(sizes) - _SHOWN} more" if len(sizes) > _SHOWN else ""
+        shown = ", ".join(sizes[:_SHOWN]) + more
+        if not self._fitting:
+            raise SourceError(
+                f"the training data gives {name!r} of {shown}, never of the example's {wanted}, and the exported "
+                "file takes the example's size only: give example_inputs() of a size that the data has"
+            )
+        return (
+            f"the training data gives {name!r} of {shown} beside the example's {wanted}: all are trained on; the "
+            f"exported file takes {wanted} only, and batches of that size validate it"
+        )
+
+    def _require_model(self, batch: tuple[Any, ...], other: tuple[str, str, str]) -> None:
+        if self._reference is None:
+            return
+        few = tuple(x[:2] if isinstance(x, Tensor) and x.ndim else x for x in batch)
+        teacher = self._program.teacher
+        try:
+            with torch.no_grad():
+                wanted = tensors_of(self._reference(*few))
+                got = tensors_of(torch.nn.Module.__call__(teacher, *few))
+            same = largest_difference(wanted, got) <= _LARGEST_DIFFERENCE
+        except Exception:
+            same = False
+        if not same:
+            name, given, example = other
+            raise SourceError(
+                f"the training data gives {name!r} of {given}, and the model can be trained at the example's "
+                f"{example} only, as it holds for that size: resize or pad the samples to one size, and give "
+                "example_inputs() of it"
+            )
+
+
+def sizes_of(source: Source, program: Program) -> Sizes:
+    """Sizes that are held against the source's own model, which is copied when the first other size comes."""
+    model: list[torch.nn.Module] = []
+    call = program.traced.call
+
+    def reference(*tensors: Tensor) -> Any:
+        if not model:
+            model.append(float_copy(source.model))
+        args, kwargs = call.with_tensors(dict(zip(program.input_names, tensors, strict=True)))
+        with in_float32():
+            output = model[0](*args, **kwargs)
+        return outputs_alone(output)
+
+    return Sizes(program, reference)

@@ -1,0 +1,85 @@
+"""Exported networks in sessions with default options and with exact products, beside the static proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from awkward_models import AWKWARD
+from common_models import MODELS
+from conftest import EXAMPLE, ResidualNet, with_lively_batch_norm
+from torch import nn
+
+from sqakd_fx.exporters.profiles import write_profile
+from sqakd_fx.program import build_program, lower
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.results.export import export_job
+from sqakd_fx.runtime.session import session
+from sqakd_fx.source.source import load_source
+from sqakd_fx.validation.pair_sums import pair_sums
+
+
+def the_example() -> tuple[nn.Module, tuple[Any, ...]]:
+    source = load_source(str(EXAMPLE))
+    return source.model, (torch.cat([batch[0] for batch in source.eval_data])[:32],)
+
+
+def residual() -> tuple[nn.Module, tuple[Any, ...]]:
+    return with_lively_batch_norm(ResidualNet(), (1, 3, 16, 16)), (torch.randn(16, 3, 16, 16),)
+
+
+def common(name: str) -> Callable[[], tuple[nn.Module, tuple[Any, ...]]]:
+    return lambda: (MODELS[name][0](), MODELS[name][1])
+
+
+def awkward(name: str) -> Callable[[], tuple[nn.Module, tuple[Any, ...]]]:
+    return lambda: (AWKWARD[name][0](), (AWKWARD[name][1],))
+
+
+NETWORKS = {
+    "the example": the_example,
+    "residual": residual,
+    **{name: common(name) for name in ("attention", "attention by hand", "functional", "shared")},
+    **{name: common(name) for name in ("u-net", "masked")},
+    **{name: awkward(name) for name in ("mixed", "patches", "norms", "cells", "spectrogram")},
+}
+
+
+def outputs(path: Path, inputs: tuple[Any, ...], exact_products: bool) -> list[np.ndarray]:
+    running = session(path, exact_products=exact_products)
+    feeds = {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
+    return running.run(None, feeds)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One file: whether both sessions give the same bits, and what the static proof finds."""
+
+    are_equal: bool
+    overflows: bool
+    largest_weights: int
+    largest: int
+
+
+def compared(name: str, bits: str, profile: str, folder: Path) -> Compared:
+    """Calibrate a network of random weights, export it, and run it both ways."""
+    torch.manual_seed(0)
+    model, inputs = NETWORKS[name]()
+    program = build_program(model.eval(), inputs, bits)
+    example = program.traced.call.flatten(inputs, {})
+    calibrate(program.student, [example], method="minmax")
+    job = export_job(lower(program.student).graph_module, program)
+    path = write_profile(profile, job, folder / "model.onnx").path
+    plain, exact = (outputs(path, example, one) for one in (False, True))
+    found = pair_sums(path)
+    assert found
+    return Compared(
+        all(np.array_equal(a, b) for a, b in zip(plain, exact, strict=True)),
+        any(pair.overflows for pair in found),
+        max(pair.weights for pair in found),
+        max(pair.largest for pair in found),
+    )

@@ -1,0 +1,91 @@
+"""Training never ends worse than it began, and a destroyed student is no result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sqakd_fx
+from sqakd_fx.errors import TrainingError
+from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.training.guard import Judged, has_lost, refuse_destroyed
+
+GENERATOR = torch.Generator().manual_seed(0)
+ROWS = torch.randn(400, 12, generator=GENERATOR)
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 5))
+
+
+class Boxes(nn.Module):
+    """Four numbers for each of nine places, far from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(12, 48), nn.Linear(48, 36)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 20 + 5 * self.head(torch.relu(self.body(x))).view(-1, 9, 4)
+
+
+def run(model: nn.Module, folder: Path, **settings: Any) -> Any:
+    values = {"preset": "w4a4", "batch_size": 64, "steps": 40} | settings
+    return sqakd_fx.quantize(model, ROWS, example_inputs=ROWS[:2], recipe=values, out=folder)
+
+
+DESTROYING = {
+    "a learning rate of 10": {"learning_rate": 10.0, "optimizer": "sgd"},
+    "a rate of ranges of 10000": {"quantizer_learning_rate": 1e4},
+    "one bit at a rate of 3": {"preset": "w1a1", "learning_rate": 3.0, "first_last": "same"},
+}
+
+
+@pytest.mark.parametrize("case", DESTROYING)
+def test_a_destroyed_student_is_an_error_and_no_file(case: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"learning_rate|more bits"):
+        run(classifier(), tmp_path / "out", **DESTROYING[case])
+    assert not (tmp_path / "out" / "model.onnx").exists()
+
+
+def test_training_that_loses_leaves_the_calibrated_student(tmp_path: Path) -> None:
+    calibrated = run(classifier(), tmp_path / "a", preset="w8a8", steps=0)
+    trained = run(classifier(), tmp_path / "b", preset="w8a8", steps=12, learning_rate=0.05)
+    report = trained.report
+    assert any(note.startswith("training lost") for note in report["training_notes"])
+    assert report["after_training"] == report["before_training"]
+    ours, theirs = (r.student.state_dict() for r in (trained, calibrated))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_boxes_come_nearer_with_the_default_loss(tmp_path: Path) -> None:
+    report = run(Boxes(), tmp_path / "out", steps=60, first_last="same").report
+    before, after = report["before_training"], report["after_training"]
+    assert after["agreement"] > before["agreement"]
+    assert report["outputs"][0]["nature"] == "values"
+
+
+def judged(agreement: float, loss: float = 1.0, samples: int = 256) -> Judged:
+    return Judged(agreement, loss, False, samples)
+
+
+def test_a_loss_within_noise_is_none_unless_both_measures_say_so() -> None:
+    assert not has_lost(judged(0.95), judged(0.94, loss=0.9))
+    assert has_lost(judged(0.95), judged(0.94, loss=1.1))
+    assert has_lost(judged(0.95), judged(0.80, loss=0.9))
+    assert not has_lost(judged(0.95), judged(0.96, loss=1.1))
+
+
+def test_far_below_calibration_is_destroyed() -> None:
+    recipe = resolve_recipe("w4a4")
+    refuse_destroyed(judged(0.95), judged(0.6), recipe)
+    for agreement in (0.3, -4.0, float("nan")):
+        with pytest.raises(TrainingError, match="destroyed"):
+            refuse_destroyed(judged(0.95), judged(agreement), recipe)
+    refuse_destroyed(judged(0.95), judged(0.3), resolve_recipe("w4a4", labels=1.0))
