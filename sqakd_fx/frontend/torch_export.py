@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def export_graph(model: nn.Module, call: Call) -> tuple[fx.GraphModule, Call]:
 
 
 def _module_of(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    graph_module = program.module(check_guards=False)
+    guarded = "check_guards" in inspect.signature(program.module).parameters  # from torch 2.9 on
+    graph_module = program.module(check_guards=False) if guarded else program.module()
     assert isinstance(graph_module, fx.GraphModule)
     return graph_module
 

@@ -250,3 +250,23 @@ def test_what_no_input_changes_is_computed_at_export(tmp_path: Path) -> None:
         else:
             assert node.op_type == "DequantizeLinear", node
     assert not [node.name for node in graph.node if node.op_type in ("Mul", "CastLike")]
+
+
+def test_the_attribute_t_of_an_exported_graph_moves_codes() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x).T.T
+            return self.two(y)
+
+    x = torch.randn(16, 6)
+    student, lowered = student_and_program(Transposed().eval(), x, "frontend=export", bits="w8a8")
+    calls = [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
+    assert calls.count("aten.numpy_T.default") == 2
+    assert not any("dequantize.default" in call for call in calls)
+    with torch.no_grad():
+        (wanted,), (found,) = student(x), lowered(x)  # torch.export's graphs give tuples
+    assert torch.allclose(wanted, found, atol=1e-5)
