@@ -15,6 +15,8 @@ from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program
 from sqakd_fx.runtime.session import execute, session
 
+_SAMPLES = 512
+
 
 @dataclass(frozen=True)
 class OutputDistance:
@@ -57,10 +59,10 @@ class OutputDistance:
 def against_float(
     program: Program, model: Path, batches: Iterable[tuple[Tensor, ...]], *, exact_products: bool
 ) -> tuple[OutputDistance, ...]:
-    """Every floating-point output of the file beside the float model's on the same batches."""
+    """Every floating-point output of the file beside the float model's, on the first batches that hold 512 samples."""
     running = session(model, exact_products=exact_products)
     names = [one.name for one in running.get_inputs()]
-    sums = [_Sums(kind) for kind in program.outputs]
+    sums, seen = [_Sums(kind) for kind in program.outputs], 0
     for inputs in batches:
         with torch.no_grad():
             wanted = tensors_of(program.teacher(*inputs))
@@ -68,6 +70,9 @@ def against_float(
         got = [torch.from_numpy(y) for y in execute(running, None, feeds)]
         for one in sums:
             one.add(got[one.kind.index].double(), wanted[one.kind.index].double())
+        seen += len(inputs[0])
+        if seen >= _SAMPLES:
+            break
     return tuple(one.result() for one in sums)
 
 

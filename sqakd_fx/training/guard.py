@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -50,7 +49,7 @@ class Judged:
 
 
 class Judge:
-    """Judges students on `batches`, on the device where they lie."""
+    """Judges students beside `teacher` on `batches`, on the device where both lie; one batch's outputs are held."""
 
     def __init__(
         self,
@@ -59,48 +58,56 @@ class Judge:
         recipe: Recipe,
         device: torch.device,
     ) -> None:
-        self.recipe, self.loss = recipe, distillation_loss(recipe)
+        self.recipe, self.loss, self.teacher = recipe, distillation_loss(recipe), teacher
         self.batches = [moved(batch, device) for batch in batches]
-        self.targets = []
-        for index, batch in enumerate(self.batches):
-            with batch_named(f"batch {index} of the samples to judge on", batch), torch.no_grad():
-                self.targets.append(teacher(*batch))
 
     @torch.no_grad()
     def __call__(self, student: fx.GraphModule) -> Judged:
         """The student in evaluation mode; it comes back in the mode that it had."""
         was_training = student.training
         student.eval()
-        given = [student.forward(*batch) for batch in self.batches]
+        shares, losses = [], []
+        ours, theirs = _Variation(), _Variation()
+        for index, batch in enumerate(self.batches):
+            with batch_named(f"batch {index} of the samples to judge on", batch):
+                given, wanted = student.forward(*batch), self.teacher(*batch)
+            shares.append(agreement(given, wanted, self.recipe))
+            losses.append(self.loss(given, wanted))
+            ours.add(tensors_of(given))
+            theirs.add(tensors_of(wanted))
         student.train(was_training)
-        pairs = list(zip(given, self.targets, strict=True))
-        shares = [agreement(ours, theirs, self.recipe) for ours, theirs in pairs]
-        losses = [self.loss(ours, theirs) for ours, theirs in pairs]
+        varied = [a for a, b in zip(ours.varies, theirs.varies, strict=True) if b]
         return Judged(
             float(torch.stack(shares).mean()),
             float(torch.stack(losses).mean()),
-            _is_constant(given, self.targets),
+            bool(varied) and not any(varied),
             sum(len(batch[0]) for batch in self.batches),
         )
 
 
-def _is_constant(given: Sequence[Any], wanted: Sequence[Any]) -> bool:
-    """Whether a student gives all samples the same, in every output in which the teacher does not."""
-    ours, theirs = (list(zip(*map(tensors_of, side), strict=True)) for side in (given, wanted))
-    varied = [a for a, b in zip(ours, theirs, strict=True) if not _are_the_same(b)]
-    return bool(varied) and all(map(_are_the_same, varied))
+class _Variation:
+    """Whether any sample of any batch differs from the very first one, for each output: beyond float32 rounding."""
+
+    def __init__(self) -> None:
+        self.first: list[Tensor] = []
+        self.varies: list[bool] = []
+
+    def add(self, outputs: Sequence[Tensor]) -> None:
+        if not self.first:
+            self.first = [x[:1].float() if x.ndim else x.float() for x in outputs]
+            self.varies = [False] * len(outputs)
+        self.varies = [
+            known or _differs(x.float(), first)
+            for known, x, first in zip(self.varies, outputs, self.first, strict=True)
+        ]
 
 
-def _are_the_same(parts: Sequence[Tensor]) -> bool:
-    """Whether every sample of all batches has the values of the first one, to float32 rounding."""
-    parts = [part for part in parts if part.numel()]
-    if not parts or not parts[0].ndim:
-        return True
-    if len({part.shape[1:] for part in parts}) > 1:
+def _differs(x: Tensor, first: Tensor) -> bool:
+    if not x.numel() or not x.ndim:
         return False
-    first = parts[0][:1].float()
-    largest = max(float(part.float().abs().max()) for part in parts)
-    return all(float((part.float() - first).abs().max()) <= _CONSTANT * largest for part in parts)
+    if x.shape[1:] != first.shape[1:]:
+        return True
+    return not float((x - first).abs().max()) <= _CONSTANT * float(x.abs().max())
 
 
 def refuse_destroyed(before: Judged, after: Judged, recipe: Recipe) -> None:
