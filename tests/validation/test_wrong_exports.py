@@ -223,3 +223,20 @@ def test_a_deliberately_wrong_export_is_caught_and_named(
     onnx.save(model, path)
     failures = validate(program.student, job.lowered, path, [(images * 9,)]).failures
     assert any(telling in failure for failure in failures), failures
+
+
+def test_an_output_that_only_loses_a_factor_is_caught(
+    exported: tuple[Program, Export, Exported], images: Tensor
+) -> None:
+    """All codes and all predictions stay as they are."""
+    program, job, written = exported
+    model = onnx.load(written.path)
+    (end,) = model.graph.output
+    maker = next(n for n in model.graph.node if end.name in n.output)
+    maker.output[list(maker.output).index(end.name)] = "unscaled"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1.3), "factor"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["unscaled", "factor"], [end.name]))
+    onnx.save(model, written.path)
+    checked = validate(program.student, job.lowered, written.path, [(images,)])
+    assert checked.deployed.agreement == 1
+    assert any("output 0 is off by 30.000%" in failure for failure in checked.failures)
