@@ -38,7 +38,7 @@ def _number_arguments(operation: str) -> tuple[tuple[bool, ...], frozenset[str]]
         return (), frozenset()
     schemas = [
         getattr(packet, name)._schema
-        for name in packet.overloads()
+        for name in packet.overloads()  # type: ignore[no-untyped-call]
         if "out" not in name and (operation, name) not in _NUMBERS_TOO
     ]
     by_position: list[bool] = []
