@@ -65,11 +65,12 @@ def weight_of_share(inputs: tuple[Tensor, ...], mine: tuple[Tensor, ...]) -> flo
 
 
 def mean_of(value: Tensor) -> Tensor:
-    """The mean of a scalar over the processes."""
-    if is_distributed():
-        dist.all_reduce(value)
-        value = value / dist.get_world_size()
-    return value
+    """The mean of a scalar over the processes; `value` stays as it is."""
+    if not is_distributed():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

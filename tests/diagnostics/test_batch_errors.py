@@ -46,7 +46,7 @@ def test_what_was_trained_is_kept_where_an_evaluation_batch_is_of_another_width(
     residual_net: nn.Module, images: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     labelled = [(images[:4], torch.zeros(4)), (images[:4, :2], torch.zeros(4))]
-    with pytest.raises(SourceError, match=r"a batch to validate on, float32 \(4, 2, 16, 16\)"):
+    with pytest.raises(SourceError, match=r"the evaluation data gives 'x' of 2×16×16"):
         _quantize(residual_net, [images[:4]], tmp_path, eval_data=labelled)
     assert (tmp_path / "student.safetensors").exists()
     assert capfd.readouterr().err == ""
