@@ -30,10 +30,10 @@ from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
 from sqakd_fx.mixed_precision.sensitive import choose, measure_tensors, total_work, with_relief
-from sqakd_fx.program import Program, build_program, lower, with_labels
+from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.results.collect import make_report, write_report
-from sqakd_fx.results.evaluate import first_labels, validation_batches
+from sqakd_fx.results.evaluate import validation_batches, with_evaluation
 from sqakd_fx.results.export import check_export, export
 from sqakd_fx.results.measure import measure
 from sqakd_fx.results.student import save_student
@@ -192,7 +192,7 @@ class _Journal:
 def _stages(job: _Job, journal: _Journal) -> Result | None:
     for text in job.source.notes:
         journal.say.note(text)
-    program = _trace(job, journal)
+    program = with_evaluation(job.source, _trace(job, journal), job.recipe)
     for output in program.outputs:
         journal.say.note(output.sentence)
     inputs = source_inputs(job.source, program)
@@ -240,8 +240,7 @@ def _trace(job: _Job, journal: _Journal) -> Program:
             after=job.after,
         )
         check_outputs(program)
-        labels = first_labels(source, program)
-    return program if labels is None else with_labels(program, labels, job.recipe)
+    return program
 
 
 def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs) -> None:
@@ -335,7 +334,8 @@ def _relieve(
         return program, inputs
     journal.say.note(relief.sentence)
     relieved = replace(job, recipe=with_relief(recipe, relief))
-    program = _trace(relieved, journal)
+    made = _trace(relieved, journal)
+    program = replace(made, outputs=program.outputs, recipe=relieved.recipe)
     inputs = replace(inputs, program=program)
     _calibrate(relieved, journal, program, inputs)
     return program, inputs

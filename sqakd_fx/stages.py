@@ -9,7 +9,7 @@ batches. Labels behind the inputs are not looked at.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,12 +150,13 @@ def train(
     """`distil` on batches that are divided already; the student lies on `device` and stays there."""
     student, recipe = program.student, program.recipe
     teacher = distillation_teacher(program).to(device)
-    judge = Judge(_samples_to_judge(inputs, device), teacher, recipe, device)
+    held_out = inputs.held_out()
+    judge = Judge(held_out or _first_samples(inputs, device), teacher, recipe, device)
     before, calibrated = judge(student), copied_state(student)
     distilled = loop.distil(
         student,
         teacher,
-        TrainingData(inputs.training, steps_per_epoch, tuple(inputs.held_out())),
+        TrainingData(inputs.training, steps_per_epoch, held_out),
         recipe,
         device,
         keeping,
@@ -175,13 +176,11 @@ def train(
     return replace(distilled, agreement=measured, before=before, after=before, notes=notes)
 
 
-def _samples_to_judge(inputs: TrainingInputs, device: torch.device) -> Iterable[tuple[Tensor, ...]]:
-    """Held-out batches; where the data could not be divided, the first ones that calibration has seen."""
+def _first_samples(inputs: TrainingInputs, device: torch.device) -> list[tuple[Tensor, ...]]:
+    """What data that could not be divided is judged on: the first batches that calibration has seen."""
     with undisturbed_randomness():
         seed_everything(inputs.program.recipe.seed)
-        return inputs.held_out() or list(
-            itertools.islice(calibration_batches(inputs, device), _BATCHES_TO_JUDGE)
-        )
+        return list(itertools.islice(calibration_batches(inputs, device), _BATCHES_TO_JUDGE))
 
 
 def validate(program: Program, lowered: fx.GraphModule, path: str | Path, data: Any) -> Validation:

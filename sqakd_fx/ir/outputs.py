@@ -1,4 +1,4 @@
-"""What a model gives: the tensors of a nested output, its classes, and how far two outputs are apart."""
+"""What a model gives: the tensors of a nested output, the axis of its classes, and how far two outputs are apart."""
 
 from __future__ import annotations
 
@@ -40,9 +40,3 @@ def class_axis(shape: tuple[int, ...]) -> int | None:
     if len(shape) in (4, 5):
         return 1 if shape[1] > 1 else None
     return None
-
-
-def predictions(scores: Tensor) -> Tensor | None:
-    """The class with the best score, in the shape of `scores` without its classes; None where there are none."""
-    axis = class_axis(tuple(scores.shape))
-    return None if axis is None else scores.argmax(dim=axis)

@@ -15,6 +15,7 @@ from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program, with_labels
+from sqakd_fx.recipe import Recipe
 from sqakd_fx.source.batches import Loading, labelled_batches
 from sqakd_fx.source.inputs import TrainingInputs
 from sqakd_fx.source.sizes import has_example_size, require_example_size
@@ -56,26 +57,26 @@ def _evaluation(source: Source, program: Program) -> Iterator[tuple[tuple[Tensor
         yield inputs, target
 
 
-def first_labels(source: Source, program: Program) -> Any:
-    """The labels of the first evaluation batch, once the float model and the metric have taken it; None without data.
+def with_evaluation(source: Source, program: Program, recipe: Recipe) -> Program:
+    """The program with what the first labels say of its outputs, once they and the metric have fit the float model.
+
+    `recipe` is the one that the program was built from.
 
     Raises:
         SourceError: the data, the metric or the labels do not fit the model.
     """
     if source.eval_data is None:
-        return None
+        return program
     inputs, target = next(_evaluation(source, program))
     with batch_named("the first batch of the evaluation data", inputs), torch.no_grad():
         output = program.teacher(*inputs)
     tensors, labels = tensors_of(output), _tensors(target)
+    labelled = with_labels(program, labels, recipe)
     if source.metric is not None:
         _measured(source.metric, _like(output, tensors), labels)
-        return labels
-    labelled = (
-        with_labels(program, labels, program.recipe) if isinstance(labels, Tensor) else program
-    )
-    _top1(tensors[0], labels, class_axes(labelled.outputs).get(0))
-    return labels
+    else:
+        _top1(tensors[0], labels, class_axes(labelled.outputs).get(0))
+    return labelled
 
 
 def evaluate(
