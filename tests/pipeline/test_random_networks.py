@@ -202,7 +202,7 @@ def assert_all_stages_agree(
     assert not wrong, (wrong, plan)
 
 
-NETWORKS = int(os.environ.get("SQAKD_FX_RANDOM_NETWORKS", "32"))
+NETWORKS = int(os.environ.get("SQAKD_FX_RANDOM_NETWORKS", "16"))
 """A longer search: SQAKD_FX_RANDOM_NETWORKS=1000 pytest tests/pipeline/test_random_networks.py."""
 
 
