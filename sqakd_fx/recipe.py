@@ -99,7 +99,7 @@ class Recipe(BaseModel):
         "0.12 of others",
     )
     tolerance_work: float = Field(
-        0.25,
+        1.0,
         ge=0,
         le=1,
         description="share of the multiply-accumulates that may lose integer kernels for the tolerance",
