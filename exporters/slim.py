@@ -129,7 +129,9 @@ def _forget(model: ir.Model) -> None:
         if value in outer or value in codes or is_marked(value)
     }
     inner = model.graph.all_nodes()
-    fixed |= {str(value.name) for node in inner if node.graph is not model.graph for value in node.outputs}
+    fixed |= {
+        str(value.name) for node in inner if node.graph is not model.graph for value in node.outputs
+    }
     stored = list(model.graph.initializers.values())
     model.graph.initializers.clear()
     for index, value in enumerate(stored):
