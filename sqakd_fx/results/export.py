@@ -11,24 +11,29 @@ from torch import fx
 from sqakd_fx.engine.determinism import undisturbed_randomness
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.program import Program, distillation_teacher, lower
+from sqakd_fx.recipe import Recipe
+from sqakd_fx.results.student import SavedStudent, lowered_of
 
 
 def export_job(lowered: fx.GraphModule, program: Program) -> Export:
     """What the exporters need to know of a lowered student."""
-    recipe = program.recipe
     return Export(
         lowered,
         distillation_teacher(program),
         program.example,
-        recipe.opset,
-        {
-            "sqakd_fx.version": version("sqakd-fx"),
-            "sqakd_fx.recipe": recipe.name,
-            "sqakd_fx.bits": f"w{recipe.weight_bits}a{recipe.activation_bits}",
-            "sqakd_fx.family": f"{recipe.weight_family}/{recipe.activation_family}",
-        },
+        program.recipe.opset,
+        _metadata(program.recipe),
         fixed_batch=program.traced.fixed_batch,
     )
+
+
+def _metadata(recipe: Recipe) -> dict[str, str]:
+    return {
+        "sqakd_fx.version": version("sqakd-fx"),
+        "sqakd_fx.recipe": recipe.name,
+        "sqakd_fx.bits": f"w{recipe.weight_bits}a{recipe.activation_bits}",
+        "sqakd_fx.family": f"{recipe.weight_family}/{recipe.activation_family}",
+    }
 
 
 def export(
@@ -44,6 +49,25 @@ def export(
     return write_profile(
         profile or program.recipe.profile, export_job(lowered, program), Path(path)
     )
+
+
+def export_saved(saved: SavedStudent, path: Path, *, profile: str | None = None) -> Exported:
+    """Write the integer program of a saved student in a profile, the recipe's where none is given.
+
+    Raises:
+        ExportError: no such profile, or one of the float model, which a result folder does not hold. StorageError: the
+        file cannot be written, or the student is damaged.
+    """
+    recipe = saved.recipe
+    job = Export(
+        lowered_of(saved),
+        None,
+        saved.example,
+        recipe.opset,
+        _metadata(recipe),
+        fixed_batch=saved.fixed_batch,
+    )
+    return write_profile(profile or recipe.profile, job, path)
 
 
 def check_export(program: Program) -> None:
