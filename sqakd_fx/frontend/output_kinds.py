@@ -11,13 +11,13 @@ import glob
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten_with_path
 
-from sqakd_fx.frontend.example_call import key_name
+from sqakd_fx.frontend.output_names import output_key
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, Nature, Op, op_of
 from sqakd_fx.ir.outputs import class_axis
@@ -37,6 +37,7 @@ _VALUE_WORDS = re.compile(
     r"embed(ding)?s?|features?|pool(er|ed)|images?|noise|recon(struct(ion|ed))?|audio|wave(form)?|mel"
 )
 _CLOSE = 1e-3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class OutputKind:
     """One floating-point output.
 
     Attributes:
-        name: as the recipe calls it.
+        name: as the file and the recipe call it.
+        key: as training calls it (`output_key`), another name for the recipe.
         index: among all tensors that the model returns.
         shape: on the example.
         nature: what it was taken for.
@@ -54,6 +56,7 @@ class OutputKind:
     """
 
     name: str
+    key: str
     index: int
     shape: tuple[int, ...]
     nature: Nature
@@ -64,12 +67,16 @@ class OutputKind:
     @property
     def sentence(self) -> str:
         """One line for a run's notes, with the recipe line that changes it."""
-        at = "" if self.axis is None else f" on axis {self.axis}"
         other = "kl" if self.loss == "mse" else "mse"
         return (
-            f"output {self.name} {self.shape}: {_SAID[self.nature]}{at} ({self.evidence}), loss {self.loss}; "
+            f"output {self.name} {self.shape}: {self.description} ({self.evidence}), loss {self.loss}; "
             f'change it by loss = {{"{self.name}" = "{other}"}}'
         )
+
+    @property
+    def description(self) -> str:
+        """What it was taken for, in words."""
+        return _SAID[self.nature] + ("" if self.axis is None else f" on axis {self.axis}")
 
 
 _SAID: Mapping[Nature, str] = {
@@ -82,25 +89,18 @@ _SAID: Mapping[Nature, str] = {
 }
 
 
-def output_name(path: Sequence[Any], index: int, count: int) -> str:
-    """What a recipe calls an output: its keys joined by "_" in what the model returns, or as the ONNX file."""
-    if path:
-        return "_".join(map(key_name, path))
-    return "output" if count == 1 else f"output_{index}"
-
-
 def named_outputs(output: Any) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of all floating-point outputs, in order."""
-    return [(name, tensor) for name, _, tensor in _numbered(output)]
+    """(key, tensor) of all floating-point outputs, in order; `with_outputs` gives a recipe these keys."""
+    return [(key, tensor) for key, _, tensor in _numbered(output)]
 
 
 def _numbered(output: Any) -> list[tuple[str, int, Tensor]]:
-    """(name, index among all tensors, tensor) of all floating-point outputs."""
+    """(key, index among all tensors, tensor) of all floating-point outputs."""
     leaves = [
         (path, leaf) for path, leaf in tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)
     ]
     return [
-        (output_name(path, index, len(leaves)), index, leaf)
+        (output_key(path, index, len(leaves)), index, leaf)
         for index, (path, leaf) in enumerate(leaves)
         if leaf.is_floating_point()
     ]
@@ -123,11 +123,14 @@ def decide_outputs(
         id(v): n for n, v in running.env.items() if isinstance(v, Tensor) and n.op != "output"
     }
     modules = dict(graph_module.named_modules())
+    (end,) = graph_module.graph.find_nodes(op="output")
+    names = dict(enumerate(meta.output_names(end)))
     found = []
-    for name, index, value in outputs:
+    for key, index, value in outputs:
         maker = _maker(makers.get(id(value)), modules)
         known = _Known(
-            name,
+            names.get(index, key),
+            key,
             index,
             value.detach().float(),
             None if maker is None else op_of(maker, modules),
@@ -145,10 +148,11 @@ def class_axes(outputs: Iterable[OutputKind]) -> dict[int, int]:
 
 
 def with_outputs(recipe: Recipe, outputs: Sequence[OutputKind]) -> Recipe:
-    """The recipe with the loss and the class axis of each output by its name."""
+    """The recipe with the loss and the class axis of each output by its key, in front of what it said."""
     globs = recipe.loss if isinstance(recipe.loss, Mapping) else {}
-    loss = {**globs, **{glob.escape(one.name): one.loss for one in outputs}}
-    axes = {glob.escape(one.name): one.axis for one in outputs if one.axis is not None}
+    loss = {glob.escape(one.key): one.loss for one in outputs}
+    loss |= {key: value for key, value in globs.items() if key not in loss}
+    axes = {glob.escape(one.key): one.axis for one in outputs if one.axis is not None}
     return recipe.model_copy(update={"loss": loss, "class_axis": axes})
 
 
@@ -157,6 +161,7 @@ class _Known:
     """What is known of one output: `made_by` is the operation behind it, `module` the path of the user's module."""
 
     name: str
+    key: str
     index: int
     value: Tensor
     made_by: Op | None
@@ -179,8 +184,8 @@ class _Found:
 def _told(known: _Known, recipe: Recipe) -> OutputKind:
     """What the recipe says of an output, else what the evidence does."""
     found = _found(known)
-    loss: LossKind = setting_of(recipe.loss, known.name) or "auto"  # type: ignore[assignment]
-    axis = setting_of(recipe.class_axis, known.name)
+    loss = _said_of(recipe.loss, known) or "auto"
+    axis = _said_of(recipe.class_axis, known)
     if axis is not None:
         found = _Found("classes", axis % max(len(known.shape), 1), "the recipe's class_axis")
     elif loss == "kl" and found.nature not in ("classes", "scores"):
@@ -189,8 +194,23 @@ def _told(known: _Known, recipe: Recipe) -> OutputKind:
         found = _Found("classes", last if by_shape is None else by_shape, "the recipe's loss")
     decided = _LOSSES[found.nature] if loss == "auto" else loss
     return OutputKind(
-        known.name, known.index, known.shape, found.nature, found.axis, decided, found.evidence
+        known.name,
+        known.key,
+        known.index,
+        known.shape,
+        found.nature,
+        found.axis,
+        decided,
+        found.evidence,
     )
+
+
+def _said_of(value: T | Mapping[str, T] | None, known: _Known) -> T | None:
+    """What the recipe says of an output under its name, else under its key."""
+    if value is None:
+        return None
+    said = setting_of(value, known.name)
+    return setting_of(value, known.key) if said is None else said
 
 
 def _found(known: _Known) -> _Found:
