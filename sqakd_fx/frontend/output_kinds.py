@@ -67,16 +67,18 @@ class OutputKind:
     @property
     def sentence(self) -> str:
         """One line for a run's notes, with the recipe line that changes it."""
+        at = "" if self.axis is None else f" on axis {self.axis}"
         other = "kl" if self.loss == "mse" else "mse"
         return (
-            f"output {self.name} {self.shape}: {self.description} ({self.evidence}), loss {self.loss}; "
+            f"output {self.name} {self.shape}: {_SAID[self.nature]}{at} ({self.evidence}), loss {self.loss}; "
             f'change it by loss = {{"{self.name}" = "{other}"}}'
         )
 
     @property
     def description(self) -> str:
-        """What it was taken for, in words."""
-        return _SAID[self.nature] + ("" if self.axis is None else f" on axis {self.axis}")
+        """What it is trained as, in words: the same when the recipe with all losses is read again."""
+        said, has_axis = _TRAINED_AS[self.loss]
+        return f"{said} on axis {self.axis}" if has_axis and self.axis is not None else said
 
 
 _SAID: Mapping[Nature, str] = {
@@ -87,6 +89,18 @@ _SAID: Mapping[Nature, str] = {
     "values": "values",
     "scores": "scores or values",
 }
+
+
+_TRAINED_AS: Mapping[LossKind, tuple[str, bool]] = {
+    "kl": ("class scores", True),
+    "probabilities": ("probabilities of classes", True),
+    "bce": ("independent probabilities", False),
+    "kl+mse": ("scores or values", True),
+    "mse": ("values", False),
+    "cosine": ("unit vectors", False),
+    "none": ("not trained on", False),
+}
+"""By the loss, and whether it has an axis of classes."""
 
 
 def named_outputs(output: Any) -> list[tuple[str, Tensor]]:
