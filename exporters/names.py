@@ -1,4 +1,4 @@
-"""Names of the values of an ONNX model: quantized tensors, the interface, everything else."""
+"""Names of the values of an ONNX model: quantized tensors, and everything else inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
-from sqakd_fx.ir.tensor_names import free_name, output_names
+from sqakd_fx.ir.tensor_names import free_name
 
 _TAG = "sqakd_fx.quantized_tensor"
 """The key of a value's own notes, which are not written to the file."""
@@ -95,26 +95,3 @@ def _stem(node: ir.Node) -> str:
         if path and not path.startswith("constant"):
             return f"{path}/{node.op_type}"
     return node.op_type
-
-
-def name_interface(model: ir.Model) -> None:
-    """The batch axis is called "batch"; outputs are called as `output_names` has it."""
-    names: dict[str, str] = {}
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.shape is None:
-            continue
-        for index, size in enumerate(value.shape):
-            if isinstance(size, ir.SymbolicDim) and size.value is not None:
-                first = "batch" if not names else f"axis_{len(names)}"
-                value.shape[index] = ir.SymbolicDim(names.setdefault(size.value, first))
-    inputs, outputs = set(model.graph.inputs), set(model.graph.outputs)
-    fixed = {str(v.name) for v in (*model.graph.inputs, *model.graph.initializers.values())}
-    wanted = output_names(len(model.graph.outputs), fixed)
-    taken = names_of(model) | set(wanted)
-    for value in values_of(model):
-        if value.name in wanted and value not in outputs:
-            value.name = free_name(str(value.name), taken)
-            taken.add(value.name)
-    for value, name in zip(model.graph.outputs, wanted, strict=True):
-        if value not in inputs:
-            value.name = name

@@ -21,8 +21,9 @@ from torch import fx
 from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.interface import Interface, describe_interface, name_interface
 from sqakd_fx.exporters.kept_translations import kept_translations
-from sqakd_fx.exporters.names import is_marked, name_interface, name_values
+from sqakd_fx.exporters.names import is_marked, name_values
 from sqakd_fx.exporters.runtime_rewrites import prevent_rewrites
 from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.simplify import simplify
@@ -41,9 +42,12 @@ def export_program(
     translations: Mapping[Any, Callable[..., Any]],
     opset: int,
     metadata: Mapping[str, str],
+    interface: Interface,
     batch_axis: int | None = 0,
 ) -> ir.Model:
     """Translate a lowered graph to ONNX; `batch_axis` of every input is dynamic, and all sizes fixed where it is None.
+
+    Outputs have the names that the front end gave them (`meta.output_names`).
 
     Raises:
         ExportError: torch's exporter refuses an operation; the message names it.
@@ -66,12 +70,14 @@ def export_program(
     simplify(model, stored.keys())
     prevent_rewrites(model)
     name_values(model, origins, names, tensors)
-    name_interface(model)
+    (end,) = lowered.graph.find_nodes(op="output")
+    name_interface(model, meta.output_names(end))
+    describe_interface(model, interface)
     for name, tensor in stored.items():
         if name in model.graph.initializers:
             model.graph.initializers[name].metadata_props.update(tensor.properties())
     model.producer_name = "sqakd-fx"
-    model.producer_version = None
+    model.producer_version = metadata.get("sqakd_fx.version")
     model.graph.name = "student"
     model.metadata_props.update({key: metadata[key] for key in sorted(metadata)})
     return model

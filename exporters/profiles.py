@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from sqakd_fx.errors import ExportError, ParityError
 from sqakd_fx.exporters.container import TRANSLATIONS
+from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
 from sqakd_fx.exporters.onnx_program import (
     check_model,
     export_program,
@@ -40,6 +41,7 @@ class Export:
     example: Sequence[Any]
     opset: int
     metadata: Mapping[str, str]
+    interface: Interface = UNDESCRIBED
     provider: str = "CPUExecutionProvider"
     fixed_batch: bool = False
 
@@ -67,6 +69,7 @@ def _onnx(job: Export, program: fx.GraphModule, profile: str) -> ir.Model:
         translations=TRANSLATIONS,
         opset=job.opset,
         metadata={**job.metadata, "sqakd_fx.profile": profile},
+        interface=job.interface,
     )
 
 

@@ -103,6 +103,7 @@ def _replace(old: ir.Value, new: ir.Value) -> None:
     if old.is_graph_output():
         name, old.name = old.name, f"{old.name}_unused"
         new.name = name
+        new.doc_string, new.type, new.shape = old.doc_string, old.type, old.shape
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 

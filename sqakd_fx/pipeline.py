@@ -39,6 +39,7 @@ from sqakd_fx.mixed_precision.sensitive import (
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.results.collect import make_report, write_report
+from sqakd_fx.results.deploy_script import write_deploy_script
 from sqakd_fx.results.evaluate import validation_batches, with_evaluation
 from sqakd_fx.results.export import check_export, export
 from sqakd_fx.results.measure import measure
@@ -320,6 +321,7 @@ def _export(job: _Job, journal: _Journal, program: Program) -> tuple[fx.GraphMod
     with journal.stage("export", "integer ONNX", timed_as="lower and export"):
         lowered = lower(program.student, after=job.after).graph_module
         exported = export(program, lowered, job.out / "model.onnx")
+        write_deploy_script(program, exported.path)
         for text in exported.notes:
             journal.say.note(text)
     return lowered, exported

@@ -136,7 +136,8 @@ def distil(
 def check_outputs(program: Program) -> None:
     """Raises RecipeError where the recipe's losses do not fit the model's outputs."""
     with torch.no_grad():
-        check_output_settings(program.recipe, program.teacher(*program.example))
+        names = [one.name for one in program.outputs]
+        check_output_settings(program.recipe, program.teacher(*program.example), names)
 
 
 def train(

@@ -67,7 +67,9 @@ def _lowered(lowering: Lowering, node: fx.Node) -> Any:
         new.meta = dict(node.meta)
         return new
     if node.op == "output":
-        return lowering.graph.output(fx.map_arg(node.args[0], lowering.float_of))
+        end = lowering.graph.output(fx.map_arg(node.args[0], lowering.float_of))
+        meta.set_output_names(end, meta.output_names(node))
+        return end
     if node.op == "get_attr":
         return node
     if node.op == "call_module":

@@ -11,13 +11,13 @@ import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten_with_path
 
-from sqakd_fx.frontend.example_call import key_name
+from sqakd_fx.frontend.output_names import output_key
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, Nature, Op, op_of
 from sqakd_fx.ir.outputs import class_axis
@@ -37,6 +37,7 @@ _VALUE_WORDS = re.compile(
     r"embed(ding)?s?|features?|pool(er|ed)|images?|noise|recon(struct(ion|ed))?|audio|wave(form)?|mel"
 )
 _CLOSE = 1e-3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class OutputKind:
     """One floating-point output.
 
     Attributes:
-        name: as the recipe calls it.
+        name: as the file and the recipe call it.
+        key: as training calls it (`output_key`), another name for the recipe.
         index: among all tensors that the model returns.
         shape: on the example.
         nature: what it was taken for.
@@ -54,6 +56,7 @@ class OutputKind:
     """
 
     name: str
+    key: str
     index: int
     shape: tuple[int, ...]
     nature: Nature
@@ -71,6 +74,12 @@ class OutputKind:
             f'change it by loss = {{"{self.name}" = "{other}"}}'
         )
 
+    @property
+    def description(self) -> str:
+        """What it is trained as, in words: the same when the recipe with all losses is read again."""
+        said, has_axis = _TRAINED_AS[self.loss]
+        return f"{said} on axis {self.axis}" if has_axis and self.axis is not None else said
+
 
 _SAID: Mapping[Nature, str] = {
     "classes": "class scores",
@@ -82,25 +91,30 @@ _SAID: Mapping[Nature, str] = {
 }
 
 
-def output_name(path: Sequence[Any], index: int, count: int) -> str:
-    """What a recipe calls an output: its keys joined by "_" in what the model returns, or as the ONNX file."""
-    if path:
-        return "_".join(map(key_name, path))
-    return "output" if count == 1 else f"output_{index}"
+_TRAINED_AS: Mapping[LossKind, tuple[str, bool]] = {
+    "kl": ("class scores", True),
+    "probabilities": ("probabilities of classes", True),
+    "bce": ("independent probabilities", False),
+    "kl+mse": ("scores or values", True),
+    "mse": ("values", False),
+    "cosine": ("unit vectors", False),
+    "none": ("not trained on", False),
+}
+"""By the loss, and whether it has an axis of classes."""
 
 
 def named_outputs(output: Any) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of all floating-point outputs, in order."""
-    return [(name, tensor) for name, _, tensor in _numbered(output)]
+    """(key, tensor) of all floating-point outputs, in order; `with_outputs` gives a recipe these keys."""
+    return [(key, tensor) for key, _, tensor in _numbered(output)]
 
 
 def _numbered(output: Any) -> list[tuple[str, int, Tensor]]:
-    """(name, index among all tensors, tensor) of all floating-point outputs."""
+    """(key, index among all tensors, tensor) of all floating-point outputs."""
     leaves = [
         (path, leaf) for path, leaf in tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)
     ]
     return [
-        (output_name(path, index, len(leaves)), index, leaf)
+        (output_key(path, index, len(leaves)), index, leaf)
         for index, (path, leaf) in enumerate(leaves)
         if leaf.is_floating_point()
     ]
@@ -124,11 +138,14 @@ def decide_outputs(
     }
     modules = dict(graph_module.named_modules())
     labelled = _labelled([value for _, _, value in outputs], labels)
+    (end,) = graph_module.graph.find_nodes(op="output")
+    names = dict(enumerate(meta.output_names(end)))
     found: list[OutputKind] = []
-    for name, index, value in outputs:
+    for key, index, value in outputs:
         maker = _maker(makers.get(id(value)), modules)
         known = _Known(
-            name,
+            names.get(index, key),
+            key,
             index,
             value.detach().float(),
             None if maker is None else op_of(maker, modules),
@@ -160,7 +177,7 @@ def _beside_probabilities(outputs: Sequence[OutputKind]) -> Iterator[OutputKind]
     made = [one.name for one in outputs if "probabilities" in one.nature]
     for one in outputs:
         if made and one.nature == "scores" and one.loss == _LOSSES["scores"]:
-            why = f"the model makes probabilities itself, of output {made[0]}"
+            why = f"the model makes probabilities itself, as {made[0]}"
             yield replace(one, nature="values", axis=None, loss=_LOSSES["values"], evidence=why)
         else:
             yield one
@@ -172,10 +189,11 @@ def class_axes(outputs: Iterable[OutputKind]) -> dict[int, int]:
 
 
 def with_outputs(recipe: Recipe, outputs: Sequence[OutputKind]) -> Recipe:
-    """The recipe with the loss and the class axis of each output by its name."""
+    """The recipe with the loss and the class axis of each output by its key, in front of what it said."""
     globs = recipe.loss if isinstance(recipe.loss, Mapping) else {}
-    loss = {**globs, **{glob.escape(one.name): one.loss for one in outputs}}
-    axes = {glob.escape(one.name): one.axis for one in outputs if one.axis is not None}
+    loss = {glob.escape(one.key): one.loss for one in outputs}
+    loss |= {key: value for key, value in globs.items() if key not in loss}
+    axes = {glob.escape(one.key): one.axis for one in outputs if one.axis is not None}
     return recipe.model_copy(update={"loss": loss, "class_axis": axes})
 
 
@@ -184,6 +202,7 @@ class _Known:
     """What is known of one output: `made_by` is the operation behind it, `module` the path of the user's module."""
 
     name: str
+    key: str
     index: int
     value: Tensor
     made_by: Op | None
@@ -206,8 +225,8 @@ class _Found:
 def _told(known: _Known, recipe: Recipe) -> OutputKind:
     """What the recipe says of an output, else what the evidence does."""
     found = _found(known)
-    loss: LossKind = setting_of(recipe.loss, known.name) or "auto"  # type: ignore[assignment]
-    axis = setting_of(recipe.class_axis, known.name)
+    loss = _said_of(recipe.loss, known) or "auto"
+    axis = _said_of(recipe.class_axis, known)
     if axis is not None:
         found = _Found("classes", axis % max(len(known.shape), 1), "the recipe's class_axis")
     elif loss == "kl" and found.nature not in ("classes", "scores"):
@@ -216,8 +235,23 @@ def _told(known: _Known, recipe: Recipe) -> OutputKind:
         found = _Found("classes", last if by_shape is None else by_shape, "the recipe's loss")
     decided = _LOSSES[found.nature] if loss == "auto" else loss
     return OutputKind(
-        known.name, known.index, known.shape, found.nature, found.axis, decided, found.evidence
+        known.name,
+        known.key,
+        known.index,
+        known.shape,
+        found.nature,
+        found.axis,
+        decided,
+        found.evidence,
     )
+
+
+def _said_of(value: T | Mapping[str, T] | None, known: _Known) -> T | None:
+    """What the recipe says of an output under its name, else under its key."""
+    if value is None:
+        return None
+    said = setting_of(value, known.name)
+    return setting_of(value, known.key) if said is None else said
 
 
 def _found(known: _Known) -> _Found:

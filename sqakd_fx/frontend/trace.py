@@ -23,11 +23,12 @@ from sqakd_fx.diagnostics.source_lines import code_line, model_line
 from sqakd_fx.diagnostics.wording import did_you_mean, with_article
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.attention import spell_out_attention
-from sqakd_fx.frontend.caches import caches_in, without_caches
+from sqakd_fx.frontend.caches import caches_in, outputs_alone, without_caches
 from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
 from sqakd_fx.frontend.example_run import example_output
 from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
 from sqakd_fx.frontend.inexpressible import refuse_inexpressible
+from sqakd_fx.frontend.output_names import output_names
 from sqakd_fx.frontend.plain_names import graph_module_of, plain_paths
 from sqakd_fx.frontend.readable import line_of_forward
 from sqakd_fx.frontend.symbolic import (
@@ -39,6 +40,7 @@ from sqakd_fx.frontend.symbolic import (
 from sqakd_fx.frontend.torch_export import export_graph
 from sqakd_fx.frontend.traceable_code import traceable_code, unwrapped, wrapped_functions
 from sqakd_fx.frontend.verify import compare_on_two_batches
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.aliasing import change_seen_elsewhere
 from sqakd_fx.ir.constants import settle_changed_constants
 
@@ -91,7 +93,7 @@ def trace(
     submodules whose branches on data the example decides.
 
     The graph takes the tensors of a call by position, see `example_call.py` for their names and order. Node
-    metadata: `tensor_meta` and `module_path`.
+    metadata: `tensor_meta` and `module_path`, and the names of the outputs.
 
     Raises:
         TraceError: neither front end can trace the model; names the line that stands in the way.
@@ -113,10 +115,13 @@ def trace(
             f"{', '.join(float_modules)}: leave out one of the two, or keep layers in float with "
             f'override = [{{match = "{float_modules[0]}*", float = true}}]'
         )
-    caches = caches_in(example_output(model, call))
+    output = example_output(model, call)
+    caches = caches_in(output)
     with without_caches(model, caches):
         traced = _by_front_end(model, call, front_end, float_modules, specialize)
     refuse_inexpressible(traced.graph_module)
+    (end,) = traced.graph_module.graph.find_nodes(op="output")
+    meta.set_output_names(end, output_names(model, outputs_alone(output), call.tensors()))
     return replace(traced, left_out=caches)
 
 

@@ -12,6 +12,7 @@
     table               bool                    insert_quantizers       lower_to_integer, explain
     affine              bool                    insert_quantizers       explain
     input_quantizers    dict[str, nn.Module]    insert_quantizers       insert_quantizers, program
+    output_names        tuple[str, ...]         frontend.trace          output_kinds, exporters, validation
     quantized_tensor    QuantizedTensor         lower_to_integer        exporters, validation, inspect
     quantizer_node      str                     lower_to_integer        validation
     source              str                     lower_to_integer        inspect
@@ -89,6 +90,16 @@ def accumulator_source(node: fx.Node) -> str | None:
 
 def set_accumulator_source(node: fx.Node, path: str) -> None:
     node.meta["source"] = path
+
+
+def output_names(end: fx.Node) -> tuple[str, ...]:
+    """What the tensors are called that a graph returns at its output node; none where nothing is known."""
+    names: tuple[str, ...] = end.meta.get("output_names", ())
+    return names
+
+
+def set_output_names(end: fx.Node, names: tuple[str, ...]) -> None:
+    end.meta["output_names"] = names
 
 
 # -- what two batches showed ---------------------------------------------------------------

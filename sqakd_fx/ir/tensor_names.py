@@ -18,7 +18,7 @@ def quantized_names(lowered: fx.GraphModule) -> dict[str, str]:
     graph = lowered.graph
     taken = {str(n.target) for n in graph.nodes if n.op in ("placeholder", "get_attr")}
     (end,) = graph.find_nodes(op="output")
-    taken.update(output_names(len(end.all_input_nodes), taken))
+    taken.update(meta.output_names(end) or numbered_outputs(len(end.all_input_nodes)))
     found: dict[str, str] = {}
     for node in graph.nodes:
         tensor = meta.quantized_tensor(node)
@@ -28,10 +28,9 @@ def quantized_names(lowered: fx.GraphModule) -> dict[str, str]:
     return found
 
 
-def output_names(count: int, taken: Collection[str]) -> list[str]:
-    """A single output is called "output"; none has a name that is `taken`."""
-    wanted = ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
-    return [free_name(name, taken) for name in wanted]
+def numbered_outputs(count: int) -> list[str]:
+    """Names of outputs that have none of their own: a single one is called "output"."""
+    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 
 def free_name(wanted: str, taken: Collection[str]) -> str:

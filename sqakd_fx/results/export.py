@@ -12,6 +12,7 @@ from sqakd_fx.engine.determinism import undisturbed_randomness
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.program import Program, distillation_teacher, lower
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.results.interface import interface_of
 from sqakd_fx.results.student import SavedStudent, lowered_of
 
 
@@ -23,6 +24,7 @@ def export_job(lowered: fx.GraphModule, program: Program) -> Export:
         program.example,
         program.recipe.opset,
         _metadata(program.recipe),
+        interface=interface_of(program),
         fixed_batch=program.traced.fixed_batch,
     )
 
@@ -65,6 +67,7 @@ def export_saved(saved: SavedStudent, path: Path, *, profile: str | None = None)
         saved.example,
         recipe.opset,
         _metadata(recipe),
+        interface=saved.interface,
         fixed_batch=saved.fixed_batch,
     )
     return write_profile(profile or recipe.profile, job, path)

@@ -22,13 +22,16 @@ from sqakd_fx.errors import (
     UnknownFamilyError,
     short,
 )
+from sqakd_fx.exporters.interface import Interface
 from sqakd_fx.frontend.output_kinds import OutputKind
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.program import Program, build_program, enable_quantizers, lower
 from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe, read_toml, resolve_recipe, to_toml
 from sqakd_fx.results import markdown as reporting
+from sqakd_fx.results.interface import interface_of
 from sqakd_fx.results.saved_graph import decode_graph, encode_graph, tensors_in
 from sqakd_fx.results.saved_values import NotSaved
 from sqakd_fx.source.source import Source
@@ -39,6 +42,8 @@ _WEIGHT_RANGE_OF_0_1 = "full"
 _FORMAT = 2
 _NOTES = TypeAdapter(tuple[Note, ...])
 _OUTPUTS = TypeAdapter(tuple[OutputKind, ...])
+_OUTPUT_NAMES = TypeAdapter(tuple[str, ...])
+_INTERFACE = TypeAdapter(Interface)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class SavedStudent:
     example: tuple[Tensor, ...]
     input_names: tuple[str, ...]
     outputs: tuple[OutputKind, ...]
+    interface: Interface
     notes: tuple[Note, ...]
     fixed_batch: bool
     front_end: str
@@ -76,6 +82,8 @@ def save_student(program: Program, source: Source, out: Path) -> None:
             "version": version("sqakd-fx"),
             "inputs": list(program.input_names),
             "outputs": [asdict(one) for one in program.outputs],
+            "output_names": list(meta.output_names(_end(program.teacher))),
+            "interface": asdict(interface_of(program)),
             "fixed_batch": program.traced.fixed_batch,
             "front_end": program.traced.front_end,
             "quantizers": {
@@ -86,6 +94,11 @@ def save_student(program: Program, source: Source, out: Path) -> None:
             "log": reporting.log_as_json(program.log),
         },
     )
+
+
+def _end(graph_module: fx.GraphModule) -> fx.Node:
+    (end,) = graph_module.graph.find_nodes(op="output")
+    return end
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -169,12 +182,16 @@ def load_saved(out: Path) -> SavedStudent:
     state, example = _tensors(out / "student.safetensors"), _tensors(out / "example.safetensors")
     try:
         made = decode_graph(graph, state)
+        meta.set_output_names(
+            _end(made), _OUTPUT_NAMES.validate_python(facts.get("output_names", ()))
+        )
         names = tuple(str(name) for name in facts["inputs"])
         saved = SavedStudent(
             made,
             tuple(example[name] for name in names),
             names,
             _OUTPUTS.validate_python(facts["outputs"]),
+            _INTERFACE.validate_python(facts.get("interface", {})),
             _NOTES.validate_python(facts["notes"]),
             bool(facts["fixed_batch"]),
             str(facts["front_end"]),

@@ -9,7 +9,7 @@ KL. `frontend/output_kinds.py` decides what an output is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -101,14 +101,18 @@ def judged_axis(recipe: Recipe, shape: tuple[int, ...], name: str) -> int | None
     return setting_of(recipe.class_axis, name)
 
 
-def check_output_settings(recipe: Recipe, output: Any) -> None:
-    """Raises RecipeError where a loss is named for an output that the model has not, or no loss is left."""
+def check_output_settings(recipe: Recipe, output: Any, names: Sequence[str] = ()) -> None:
+    """Raises RecipeError where a loss is named for an output that the model has not, or no loss is left.
+
+    `names` are the outputs' own, in order, where these are not their keys.
+    """
     found = named_outputs(output)
-    names = [name for name, _ in found]
+    keys = [key for key, _ in found]
+    names = names or keys
     for key in ("loss", "class_axis"):
         value = getattr(recipe, key)
         for glob in value if isinstance(value, Mapping) else ():
-            if not any(fnmatchcase(name, glob) for name in names):
+            if not any(fnmatchcase(name, glob) for name in (*names, *keys)):
                 raise RecipeError(
                     f"the recipe's {key} names an output {glob!r} that the model has not: "
                     f"its outputs are {', '.join(names)}"

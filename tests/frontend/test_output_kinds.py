@@ -126,7 +126,7 @@ def test_beside_probabilities_of_its_own_a_model_gives_values(labels: Tensor | N
     found = kinds(FaceDetector(), torch.randn(3, 6), labels)
     assert [one.nature for one in found] == ["values", "values", "probabilities"]
     assert [one.loss for one in found] == ["mse", "mse", "probabilities"]
-    assert "output 2" in found[0].evidence
+    assert "output_2" in found[0].evidence
 
 
 def test_labels_are_of_the_output_with_as_many_classes() -> None:
