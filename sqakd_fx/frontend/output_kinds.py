@@ -233,7 +233,7 @@ def _told(known: _Known, recipe: Recipe) -> OutputKind:
         by_shape = class_axis(known.shape)
         last = len(known.shape) - 1
         found = _Found("classes", last if by_shape is None else by_shape, "the recipe's loss")
-    decided = _LOSSES[found.nature] if loss == "auto" else loss
+    decided: LossKind = _LOSSES[found.nature] if loss == "auto" else loss  # type: ignore[assignment]
     return OutputKind(
         known.name,
         known.key,

@@ -140,8 +140,8 @@ def measure_tensors(
             quantizer.enabled = enabled[name]
     found = []
     for name, nodes in calls.items():
-        errors = tuple(math.sqrt(total / max(count, 1)) for total in squares[name])
-        found.append(SensitiveTensor(name, errors, _in_float_for(student, nodes)))
+        alone = tuple(math.sqrt(total / max(count, 1)) for total in squares[name])
+        found.append(SensitiveTensor(name, alone, _in_float_for(student, nodes)))
     return tuple(sorted(found, key=lambda tensor: -tensor.error))
 
 

@@ -73,7 +73,10 @@ def with_evaluation(source: Source, program: Program, recipe: Recipe) -> Program
     tensors, labels = tensors_of(output), _tensors(target)
     labelled = with_labels(program, labels, recipe)
     if source.metric is not None:
-        _measured(source.metric, _like(output, tensors), labels)
+        try:
+            _measured(source.metric, _like(output, tensors), labels)
+        except SourceError:  # it may need all samples, as a retrieval among them does
+            evaluate(source, labelled, {"float": program.teacher})
     else:
         _top1(tensors[0], labels, class_axes(labelled.outputs).get(0))
     return labelled

@@ -12,7 +12,7 @@ from sqakd_fx.program import Program
 
 def interface_of(program: Program) -> Interface:
     """What the model, its inputs and its outputs are, as they are known of the example."""
-    name = program.traced.graph_module._get_name()
+    name = type(program.traced.graph_module).__name__
     batch = ", the example's batch size only" if program.traced.fixed_batch else ""
     inputs = tuple(
         f"argument {argument} of {name}{_range(x)}{batch}"

@@ -97,8 +97,7 @@ def save_student(program: Program, source: Source, out: Path) -> None:
 
 
 def _end(graph_module: fx.GraphModule) -> fx.Node:
-    (end,) = graph_module.graph.find_nodes(op="output")
-    return end
+    return graph_module.graph.output_node()
 
 
 def _plain(tensor: Tensor) -> Tensor:

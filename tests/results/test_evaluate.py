@@ -17,7 +17,7 @@ from sqakd_fx.recipe import resolve_recipe
 INPUTS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 
 
-def report(folder: Path, labels: Tensor, **more: Any) -> dict[str, Any]:
+def report(folder: Path, labels: Tensor, *, eval_data: Any = None, **more: Any) -> dict[str, Any]:
     """Of a linear classifier that is not trained."""
     torch.manual_seed(0)
     result = sqakd_fx.quantize(
@@ -25,7 +25,7 @@ def report(folder: Path, labels: Tensor, **more: Any) -> dict[str, Any]:
         [INPUTS],
         example_inputs=INPUTS[:2],
         recipe=resolve_recipe("w8a8", steps=0),
-        eval_data=[(INPUTS, labels)],
+        eval_data=eval_data or [(INPUTS, labels)],
         out=folder,
         **more,
     )
@@ -98,6 +98,15 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_metric_that_needs_all_samples_is_tried_on_all_of_them(tmp_path: Path) -> None:
+    def metric(outputs: Tensor, targets: Tensor) -> float:
+        return float(outputs[20].argmax() == targets[20])  # not in the first batch
+
+    halves = list(zip(INPUTS.split(12), classes().split(12), strict=True))
+    found = report(tmp_path, classes(), metric=metric, eval_data=halves)
+    assert found["accuracy"]["float"] == 1.0
+
+
 def test_a_metric_is_given_all_outputs_and_labels_of_any_structure(
     form: str, tmp_path: Path
 ) -> None:
