@@ -121,7 +121,7 @@ def quantize(
     steps: Annotated[int | None, typer.Option(help="training steps, in place of epochs")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
-    out: Annotated[Path | None, typer.Option(help="default: sqakd-out/NAME")] = None,
+    out: Annotated[Path | None, typer.Option(help="default: sqakd-out/NAME-RECIPE")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last checkpoint")
     ] = False,
@@ -140,10 +140,12 @@ def quantize(
     with Live() as live:
         live.stage("load", source)
         from sqakd_fx.pipeline import run
+        from sqakd_fx.results.folder import default_folder
 
         loaded = _source(source, weights, data, input_shape)
-        folder = out or Path("sqakd-out") / loaded.name
-        result = run(loaded, recipe_of_options(), folder, resume=resume, dump=dump, observer=live)
+        resolved = recipe_of_options()
+        folder = out or default_folder(loaded.name, resolved)
+        result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
     if result is None:
         return
     live.summary(result.report, folder)
