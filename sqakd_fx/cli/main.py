@@ -63,12 +63,20 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             say(f"sqakd-fx: {error}", file=sys.stderr)
             raise typer.Exit(130 if type(error).__name__ == "Interrupted" else 2) from None
-        except KeyboardInterrupt:
-            print("sqakd-fx: stopped; nothing half-written was left", file=sys.stderr)
-            raise typer.Exit(130) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except OSError as error:
+            if kwargs.get("debug") or error.filename is None:
+                raise
+            say(
+                f"sqakd-fx: {str(error.filename)[:200]} cannot be used ({error.strerror}): check the path",
+                file=sys.stderr,
+            )
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("sqakd-fx: stopped; nothing half-written was left", file=sys.stderr)
+            raise typer.Exit(130) from None
 
     return wrapped
 
