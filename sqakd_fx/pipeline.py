@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,12 +42,13 @@ from sqakd_fx.results.collect import make_report, write_report
 from sqakd_fx.results.deploy_script import write_deploy_script
 from sqakd_fx.results.evaluate import validation_batches, with_evaluation
 from sqakd_fx.results.export import check_export, export
+from sqakd_fx.results.folder import default_folder, held_folder, is_finished, publish, staged
 from sqakd_fx.results.measure import measure
 from sqakd_fx.results.student import save_student
 from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, source_inputs
 from sqakd_fx.source.source import Source
 from sqakd_fx.stages import check_outputs, find_ranges, train
-from sqakd_fx.storage import claim_output_folder, remove_temporaries, storage_error
+from sqakd_fx.storage import storage_error
 from sqakd_fx.training.keeping import Keeping, forget, kept_in
 from sqakd_fx.training.loop import Distilled
 from sqakd_fx.training.progress import Listener, StepReport
@@ -99,7 +100,7 @@ def quantize(
     *,
     example_inputs: Example,
     recipe: str | Path | Mapping[str, Any] | Recipe = "w4a4",
-    out: str | Path = "sqakd-out/model",
+    out: str | Path | None = None,
     eval_data: Iterable[Any] | None = None,
     metric: Callable[[Any, Any], float] | None = None,
     resume: bool = False,
@@ -112,19 +113,22 @@ def quantize(
         data: unlabelled inputs: a DataLoader, dataset, tensor, array, or iterable of batches.
         example_inputs: a tensor, tuple or dict: one call of the model, with its batch axis.
         recipe: a preset ("w4a4"), a TOML file, a mapping, or a Recipe.
-        out: result folder.
+        out: result folder; sqakd-out/model-RECIPE where none is given.
         eval_data: labelled batches, only to report accuracy.
         metric: metric(outputs, targets) in place of top-1.
 
-    Returns the result; None in the processes of torchrun but the first.
+    Returns the result; None in the processes of torchrun but the first, and where there is nothing to resume because
+    the run in the folder is finished.
 
     Raises:
         SqakdError: one sentence that says what is wrong and what to do.
     """
     args, kwargs = arguments(example_inputs)
+    resolved = resolve_recipe(recipe)
+    folder = default_folder("model", resolved) if out is None else Path(out)
     source = Source(
         spec=type(model).__name__,
-        name=Path(out).name,
+        name=folder.name,
         model=model,
         example_inputs=args,
         example_kwargs=kwargs,
@@ -132,7 +136,7 @@ def quantize(
         eval_data=eval_data,
         metric=metric,
     )
-    return run(source, resolve_recipe(recipe), Path(out), resume=resume, observer=observer)
+    return run(source, resolved, folder, resume=resume, observer=observer)
 
 
 def run(
@@ -147,23 +151,35 @@ def run(
     """All stages from a loaded source to a validated result folder.
 
     Under torchrun every process trains on its share of each batch; the first writes, reports and has the
-    result, the others have None.
+    result, the others have None. Nothing is done where `resume` finds a finished run.
+
+    A result of before stands until this one is whole.
 
     Raises:
         SqakdError: with nothing half-written; checkpoints of an interrupted run stay for `resume`.
     """
+    if resume and is_finished(out):
+        text = f"the run in {out} is finished: without --resume it is made again"
+        (observer or Silent()).note(text)
+        return None
     device = choose_device(recipe.device)
     if recipe.tensorboard:
         require_tensorboard()
     arithmetic = repeatable_arithmetic(device, recipe.tf32, recipe.deterministic)
-    with process_group(device), arithmetic:
-        if is_first():
-            claim_output_folder(out)
-            remove_temporaries(out)
+    with process_group(device), arithmetic, _held(out, resume):
         seed_everything(recipe.seed)
         after = None if dump is None else dump_into(dump)
         journal = _Journal((is_first() and observer) or Silent())
+        if (out / "report.json").exists():
+            journal.say.note(
+                f"the result in {out} stands until this run is finished, and is then replaced"
+            )
         return _stages(_Job(source, recipe, out, device, resume, after), journal)
+
+
+def _held(out: Path, resume: bool) -> AbstractContextManager[None]:
+    """The result folder, held by the process that writes in it."""
+    return held_folder(out, resume=resume) if is_first() else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -212,7 +228,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     if not is_first():
         return None
     program.student.cpu().eval()
-    save_student(program, job.source, job.out)
+    save_student(program, job.source, staged(job.out))
     lowered, exported = _export(job, journal, program)
     with journal.stage("validate", "trained graph, integer program, ONNX Runtime"):
         batches = validation_batches(job.source, program, inputs)
@@ -231,9 +247,11 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     report = make_report(
         job.source, program, distilled, exported, checked, measured, journal.seconds
     )
-    write_report(report, program, job.out)
+    write_report(report, program, staged(job.out))
+    publish(job.out)
     forget(keeping)
-    return Result(job.out, program.student, lowered, exported.path, checked, report)
+    path = job.out / exported.path.name
+    return Result(job.out, program.student, lowered, path, checked, report)
 
 
 def _trace(job: _Job, journal: _Journal) -> Program:
@@ -301,9 +319,8 @@ def _distil(
 @contextmanager
 def _recorded(job: _Job, journal: _Journal) -> Iterator[Callable[[StepReport], None]]:
     """What tells the observer of a step report, and adds it to the result folder's record of the training."""
-    history, scalars = job.out / "train.jsonl", job.out / "tensorboard"
+    history, scalars = staged(job.out) / "train.jsonl", job.out / "tensorboard"
     if not job.resume and is_first():
-        history.unlink(missing_ok=True)
         clear_scalars(scalars)
     with scalar_log(scalars if job.recipe.tensorboard and is_first() else None) as log_scalars:
 
@@ -320,7 +337,7 @@ def _recorded(job: _Job, journal: _Journal) -> Iterator[Callable[[StepReport], N
 def _export(job: _Job, journal: _Journal, program: Program) -> tuple[fx.GraphModule, Exported]:
     with journal.stage("export", "integer ONNX", timed_as="lower and export"):
         lowered = lower(program.student, after=job.after).graph_module
-        exported = export(program, lowered, job.out / "model.onnx")
+        exported = export(program, lowered, staged(job.out) / "model.onnx")
         write_deploy_script(program, exported.path)
         for text in exported.notes:
             journal.say.note(text)

@@ -42,6 +42,8 @@ FamilyName = Annotated[str, AfterValidator(_known_family)]
 WeightRange = Literal["reduced", "full"]
 LossKind = Literal["auto", "kl", "probabilities", "bce", "kl+mse", "mse", "cosine", "none"]
 T = TypeVar("T")
+_MANY = 2**31 - 1
+"""The largest count: more steps, samples or batches than any run has."""
 _DEFAULT = "w4a4"
 
 
@@ -68,7 +70,7 @@ class Override(BaseModel):
 class Recipe(BaseModel):
     """A validated recipe; field names are the keys in TOML and of `--set`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = "custom"
 
@@ -133,13 +135,16 @@ class Recipe(BaseModel):
         None, ge=0, description="μ = δ|gradient| (EWGS), for any family; the family's own if absent"
     )
     delta_refresh: int = Field(
-        0, ge=0, description="epochs between new δ from the Hessian's trace (EWGS); 0 for never"
+        0,
+        ge=0,
+        le=_MANY,
+        description="epochs between new δ from the Hessian's trace (EWGS); 0 for never",
     )
     mu: float = Field(0.0, ge=0, description="μ of the unified backward, beside δ's")
     mu_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="whether μ grows from 0 to mu over training, and how"
     )
-    calibration_batches: int = Field(8, ge=1)
+    calibration_batches: int = Field(8, ge=1, le=_MANY)
     bias_correction: bool = Field(
         False, description="take out of each bias what quantized weights add to the mean output"
     )
@@ -163,13 +168,18 @@ class Recipe(BaseModel):
     )
 
     # distillation
-    epochs: int = Field(4, ge=0)
-    steps: int | None = Field(None, ge=0, description="overrides epochs")
-    batch_size: int = Field(128, ge=1, description="where the data is not batched already")
-    workers: int = Field(
-        0, ge=0, description="processes that load a Dataset's samples ahead of the training loop"
+    epochs: int = Field(4, ge=0, le=_MANY)
+    steps: int | None = Field(None, ge=0, le=_MANY, description="overrides epochs")
+    batch_size: int = Field(
+        128, ge=1, le=_MANY, description="where the data is not batched already"
     )
-    temperature: float = Field(4.0, gt=0)
+    workers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="processes that load a Dataset's samples ahead of the training loop",
+    )
+    temperature: float = Field(4.0, gt=0, le=1e6)
     loss: LossKind | dict[str, LossKind] = Field(
         "auto",
         description='distance of the outputs: one for all, or by name: {logits="kl", "aux*"="none"}; "auto" by what '
@@ -218,7 +228,7 @@ class Recipe(BaseModel):
     mixing: Literal["none", "cutmix", "mixup"] = Field(
         "none", description="images mixed with one another, as more unlabelled inputs"
     )
-    mix_every: int = Field(1, ge=1, description="mix one batch in so many")
+    mix_every: int = Field(1, ge=1, le=_MANY, description="mix one batch in so many")
     progressive: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
         (), description="wider bits to start with, as (8, 4); the recipe's own bits come last"
     )
@@ -229,11 +239,14 @@ class Recipe(BaseModel):
     freeze_from: float = Field(0.5, ge=0, lt=1, description="share of the steps before that")
     weight_average: float = Field(0.0, ge=0, lt=1, description="decay of the average of weights")
     reestimate_batch_norm: int = Field(
-        0, ge=0, description="batches over which BatchNorm statistics are taken again before export"
+        0,
+        ge=0,
+        le=_MANY,
+        description="batches over which BatchNorm statistics are taken again before export",
     )
 
     # engine
-    seed: int = 0
+    seed: int = Field(0, ge=-_MANY, le=2 * _MANY + 1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
     cuda_graph: bool = Field(
@@ -244,7 +257,7 @@ class Recipe(BaseModel):
     )
     precision: Literal["float32", "bf16"] = "float32"
     accumulate: int = Field(
-        1, ge=1, description="parts that a batch is computed in, for less memory"
+        1, ge=1, le=_MANY, description="parts that a batch is computed in, for less memory"
     )
     checkpoint_activations: bool = Field(
         False, description="compute inner tensors twice in place of keeping them, for less memory"
@@ -257,14 +270,20 @@ class Recipe(BaseModel):
         description="divide the teacher's weights among the processes of torchrun, for less memory",
     )
     held_out: int = Field(
-        256, ge=0, description="samples (at most 1 in 20) kept from training to measure agreement"
+        256,
+        ge=0,
+        le=_MANY,
+        description="samples (at most 1 in 20) kept from training to measure agreement",
     )
     early_stop: int | None = Field(
-        None, ge=1, description="epochs without a better held-out agreement that end training"
+        None,
+        ge=1,
+        le=_MANY,
+        description="epochs without a better held-out agreement that end training",
     )
     tf32: bool = Field(True, description="TF32 for float32 products and convolutions on a GPU")
     checkpoint_seconds: float = Field(60.0, gt=0)
-    checkpoint_steps: int | None = Field(None, ge=1)
+    checkpoint_steps: int | None = Field(None, ge=1, le=_MANY)
     tensorboard: bool = Field(
         False, description="write scalars for TensorBoard beside train.jsonl; needs its package"
     )
@@ -315,7 +334,7 @@ def resolve_recipe(
     changes = dict(map(parse_setting, settings))
     changes |= {key: value for key, value in fields.items() if value is not None}
     values = _changed(values, changes)
-    if {values.get("weight_family"), values.get("activation_family")}.intersection(_SLOW_FAMILIES):
+    if any(values.get(f"{role}_family") in _SLOW_FAMILIES for role in ("weight", "activation")):
         values = {"quantizer_learning_rate": _SLOW_RATE} | values
     return validate(values)
 
@@ -374,6 +393,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe file {path} cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe file {path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise RecipeError(
+            f"the recipe file {path} is nested too deeply: no key of a recipe has more than three levels"
+        ) from None
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -384,7 +407,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise RecipeError(f"--set takes key=value, not {text!r}: for example --set weight_bits=4")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return key, value
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
+import re
+import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +18,9 @@ from sqakd_fx.errors import StorageError
 
 _MARKER = ".sqakd-fx"
 _FORMAT = 1
+_EXPORT = ".export-"
+"""What the folders begin with in which a file is exported."""
+_HOUR = 3600.0
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -26,6 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
         write(temporary)
+        temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -39,6 +47,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _umask() -> int:
+    """What the user's files do not allow; libraries make temporary files that nobody else may read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _sync_folder(folder: Path) -> None:
@@ -127,7 +143,7 @@ def claim_output_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         if marker.exists():
             return
-        if any(path.iterdir()):
+        if not all(map(_is_temporary, path.iterdir())):
             raise StorageError(
                 f"the folder {path} exists and was not made by sqakd-fx: choose another --out"
             )
@@ -142,20 +158,39 @@ def is_result_folder(path: Path) -> bool:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Delete temporary files that dead processes left in a result folder."""
-    for leftover in path.rglob(".*.tmp-*"):
-        digits = leftover.name.rpartition(".tmp-")[2].partition(".")[0]
-        if digits.isdigit() and not _is_alive(int(digits)):
-            with suppress(OSError):
+    """Delete temporary files that dead processes left in a result folder, which this process holds."""
+    for leftover in path.rglob(".*"):
+        with suppress(OSError):
+            if leftover.name.startswith(_EXPORT) and _age(leftover) > _HOUR:
+                shutil.rmtree(leftover)
+            elif _is_temporary(leftover) and not _is_alive(_maker(leftover)):
                 leftover.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def _is_temporary(path: Path) -> bool:
+    """Whether a file has a name that this module, or safetensors while it writes, gives to what is not whole."""
+    return _maker(path) is not None or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
+
+
+def _maker(path: Path) -> int | None:
+    """The process that wrote a temporary file of this module."""
+    digits = path.name.rpartition(".tmp-")[2].partition(".")[0]
+    named = path.name.startswith(".") and ".tmp-" in path.name and digits.isdecimal()
+    return int(digits) if named else None
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def _is_alive(process: int | None) -> bool:
+    if process is None:
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True
 

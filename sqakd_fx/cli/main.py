@@ -63,12 +63,20 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             say(f"sqakd-fx: {error}", file=sys.stderr)
             raise typer.Exit(130 if type(error).__name__ == "Interrupted" else 2) from None
-        except KeyboardInterrupt:
-            print("sqakd-fx: stopped; nothing half-written was left", file=sys.stderr)
-            raise typer.Exit(130) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except OSError as error:
+            if kwargs.get("debug") or error.filename is None:
+                raise
+            say(
+                f"sqakd-fx: {str(error.filename)[:200]} cannot be used ({error.strerror}): check the path",
+                file=sys.stderr,
+            )
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("sqakd-fx: stopped; nothing half-written was left", file=sys.stderr)
+            raise typer.Exit(130) from None
 
     return wrapped
 
@@ -121,7 +129,7 @@ def quantize(
     steps: Annotated[int | None, typer.Option(help="training steps, in place of epochs")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
-    out: Annotated[Path | None, typer.Option(help="default: sqakd-out/NAME")] = None,
+    out: Annotated[Path | None, typer.Option(help="default: sqakd-out/NAME-RECIPE")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last checkpoint")
     ] = False,
@@ -140,10 +148,12 @@ def quantize(
     with Live() as live:
         live.stage("load", source)
         from sqakd_fx.pipeline import run
+        from sqakd_fx.results.folder import default_folder
 
         loaded = _source(source, weights, data, input_shape)
-        folder = out or Path("sqakd-out") / loaded.name
-        result = run(loaded, recipe_of_options(), folder, resume=resume, dump=dump, observer=live)
+        resolved = recipe_of_options()
+        folder = out or default_folder(loaded.name, resolved)
+        result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
     if result is None:
         return
     live.summary(result.report, folder)

@@ -31,6 +31,7 @@ from sqakd_fx.program import Program, build_program, enable_quantizers, lower
 from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe, read_toml, resolve_recipe, to_toml
 from sqakd_fx.results import markdown as reporting
+from sqakd_fx.results.folder import settle
 from sqakd_fx.results.interface import interface_of
 from sqakd_fx.results.saved_graph import decode_graph, encode_graph, tensors_in
 from sqakd_fx.results.saved_values import NotSaved
@@ -141,6 +142,7 @@ def load_student(out: Path, source: Source) -> Program:
     Raises:
         StorageError: the folder lacks a file. SourceError: the source is no longer the same model.
     """
+    settle(out)
     read_json(out / "program.json")
     program = build_program(
         source.model, source.example_inputs, recipe_in(out), example_kwargs=source.example_kwargs
@@ -171,6 +173,7 @@ def load_saved(out: Path) -> SavedStudent:
     Raises:
         StorageError: a file is missing or damaged, or the student needs Python code that the folder only names.
     """
+    settle(out)
     facts = read_json(out / "program.json")
     graph = read_json(out / "graph.json") if (out / "graph.json").exists() else None
     if not isinstance(facts, dict) or not isinstance(graph, dict | None):

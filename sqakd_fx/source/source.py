@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from sqakd_fx.source.items import TARGET_KEYS, Form, form_of
 from sqakd_fx.source.model_file import find_user_code
 from sqakd_fx.source.user_functions import UserFunctions, plain_tensor
 from sqakd_fx.source.weights import load_weights
+
+_MOST_VALUES = 2**31
+"""Of an example that is made up: 8 GiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,11 @@ def load_source(
         raise SourceError(
             f"--input-shape {input_shape} is not a shape: give positive sizes with the batch "
             "axis first, such as 1,3,224,224"
+        )
+    if input_shape is not None and math.prod(input_shape) > _MOST_VALUES:
+        raise SourceError(
+            f"--input-shape {','.join(map(str, input_shape))} is a call of more than {_MOST_VALUES} values: give the "
+            "sizes of one or two samples"
         )
     module, factory, name, folder = find_user_code(spec)
     user = UserFunctions(module, folder)

@@ -233,7 +233,7 @@ def _until_end(run: _Run, signalled: list[int]) -> float:
             raise _Diverged(run.batches.without_labels(inputs))
         rate = float(state.optimizer.param_groups[0]["lr"])
         reporter.report(window, state.step, rate, run.ending.measured(state, run.student))
-        run.recovery.save_if_due(force=stop)
+        run.recovery.save_if_due(force=stop or run.ending.is_reached(state))
         if stop:
             raise Interrupted(_stopped(run))
         if run.ending.is_reached(state):

@@ -1,0 +1,366 @@
+"""A campaign of faults: hostile settings, bad files, hostile result folders, and kills.
+
+    python benchmarks/faults.py settings          every recipe key with hostile values, each through a small run
+    python benchmarks/faults.py options           every option of the command line with hostile texts
+    python benchmarks/faults.py folders           result folders of somebody else: each file, damaged in many ways
+    python benchmarks/faults.py kills --count 40  a run killed at random moments, in several set-ups, then resumed
+
+What is not success or one sentence is a fault, and is listed. Exit status 1 where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+HOSTILE = (
+    "-1", "0", "1", "3", "2147483648", "9223372036854775808", "1180591620717411303424", "-1e400", "1e308", "inf", "nan",
+    "0.5", "true", '""', '"' + "x" * 300 + '"', '"\\u001b[31m[/]"', "[]", "[0]", "[-1, 99]", '["a"]', "{}", '{a = 1}',
+    '{"*" = "kl"}', '{"*" = -7}', "[[[[]]]]", "1979-05-27", "word", "",
+)  # fmt: skip
+"""TOML values for any key of a recipe."""
+
+
+GOOD = frozenset(("success", "sentence"))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What was tried, and what came of it that should not."""
+
+    what: str
+    outcome: str
+
+
+def outcome_of(action: Callable[[], Any]) -> str:
+    """ "success", "sentence", or the last lines of a traceback."""
+    from sqakd_fx.errors import SqakdError
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            action()
+    except SqakdError as error:
+        text = str(error)
+        return "sentence" if text and "\n" not in text else f"not one sentence: {text!r}"
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {str(error)[:100]} ({Path(where.filename).name}:{where.lineno})"
+    return "success"
+
+
+# -- settings ---------------------------------------------------------------------------------------
+
+
+def small_run(settings: Sequence[str], folder: Path) -> None:
+    """A recipe with these settings through tracing, calibration and one step of training."""
+    import torch
+    from torch import nn
+
+    import sqakd_fx
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)
+    ).eval()
+    images = torch.randn(40, 1, 5, 5)
+    fixed = {"steps": 1, "batch_size": 8, "calibration_batches": 1}
+    named = {text.partition("=")[0] for text in settings}
+    fields = {key: value for key, value in fixed.items() if key not in named}
+    recipe = sqakd_fx.resolve_recipe("w4a4", settings=settings, **fields)
+    recipe = recipe.model_copy(update={"steps": min(recipe.steps or 1, 1), "compile": "never"})
+    program = sqakd_fx.build_program(net, images[:2], recipe)
+    sqakd_fx.calibrate(program, images)
+    sqakd_fx.distil(program, images, folder=folder)
+
+
+def is_taken(text: str) -> bool:
+    """Whether a recipe takes a setting."""
+    from sqakd_fx.recipe import resolve_recipe
+
+    return outcome_of(lambda: resolve_recipe("w4a4", settings=[text])) == "success"
+
+
+def hostile_settings() -> list[str]:
+    """key=value for every key of a recipe and every hostile value."""
+    from sqakd_fx.recipe import Recipe
+
+    keys = [*Recipe.model_fields, "override.0.match", "", "no such key"]
+    return [f"{key}={value}" for key in keys for value in HOSTILE]
+
+
+def settings_campaign(count: int) -> Iterator[tuple[str, str]]:
+    chosen = hostile_settings()
+    random.Random(0).shuffle(chosen)
+    for text in sorted(chosen[:count]):
+        with tempfile.TemporaryDirectory() as folder:
+            yield text[:60], outcome_of(lambda: small_run([text], Path(folder)))  # noqa: B023
+
+
+# -- options ------------------------------------------------------------------------------------------
+
+TEXTS = (
+    "", "x" * 300, "x" * 5000, "/" + "y/" * 3000, "a\\0b", "\x1b[31m[/]", "-1", "0", "1e400", "2147483648",
+    "9" * 40, "1,3,", "999999999,999999999,9999", "1x1x0", ".", "..", "/", "/dev/null", "nothing.py", "torch:nope",
+    ":", "a:b:c", "bits=", "bits=nan", "bits=1e400", "size=-1MB", "w0a0", "w4a4w4", "paper/x-w1a1", "[" * 50_000,
+    "steps=" + "[" * 50_000, "a=1", "=", "é", "\ud800", "os:getcwd",
+)  # fmt: skip
+"""What a user, or a script, may give for any option."""
+OPTIONS = {
+    "quantize": (
+        "--recipe", "--bits", "--set", "--epochs", "--steps", "--device", "--seed", "--out", "--data", "--weights",
+        "--input-shape", "SOURCE",
+    ),
+    "inspect": ("--stage", "--after", "--format", "--explain", "--recipe", "--source", "SOURCE"),
+    "sensitivity": ("--budget", "--candidates", "--samples", "SOURCE"),
+    "export": ("--profile", "--source", "SOURCE"),
+    "validate": ("--data", "--source", "SOURCE"),
+}  # fmt: skip
+SMALL = """
+import torch
+def model(): return torch.nn.Linear(4, 4)
+def example_inputs(): return torch.zeros(2, 4)
+def train_data(): return torch.zeros(64, 4)
+"""
+
+
+def options_campaign(count: int) -> Iterator[tuple[str, str]]:
+    """Every option of every command with hostile texts, in a folder of its own with a small model."""
+    from typer.testing import CliRunner
+
+    from sqakd_fx.cli.main import app
+
+    cases = [(c, o, t) for c, options in OPTIONS.items() for o in options for t in TEXTS]
+    random.Random(0).shuffle(cases)
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        Path("model.py").write_text(SMALL)
+        try:
+            for command, option, text in sorted(cases[:count]):
+                given = [text] if option == "SOURCE" else ["model.py", option, text]
+                steps = ["--steps", "0"] if command == "quantize" and option != "--steps" else []
+                done = CliRunner().invoke(app, [command, *given, *steps])
+                told = _said(done.exit_code, done.exception, done.stderr)
+                usage = done.exit_code == 2 and "Usage:" in done.stderr
+                yield f"{command} {option} {text[:40]!r}", "sentence" if usage else told
+        finally:
+            os.chdir(before)
+
+
+# -- result folders -----------------------------------------------------------------------------------
+
+
+def made_folder(out: Path) -> None:
+    """A finished result of a small model."""
+    import torch
+    from torch import nn
+
+    import sqakd_fx
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    images = torch.randn(64, 1, 8, 8)
+    recipe = {"steps": 0, "batch_size": 16}
+    sqakd_fx.quantize(net, images, example_inputs=images[:2], recipe=recipe, out=out)
+
+
+def damages(content: bytes, chance: random.Random) -> Iterator[tuple[str, bytes]]:
+    """A file's content in many ways that it should not have."""
+    yield "empty", b""
+    yield "half", content[: len(content) // 2]
+    yield "noise", chance.randbytes(200)
+    yield "a list", b"[]"
+    yield "a number", b"3"
+    yield "nested", b"[" * 100_000
+    yield "a record", b"{}"
+    for _ in range(3):
+        place = chance.randrange(max(len(content), 1))
+        yield f"byte {place} changed", content[:place] + b"\xff" + content[place + 1 :]
+
+
+def folders_campaign(count: int) -> Iterator[tuple[str, str]]:
+    """Each file of a result damaged; every command must give one sentence or succeed, and nothing is run or written."""
+    from typer.testing import CliRunner
+
+    from sqakd_fx.cli.main import app
+
+    commands = (["validate"], ["inspect"], ["inspect", "--stage", "lowered"], ["export"])
+    chance = random.Random(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "whole"
+        made_folder(whole)
+        names = (
+            "program.json",
+            "graph.json",
+            "recipe.toml",
+            "student.safetensors",
+            "example.safetensors",
+            "model.onnx",
+        )
+        cases = [
+            (name, told, content)
+            for name in names
+            for told, content in damages((whole / name).read_bytes(), chance)
+        ]
+        for index, (name, told, content) in enumerate(cases[:count]):
+            command = commands[index % len(commands)]
+            folder = shutil.copytree(whole, Path(scratch) / "net", dirs_exist_ok=True)
+            (folder / name).write_bytes(content)
+            done = CliRunner().invoke(app, [command[0], str(folder), *command[1:]])
+            yield (
+                f"{name}: {told} ({' '.join(command)})",
+                _said(done.exit_code, done.exception, done.stderr),
+            )
+
+
+def _said(status: int, error: BaseException | None, stderr: str) -> str:
+    if error is not None and not isinstance(error, SystemExit):
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {str(error)[:100]} ({Path(where.filename).name}:{where.lineno})"
+    told = [line for line in stderr.splitlines() if line.startswith("sqakd-fx:")]
+    if status == 2:
+        return "sentence" if len(told) == 1 else f"{len(told)} sentences"
+    return "success" if status in (0, 1) else f"exit status {status}"
+
+
+# -- kills --------------------------------------------------------------------------------------------
+
+MODEL = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.set_num_threads(1)
+ROWS = torch.randn(320, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+        nn.ReLU(), nn.Flatten(), nn.Linear(64, 3),
+    )
+def example_inputs(): return ROWS[:2]
+def train_data(): return DATA
+DATA = {data}
+"""
+LOADER = (
+    "DataLoader(TensorDataset(ROWS), 32, shuffle=True, generator=torch.Generator().manual_seed(3))"
+)
+SET_UPS = {
+    "tensor": ("ROWS", ()),
+    "loader with a generator": (LOADER, ()),
+    "mixing": ("ROWS", ("mixing=mixup",)),
+    "cached teacher": ("ROWS", ("cache_teacher=true",)),
+    "progressive bits": (
+        "ROWS",
+        ("progressive=[8]", "weight_average=0.9", "freeze_oscillations=0.01"),
+    ),
+}
+
+
+def kills_campaign(count: int) -> Iterator[tuple[str, str]]:
+    """In each set-up a run is killed again and again, then resumed to its end: the same bytes as without a kill."""
+    chance = random.Random(0)
+    each = max(count // len(SET_UPS), 1)
+    for name, (data, settings) in SET_UPS.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            (folder / "model.py").write_text(MODEL.replace("{data}", data))
+            started = time.monotonic()
+            wanted = finished(folder, "whole", settings)
+            seconds = time.monotonic() - started
+            for number in range(each):
+                run = start(folder, "out", settings, resume=number > 0)
+                time.sleep(chance.uniform(0, seconds))
+                run.send_signal(signal.SIGKILL)
+                run.communicate()
+            given = finished(folder, "out", settings, resume=True)
+            left = [p.name for p in (folder / "out").rglob(".*") if "tmp" in p.name or p.is_dir()]
+            same = given == wanted and wanted is not None
+            told = "success" if same and not left else f"same bytes: {same}; left: {left}"
+            yield f"{name}: {each} kills", told
+
+
+def start(
+    folder: Path, out: str, settings: Sequence[str], *, resume: bool
+) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "sqakd_fx",
+        "quantize",
+        "model.py",
+        "--steps",
+        "200",
+        "--out",
+        out,
+    ]
+    for text in ("checkpoint_steps=20", "batch_size=32", "batch_norm=absorb", *settings):
+        command += ["--set", text]
+    command += ["--resume"] if resume else []
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(
+    folder: Path, out: str, settings: Sequence[str], *, resume: bool = False
+) -> bytes | None:
+    """The file of a run to its end."""
+    run = start(folder, out, settings, resume=resume)
+    run.communicate()
+    path = folder / out / "model.onnx"
+    return path.read_bytes() if path.exists() else None
+
+
+CAMPAIGNS: dict[str, Callable[[int], Iterator[tuple[str, str]]]] = {
+    "settings": settings_campaign,
+    "options": options_campaign,
+    "folders": folders_campaign,
+    "kills": kills_campaign,
+}
+
+
+def campaign(name: str, count: int, show: bool) -> list[Fault]:
+    """The faults of a campaign, told as they come."""
+    tally: Counter[str] = Counter()
+    faults = []
+    for what, outcome in CAMPAIGNS[name](count):
+        good = outcome in GOOD
+        tally[outcome if good else "fault"] += 1
+        if not good:
+            faults.append(Fault(what, outcome))
+            print(f"FAULT {what!r}: {outcome}", flush=True)
+        elif show:
+            print(f"{what!r}: {outcome}", flush=True)
+    print(json.dumps({name: dict(tally)}))
+    return faults
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("campaign", choices=CAMPAIGNS)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--show", action="store_true", help="print every case")
+    options = parser.parse_args()
+    sys.exit(bool(campaign(options.campaign, options.count, options.show)))
+
+
+if __name__ == "__main__":
+    main()
