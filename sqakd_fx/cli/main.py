@@ -41,6 +41,12 @@ Shape = Annotated[str | None, typer.Option("--input-shape", help="for example 1,
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="preset or file.toml")]
 BitsOption = Annotated[str | None, typer.Option("--bits", help="for example w4a4")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="where it will run: onnxruntime, tensorrt, openvino; `capabilities` has them"
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
@@ -111,6 +117,7 @@ def quantize(
     bits: BitsOption = None,
     set_: Settings = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
+    target: Target = None,
     steps: Annotated[int | None, typer.Option(help="training steps, in place of epochs")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
@@ -126,7 +133,7 @@ def quantize(
 ) -> None:
     """Train a low-bit student of a float model without labels, and export it as integer ONNX."""
     recipe_of_options = _recipe(
-        recipe, bits, set_, epochs=epochs, steps=steps, device=device, seed=seed
+        recipe, bits, set_, target=target, epochs=epochs, steps=steps, device=device, seed=seed
     )
     from sqakd_fx.cli.live import Live
 
@@ -284,29 +291,41 @@ def export(
     result: Annotated[Path, typer.Argument(help="result folder of quantize")],
     profile: Annotated[
         str,
-        typer.Option(help="container, packed, typed, qonnx, float or pt2; the recipe's if absent"),
+        typer.Option(
+            help="container, packed, typed, tensorrt, qonnx, float or pt2; the target's if absent"
+        ),
     ] = "",
+    target: Target = None,
     out: Annotated[Path | None, typer.Option(help="file; in the result folder if absent")] = None,
     weights: Weights = None,
     data: Data = None,
     input_shape: Shape = None,
     debug: Debug = False,
 ) -> None:
-    """Export the trained student of a result folder again, in any profile."""
+    """Export the trained student of a result folder again, for any target or in any profile."""
     from sqakd_fx.cli.arguments import check_choice
     from sqakd_fx.exporters.profiles import PROFILES
     from sqakd_fx.program import lower
     from sqakd_fx.results.export import export as write
     from sqakd_fx.results.student import load_student
     from sqakd_fx.storage import read_json
+    from sqakd_fx.targets import TARGETS
 
     if profile:
         check_choice("--profile", profile, tuple(PROFILES))
+    if target is not None:
+        check_choice("--target", target, tuple(TARGETS))
+        if profile:
+            raise RecipeError("--target and --profile each say what is written: give one of them")
     spec = str(read_json(result / "program.json")["source"])
     program = load_student(result, _source(spec, weights, data, input_shape))
-    default = result / PROFILES[profile][0] if profile else result / "model.onnx"
+    if profile:
+        default = result / PROFILES[profile][0]
+    else:
+        own = target in (None, program.recipe.target)
+        default = result / ("model.onnx" if own else f"model.{target}.onnx")
     lowered = lower(program.student).graph_module
-    exported = write(program, lowered, out or default, profile=profile or None)
+    exported = write(program, lowered, out or default, profile=profile or None, target=target)
     for note in exported.notes:
         print(f"note: {note}")
     print(f"wrote {exported.path}")
@@ -388,7 +407,7 @@ def capabilities(
     json_: Annotated[bool, typer.Option("--json", help="print the answers as JSON")] = False,
     debug: Debug = False,
 ) -> None:
-    """What the installed ONNX Runtime runs on integer kernels, in float, or refuses."""
+    """The targets, and what the installed ONNX Runtime runs on integer kernels, in float, or refuses."""
     from sqakd_fx.runtime import capabilities as asked
 
     if json_:

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.engine.determinism import undisturbed_randomness
+from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.interface import Interface
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.ir import meta
 from sqakd_fx.program import Program, distillation_teacher, lower
+from sqakd_fx.targets import TARGETS
+from sqakd_fx.validation.target_rules import TARGET_KEY, check_rules
 
 
-def export_job(lowered: fx.GraphModule, program: Program) -> Export:
-    """What the exporters need to know of a lowered student."""
+def export_job(lowered: fx.GraphModule, program: Program, target: str | None = None) -> Export:
+    """What the exporters need to know of a lowered student; the recipe's target where none is given."""
     recipe = program.recipe
+    target = target or recipe.target
     return Export(
         lowered,
         distillation_teacher(program),
@@ -29,7 +33,9 @@ def export_job(lowered: fx.GraphModule, program: Program) -> Export:
             "sqakd_fx.recipe": recipe.name,
             "sqakd_fx.bits": f"w{recipe.weight_bits}a{recipe.activation_bits}",
             "sqakd_fx.family": f"{recipe.weight_family}/{recipe.activation_family}",
+            TARGET_KEY: target,
         },
+        smallest_weights=TARGETS[target].smallest_weights,
         interface=_interface(program),
         fixed_batch=program.traced.fixed_batch,
     )
@@ -37,7 +43,7 @@ def export_job(lowered: fx.GraphModule, program: Program) -> Export:
 
 def _interface(program: Program) -> Interface:
     """What the model, its inputs and its outputs are, as they are known of the example."""
-    name = program.traced.graph_module._get_name()
+    name = type(program.traced.graph_module).__name__
     batch = ", the example's batch size only" if program.traced.fixed_batch else ""
     inputs = tuple(
         f"argument {argument} of {name}{_range(x)}{batch}"
@@ -57,18 +63,30 @@ def _range(x: Tensor) -> str:
 
 
 def export(
-    program: Program, lowered: fx.GraphModule, path: str | Path, *, profile: str | None = None
+    program: Program,
+    lowered: fx.GraphModule,
+    path: str | Path,
+    *,
+    profile: str | None = None,
+    target: str | None = None,
 ) -> Exported:
-    """Write an integer program in a profile, the recipe's where none is given.
+    """Write an integer program for a target, the recipe's where none is given, or in any profile.
 
-    `lowered` is what `lower` makes of the program's student. A file is left behind only where it is whole.
+    `lowered` is what `lower` makes of the program's student. A file is left behind only where it is whole and keeps the
+    target's rules.
 
     Raises:
-        ExportError: no such profile, or the target cannot take the model. StorageError: the file cannot be written.
+        ExportError: no such profile or target, or the target cannot take the model. StorageError: the file cannot be
+            written.
     """
-    return write_profile(
-        profile or program.recipe.profile, export_job(lowered, program), Path(path)
-    )
+    target = target or program.recipe.target
+    if target not in TARGETS:
+        raise ExportError(f"there is no target {target!r}: choose {', '.join(TARGETS)}")
+    job = export_job(lowered, program, target)
+    if profile is not None:
+        return write_profile(profile, job, Path(path))
+    chosen = TARGETS[target].profile or program.recipe.profile
+    return write_profile(chosen, job, Path(path), lambda made: check_rules(made, target))
 
 
 def check_export(program: Program) -> None:
