@@ -121,11 +121,12 @@ def _matmul(
     )
 
 
-def _dequantize_weight(weight: Any, weight_scale: Any) -> Any:
+def _dequantize_weight(weight: Any, weight_scale: Any, axis: int) -> Any:
     """Folded when a session starts; behind a DequantizeLinear the runtime would round the activations (MatMulNBits)."""
     codes = op.Cast(weight, to=int(ir.DataType.FLOAT))
     if weight_scale.shape:
-        weight_scale = op.Reshape(weight_scale, _shape([-1, *[1] * (len(weight.shape) - 1)]))
+        sizes = [-1 if index == axis else 1 for index in range(len(weight.shape))]
+        weight_scale = op.Reshape(weight_scale, _shape(sizes))
     return op.Mul(codes, weight_scale)
 
 

@@ -32,14 +32,14 @@ from sqakd_fx.runtime.session import session
 
 @dataclass(frozen=True)
 class Export:
-    """What an exporter gets: the integer program, the float teacher, and an example call.
+    """What an exporter gets: the integer program, the float teacher where it is there, and an example call.
 
     `smallest_weights` are the bits of the smallest type that the target knows, `provider` is the ONNX Runtime provider
     that must load the file. With `fixed_batch` the file takes the example's batch size only.
     """
 
     lowered: fx.GraphModule
-    teacher: fx.GraphModule
+    teacher: fx.GraphModule | None
     example: Sequence[Any]
     opset: int
     metadata: Mapping[str, str]
@@ -134,6 +134,10 @@ def _tensorrt(job: Export, path: Path) -> Content:
 
 
 def _float(job: Export, path: Path) -> Content:
+    if job.teacher is None:
+        raise ExportError(
+            "the profile float is of the float model, which a result folder does not hold: name the model with --source"
+        )
     save_model(_onnx(job, job.teacher, "float"), path)
     check_model(path)
     return (), ()

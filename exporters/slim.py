@@ -8,6 +8,8 @@ which is the product of two scales that are stored. Biases are stored in INT8 or
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx_ir as ir
 
@@ -126,14 +128,20 @@ def _forget(model: ir.Model) -> None:
         for value in values_of(model)
         if value in outer or value in codes or is_marked(value)
     }
-    for index, (name, value) in enumerate(list(model.graph.initializers.items())):
+    inner = model.graph.all_nodes()
+    fixed |= {
+        str(value.name) for node in inner if node.graph is not model.graph for value in node.outputs
+    }
+    stored = list(model.graph.initializers.values())
+    model.graph.initializers.clear()
+    for index, value in enumerate(stored):
         value.metadata_props.clear()
         value.type = value.shape = None
         if value not in codes:
-            del model.graph.initializers[name]
             value.name = free_name(f"c{index}", fixed)
-            model.graph.initializers[value.name] = value
-    for index, node in enumerate(model.graph):
+        model.graph.initializers[str(value.name)] = value
+    count = itertools.count()
+    for node in model.graph:
         node.metadata_props.clear()
         if node.op_type in _PLUMBING:
             node.name = None
@@ -142,5 +150,5 @@ def _forget(model: ir.Model) -> None:
             if value in outer:
                 continue
             value.type = value.shape = None
-            if not is_marked(value):
-                value.name = free_name(f"t{index}", fixed)
+            if value.name != "" and not is_marked(value):
+                value.name = free_name(f"t{next(count)}", fixed)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -45,6 +45,8 @@ class Canonicalize(Pass):
         notes: list[Note] = []
         changed = False
         for node in list(graph_module.graph.nodes):
+            if node._erased:
+                continue
             name = op_name(node, modules)
             op = TABLE.get(name) if name else None
             rewritten = _rewrite(graph_module, node, name, op, modules, notes)
@@ -364,7 +366,26 @@ def _is_number(node: fx.Node) -> bool:
     return node.target is operator.getitem or node.meta.get("type") is int
 
 
+def _adaptive_max_pool(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """An overload gives the places of the maxima too; where nobody reads them, it becomes the plain function."""
+    picks = list(node.users)
+    gives_places = isinstance(node.target, torch._ops.OpOverload)
+    if not gives_places or any(pick.args[1:] != (0,) for pick in picks):
+        return False
+    axes = len(cast(Any, node.args[1]))
+    target = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[axes]
+    with graph_module.graph.inserting_before(node):
+        new = graph_module.graph.call_function(target, (node.args[0], node.args[1]))
+    new.meta = dict(picks[0].meta if picks else node.meta)
+    for pick in picks:
+        pick.replace_all_uses_with(new)
+        graph_module.graph.erase_node(pick)
+    graph_module.graph.erase_node(node)
+    return True
+
+
 _SPECIAL = {
+    **dict.fromkeys((f"adaptive_max_pool{n}d" for n in (1, 2, 3)), _adaptive_max_pool),
     "view": _view,
     "addmm": _addmm,
     "matmul": _matmul,

@@ -27,7 +27,7 @@ from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path, set_att
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
 from sqakd_fx.plan.tables import looked_up
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
-from sqakd_fx.quant.levels import largest_weight_code
+from sqakd_fx.quant.levels import LARGEST_CODE, largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import KERNEL, RuntimeSum
 from sqakd_fx.recipe import Recipe
@@ -252,14 +252,21 @@ class _Insertion:
                 self._round_bias(node, weight, quantizer)
 
     def _largest_codes(self) -> dict[str, int]:
-        """The largest code of each weight, by name, that fits with the activations of every layer that reads it."""
+        """The largest code of each weight, by name, that fits with the activations of every layer that reads it.
+
+        Where all of them are in float, all of INT8 fits.
+        """
         found: dict[str, int] = {}
         for node, settings in {**self.plan.layers, **self.plan.weight_only}.items():
             op = self.plan.ops[node]
             if op is None or op.weight is None:
                 continue
             target = str(cast(fx.Node, node.args[op.weight]).target)
-            fits = largest_weight_code(settings.weight_range, settings.activation_bits)
+            fits = (
+                LARGEST_CODE
+                if node in self.plan.weight_only
+                else largest_weight_code(settings.weight_range, settings.activation_bits)
+            )
             found[target] = min(fits, found.get(target, fits))
         return found
 

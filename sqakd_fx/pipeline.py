@@ -29,7 +29,13 @@ from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
-from sqakd_fx.mixed_precision.sensitive import choose, measure_tensors, total_work, with_relief
+from sqakd_fx.mixed_precision.sensitive import (
+    choose,
+    measure_tensors,
+    tolerances_of,
+    total_work,
+    with_relief,
+)
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.results.collect import make_report, write_report
@@ -330,11 +336,11 @@ def _relieve(
         return program, inputs
     few = itertools.islice(calibration_batches(inputs, job.device), 2)
     tensors = measure_tensors(program.student, few)
-    work = total_work(program.student)
-    relief = choose(tensors, recipe.tolerance, recipe.tolerance_work, work)
+    tolerances = tolerances_of(recipe, program.outputs)
+    relief = choose(tensors, tolerances, recipe.tolerance_work, total_work(program.student))
     if not relief.chosen:
         return program, inputs
-    journal.say.note(relief.sentence)
+    journal.say.note(relief.sentence(program.outputs))
     relieved = replace(job, recipe=with_relief(recipe, relief))
     made = _trace(relieved, journal)
     program = replace(made, outputs=program.outputs, recipe=relieved.recipe)

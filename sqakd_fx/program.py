@@ -63,6 +63,11 @@ class Program:
         return self.traced.call.flatten(*arguments(call))
 
     @property
+    def front_end(self) -> str:
+        """What made the graph of the model."""
+        return self.traced.front_end
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether every quantizer has a range."""
         return all(quantizer.enabled for quantizer in quantizers_of(self.student).values())

@@ -60,7 +60,8 @@ class Override(BaseModel):
     weight_range: WeightRange | None = None
     float: bool | Literal["activations"] | None = Field(
         None,
-        description='leave these layers in float; with "activations" their weights stay stored in codes',
+        description='leave these layers in float; with "activations" their weights stay stored in codes; '
+        "a sum, product or average is meant by the name of its node",
     )
     why: str | None = Field(None, description="shown beside what the override does")
 
@@ -93,11 +94,13 @@ class Recipe(BaseModel):
         description="measure after calibration what each 8-bit activation costs the outputs, and leave the worst "
         "in float",
     )
-    tolerance: float = Field(
-        0.12, gt=0, description="relative error of the outputs that all 8-bit activations may cost"
+    tolerance: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="relative error that all 8-bit activations may cost an output: with auto 0.03 of values, "
+        "0.12 of others",
     )
     tolerance_work: float = Field(
-        0.25,
+        1.0,
         ge=0,
         le=1,
         description="share of the multiply-accumulates that may lose integer kernels for the tolerance",

@@ -108,7 +108,7 @@ def read_json(path: Path) -> Any:
         raise StorageError(
             f"{path} is missing: give a folder that `sqakd-fx quantize` made"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{path} is damaged or cannot be read ({error}): make it again"
         ) from None
@@ -137,8 +137,8 @@ def claim_output_folder(path: Path) -> None:
 
 
 def is_result_folder(path: Path) -> bool:
-    """True for a folder that `claim_output_folder` marked."""
-    return (path / _MARKER).is_file()
+    """True for a folder that `claim_output_folder` marked, or that holds what a run writes."""
+    return (path / _MARKER).is_file() or (path / "program.json").is_file()
 
 
 def remove_temporaries(path: Path) -> None:

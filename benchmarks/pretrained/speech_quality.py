@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 FAMILY = "regression CNN, from ONNX"
 WEIGHTS = ("speechmos==0.0.1.1", "onnx2torch==1.5.15")
-LIBRARIES = ("torchvision",)
+LIBRARIES = ("torchvision", "scipy")
 INPUTS = f"{SPEECH}; {MUSIC}; mixed at many levels"
 SCORE = "correlation with float's scores (%)"
 SAMPLES = 144_160

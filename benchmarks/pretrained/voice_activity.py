@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 FAMILY = "CNN and LSTM"
 WEIGHTS = ("silero-vad==6.2.3",)
-LIBRARIES = ("safetensors",)
+LIBRARIES = ("safetensors", "scipy")
 INPUTS = f"{SPEECH}; {MUSIC}"
 SCORE = "speech or music, area under the ROC curve over 160 pieces (%)"
 FRAME, CONTEXT, FRAMES = 512, 64, 32

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 FAMILY = "LSTM"
 WEIGHTS = ("resemblyzer==0.1.4",)
+LIBRARIES = ("scipy",)
 INPUTS = f"{SPEECH}; 4 speakers, 40 recordings each"
 SCORE = "speaker verification, 100 less equal error rate (%)"
 FRAMES = 160

@@ -5,6 +5,7 @@ scaled_dot_product_attention(q, k, v)   matmul(softmax(matmul(q, kᵀ) · scale)
 einsum("bhid,bhjd->bhij", q, k)         see passes/decompose/einsum.py
 x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
 avg_pool2d(x, 2, divisor_override=3)    see passes/decompose/average_pool.py
+embedding_bag(ids, table, mode="sum")   see passes/decompose/embedding_bag.py
 lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
 """
 
@@ -33,6 +34,7 @@ from sqakd_fx.ir.rewriting import (
 )
 from sqakd_fx.passes.decompose.average_pool import POOLS, spell_out_divisor
 from sqakd_fx.passes.decompose.einsum import spell_out_einsum
+from sqakd_fx.passes.decompose.embedding_bag import spell_out_embedding_bag
 
 
 @dataclass(frozen=True)
@@ -168,19 +170,6 @@ def _baddbmm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return replace_node(graph_module, node, torch.add, (total, addend))
 
 
-def _embedding_bag(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """The mean, sum or maximum of one row of embeddings a sample."""
-    names = ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode")
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    further = ("offsets", "max_norm", "per_sample_weights", "padding_idx")
-    join = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}[given.get("mode", "mean")]
-    if len(shape_of(given["input"]) or ()) != 2 or any(given.get(n) is not None for n in further):
-        return False
-    with graph_module.graph.inserting_before(node):
-        rows = call_like(graph_module, node, F.embedding, given["input"], given["weight"])
-    return replace_node(graph_module, node, join, (rows, 1))
-
-
 def _lstm_cell(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """c' = σ(f) c + σ(i) tanh(g);  h' = σ(o) tanh(c')"""
     x, (h, c), *weights = cast(Any, node.args)
@@ -249,7 +238,7 @@ _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "scaled_dot_product_attention": _attention,
     "einsum": spell_out_einsum,
     "baddbmm": _baddbmm,
-    "embedding_bag": _embedding_bag,
+    "embedding_bag": spell_out_embedding_bag,
     "lstm_cell": _lstm_cell,
     "gru_cell": _gru_cell,
     "rnn_tanh_cell": functools.partial(_rnn_cell, torch.tanh),

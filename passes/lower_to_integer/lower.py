@@ -28,7 +28,7 @@ from sqakd_fx.passes.lower_to_integer.layers import batch_norm_alone, integer_la
 from sqakd_fx.passes.lower_to_integer.moves import clipped, joined, moved
 from sqakd_fx.passes.lower_to_integer.quantizers import quantized
 from sqakd_fx.passes.lower_to_integer.state import Lowering
-from sqakd_fx.passes.lower_to_integer.stored_weights import linear_in_float, looked_up_rows
+from sqakd_fx.passes.lower_to_integer.stored_weights import layer_in_float, looked_up_rows
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, RoundedBias
 from sqakd_fx.quant.quantizer import Quantizer
 
@@ -92,7 +92,7 @@ def _by_kind(lowering: Lowering, node: fx.Node, op: Op) -> Any:
     if op.kind is Kind.COMPUTE and meta.layer(node) is not None:
         return integer_layer(lowering, node, op)
     if meta.weight_only(node) is not None:
-        return linear_in_float(lowering, node)
+        return layer_in_float(lowering, node)
     if meta.is_table(node):
         return looked_up_rows(lowering, node)
     if meta.arithmetic(node) is not None:

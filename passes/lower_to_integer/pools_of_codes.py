@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Op, shape_of
+from sqakd_fx.passes.lower_to_integer.adaptive_pools import largest_of_windows
 from sqakd_fx.passes.lower_to_integer.average_pools import adaptive_pool_settings, pool_arguments
 
 _ROW: dict[str, Any] = {
@@ -40,19 +41,10 @@ def _adaptive(graph: fx.Graph, node: fx.Node, axes: int, codes: fx.Node) -> fx.N
     ins, outs = shape_of(cast(fx.Node, node.args[0])), shape_of(node)
     assert ins is not None
     assert outs is not None
-    wanted = list(outs[-axes:])
-    if all(size == 1 for size in wanted):
-        reduced: dict[str, Any] = {"dim": tuple(range(-axes, 0)), "keepdim": True}
-        return graph.call_function(torch.amax, (codes,), reduced)
-    settings = adaptive_pool_settings(ins[-axes:], wanted)
-    if settings is None:
-        floats = graph.call_method("float", (codes,))
-        kind = F.adaptive_max_pool1d if axes == 1 else F.adaptive_max_pool2d
-        return graph.call_method("to", (graph.call_function(kind, (floats, wanted)), torch.uint8))
-    kernel = settings[0]
-    if axes == 1:
-        return _pooled_row(graph, codes, **{**_ROW, "kernel_size": kernel})
-    return graph.call_function(F.max_pool2d, (codes, kernel))
+    settings = adaptive_pool_settings(ins[-axes:], outs[-axes:])
+    if axes == 1 and settings is not None and outs[-1] > 1:
+        return _pooled_row(graph, codes, **{**_ROW, "kernel_size": settings[0]})
+    return largest_of_windows(graph, codes, ins[-axes:], outs[-axes:])
 
 
 def _pooled_row(

@@ -1,4 +1,4 @@
-"""Weights that are stored in codes and read in float: of linear layers in float, and tables."""
+"""Weights that are stored in codes and read in float: of layers in float, and tables."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from sqakd_fx.quant.quantizer import Quantizer
 _OPS = torch.ops.sqakd_fx
 
 
-def linear_in_float(lowering: Lowering, node: fx.Node) -> fx.Node:
-    """A linear layer in float whose weight is stored in codes."""
+def layer_in_float(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """A layer in float whose weight is stored in codes."""
     read = cast(fx.Node, node.args[1])
     quantizer = cast(Quantizer, lowering.modules[str(read.target)])
     weight = lowering.constant(read.args[0])
     path = meta.module_path(node) or node.name
     stored = _stored(lowering, f"{path}.weight", quantizer, weight)
-    lowering.floats[read] = lowering.graph.call_function(_OPS.dequantize_weight.default, stored)
+    lowering.floats[read] = lowering.graph.call_function(
+        _OPS.dequantize_weight.default, (*stored, quantizer.axis or 0)
+    )
     return lowering.copied(node)
 
 

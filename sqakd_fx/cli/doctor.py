@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import onnxruntime
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from sqakd_fx.cli.terminal import console
 from sqakd_fx.engine.compilation import has_compiler
 from sqakd_fx.runtime.capabilities import starts, table
 from sqakd_fx.runtime.packages import clash, installed_runtimes
@@ -19,7 +19,7 @@ from sqakd_fx.targets import TARGETS
 
 def show_doctor() -> None:
     """Print what is installed and what each missing thing costs."""
-    console = Console(highlight=False)
+    answer = console()
     shown = Table("what", "found", "if it is missing")
     shown.add_row("Python", platform.python_version(), "")
     for name in ("sqakd-fx", "torch", "onnx", "onnxscript", "onnx-ir"):
@@ -38,10 +38,10 @@ def show_doctor() -> None:
     shown.add_row("8-bit dot products in ONNX Runtime", dot_products, need)
     compiler = "yes" if has_compiler(torch.device("cpu")) else "–"
     shown.add_row("C++ compiler", compiler, "training runs uncompiled, about half as fast")
-    console.print(shown)
+    answer.print(shown)
     problem = clash(list(runtimes))
     if problem is not None:
-        console.print(f"{' and '.join(runtimes)}: {problem}", soft_wrap=True)
+        answer.print(f"{' and '.join(runtimes)}: {problem}", soft_wrap=True)
 
 
 def show_targets() -> None:
@@ -52,7 +52,7 @@ def show_targets() -> None:
         grids = "signed" if target.signed else "any"
         found = onnxruntime.__version__ if name == "onnxruntime" else _version(target.package)
         shown.add_row(name, target.title, file, grids, found, target.seen)
-    Console(highlight=False).print(shown)
+    console().print(shown)
 
 
 def show_capabilities() -> None:
@@ -60,15 +60,15 @@ def show_capabilities() -> None:
     show_targets()
     available = onnxruntime.get_available_providers()
     columns = {provider: table(provider) for provider in available if starts(provider)}
-    console = Console(highlight=False)
+    answer = console()
     shown = Table("form", *(provider.removesuffix("ExecutionProvider") for provider in columns))
     for form in next(iter(columns.values()), {}):
         shown.add_row(form, *(answers[form].value for answers in columns.values()))
-    console.print(f"ONNX Runtime {onnxruntime.__version__}")
-    console.print(shown)
+    answer.print(f"ONNX Runtime {onnxruntime.__version__}")
+    answer.print(shown)
     for provider in available:
         if provider not in columns:
-            console.print(f"{provider} does not start here")
+            answer.print(f"{provider} does not start here")
 
 
 def _version(package: str) -> str:

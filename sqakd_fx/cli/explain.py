@@ -7,19 +7,19 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from sqakd_fx.diagnostics.wording import did_you_mean
+from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.wording import did_you_mean, printable
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.exporters.container import QUANTIZER_FORM, onnx_form
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_names import op_name
 from sqakd_fx.ir.op_table import Kind, Op, op_of, shape_of
 from sqakd_fx.ir.rewriting import node_path, paths_and_parents
-from sqakd_fx.program import Program, build_program
+from sqakd_fx.program import Program
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, RoundedBias
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import RuntimeSum
-from sqakd_fx.recipe import Recipe
-from sqakd_fx.source.source import Source
+from sqakd_fx.results.student import SavedStudent
 
 _ABSORBING: Mapping[type[nn.Module] | type[None], str] = {
     AbsorbedBatchNorm: "BatchNorm, live while training; lowering puts it into the weight scale and "
@@ -52,7 +52,7 @@ def operation(node: fx.Node, module: nn.Module | None) -> str:
     return (known or str(getattr(node.target, "__name__", node.target))).removesuffix(".default")
 
 
-def explain(program: Program, name: str) -> list[Explanation]:
+def explain(program: Program | SavedStudent, name: str) -> list[Explanation]:
     """What is known of the nodes called `name`, or of those of the module with this path or under it.
 
     Raises:
@@ -181,11 +181,8 @@ def _shape(node: fx.Node) -> str:
     return "×".join(map(str, shape_of(node) or ()))
 
 
-def show_explanation(source: Source, recipe: Recipe, name: str, form: str) -> None:
+def show_explanation(program: Program | SavedStudent, name: str, form: str) -> None:
     """Print why the nodes of a name have, or have not, a quantizer."""
-    program = build_program(
-        source.model, source.example_inputs, recipe, example_kwargs=source.example_kwargs
-    )
     found = explain(program, name)
     if form == "json":
         print(json.dumps(found, indent=2))
@@ -193,5 +190,5 @@ def show_explanation(source: Source, recipe: Recipe, name: str, form: str) -> No
     width = max(len(label) for facts in found for label in facts)
     for facts in found:
         for label, text in facts.items():
-            print(f"{label:<{width}}  {text}")
+            say(f"{label:<{width}}  {printable(text)}")
         print()

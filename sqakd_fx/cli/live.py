@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -20,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from sqakd_fx.cli.terminal import cells, console
+from sqakd_fx.diagnostics.wording import printable
 
 if TYPE_CHECKING:
     from sqakd_fx.training.progress import StepReport
@@ -32,7 +34,7 @@ class Live:
 
     def __init__(self) -> None:
         first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, only one talks
-        self.console = Console(stderr=True, highlight=False, quiet=not first)
+        self.console = console(stderr=True, quiet=not first)
         self.progress_bar: Progress | None = None
         self.task: TaskID | None = None
         self.current: tuple[str, str] | None = None
@@ -43,9 +45,9 @@ class Live:
     def __enter__(self) -> Live:
         if self.console.is_terminal:
             self.progress_bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=28),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self.console,
@@ -67,6 +69,7 @@ class Live:
     def stage(self, name: str, detail: str = "") -> None:
         """A new stage begins; the one before is done."""
         self._close(done=True)
+        detail = printable(detail)
         self.current = (name, detail)
         self.started = self.spoke = time.monotonic()
         if self.progress_bar is not None:
@@ -107,18 +110,20 @@ class Live:
 
     def note(self, text: str) -> None:
         """Something the user should know."""
-        self.console.print(f"  note: {text}", markup=False, soft_wrap=True)
+        self.console.print(f"  note: {printable(text)}", soft_wrap=True)
 
     def summary(self, report: Mapping[str, Any], out: Path) -> None:
         """The closing table, on stdout."""
-        table = Table(title=f"{report['name']}: {report['recipe']}", title_justify="left")
+        table = Table(
+            title=printable(f"{report['name']}: {report['recipe']}"), title_justify="left"
+        )
         table.add_column("")
         table.add_column("float", justify="right")
         table.add_column("quantized", justify="right")
         for row in report["summary"]:
-            table.add_row(*row)
-        console = Console(file=sys.stdout, highlight=False)
-        console.print(table)
+            table.add_row(*cells(*row))
+        answer = console(file=sys.stdout)
+        answer.print(table)
         for line in report["validation_lines"]:
-            console.print(f"- {line}", markup=False, soft_wrap=True)
-        console.print(f"\nresult: {out}/model.onnx, report.md", markup=False, soft_wrap=True)
+            answer.print(f"- {printable(line)}", soft_wrap=True)
+        answer.print(f"\nresult: {printable(str(out))}/model.onnx, report.md", soft_wrap=True)

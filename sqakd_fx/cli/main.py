@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.wording import printable
 from sqakd_fx.errors import RecipeError, SqakdError, UnknownFamilyError
 
 if TYPE_CHECKING:
+    from sqakd_fx.cli.graphs import Graphs
     from sqakd_fx.recipe import Recipe
     from sqakd_fx.source.source import Source
 
@@ -38,6 +41,10 @@ Weights = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option(help="folder of images, .npy or .npz")]
 Shape = Annotated[str | None, typer.Option("--input-shape", help="for example 1,3,224,224")]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", help="model.py of the result: it runs, as a result folder never does"),
+]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="preset or file.toml")]
 BitsOption = Annotated[str | None, typer.Option("--bits", help="for example w4a4")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe")]
@@ -60,7 +67,7 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
         except SqakdError as error:
             if kwargs.get("debug"):
                 raise
-            print(f"sqakd-fx: {error}", file=sys.stderr)
+            say(f"sqakd-fx: {error}", file=sys.stderr)
             raise typer.Exit(130 if type(error).__name__ == "Interrupted" else 2) from None
         except KeyboardInterrupt:
             print("sqakd-fx: stopped; nothing half-written was left", file=sys.stderr)
@@ -104,7 +111,7 @@ def _recipe(
         warnings.simplefilter("always", FutureWarning)
         resolved()
     for warning in told:
-        typer.echo(f"note: {warning.message}", err=True)
+        say(f"note: {warning.message}", file=sys.stderr)
     warnings.filterwarnings("ignore", message="the recipe's key", category=FutureWarning)
     return resolved
 
@@ -148,7 +155,7 @@ def quantize(
         return
     live.summary(result.report, folder)
     if result.validation.failures:
-        print(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
+        say(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -175,12 +182,14 @@ def inspect(
     set_: Settings = None,
     weights: Weights = None,
     input_shape: Shape = None,
+    source: SourceOption = None,
     debug: Debug = False,
 ) -> None:
     """Show the graph at a stage: where quantizers stand, what stays in float, and why."""
     from sqakd_fx.cli.arguments import check_choice
     from sqakd_fx.cli.explain import show_explanation
-    from sqakd_fx.cli.inspect import FORMATS, STAGES, show_difference, show_onnx, show_stage
+    from sqakd_fx.cli.graphs import STAGES
+    from sqakd_fx.cli.inspect import FORMATS, show_difference, show_onnx, show_stage
     from sqakd_fx.program import all_passes
 
     if after is not None:
@@ -193,20 +202,34 @@ def inspect(
     check_choice("--format", format_, FORMATS)
     for place in diff or ():
         check_choice("--diff", place, [*STAGES, *all_passes()])
-    if Path(target, "recipe.toml").exists():
-        from sqakd_fx.storage import read_json
-
-        recipe = recipe or str(Path(target) / "recipe.toml")
-        target = str(read_json(Path(target) / "program.json")["source"])
-    recipe_of_options = _recipe(recipe, bits, set_)
-    loaded = _source(target, weights, None, input_shape)
-    resolved = recipe_of_options()
+    options = {"--recipe": recipe, "--bits": bits, "--set": set_, "--weights": weights}
+    options["--input-shape"] = input_shape
+    graphs = _graphs(target, source, options)
     if diff is not None:
-        show_difference(loaded, resolved, *diff)
+        show_difference(graphs, *diff)
     elif explain is not None:
-        show_explanation(loaded, resolved, explain, format_)
+        show_explanation(graphs.program(), explain, format_)
     else:
-        show_stage(loaded, resolved, after or stage, format_)
+        show_stage(graphs, after or stage, format_)
+
+
+def _graphs(target: str, source: str | None, options: dict[str, Any]) -> Graphs:
+    """What `inspect` shows: a result folder as it lies there, or a model compiled by the options."""
+    from sqakd_fx.cli.arguments import refuse_without_source
+    from sqakd_fx.cli.graphs import SavedGraphs, SourceGraphs
+    from sqakd_fx.results.student import load_saved
+    from sqakd_fx.storage import is_result_folder
+
+    folder = Path(target)
+    recipe = options["--recipe"]
+    if is_result_folder(folder):
+        if source is None:
+            refuse_without_source(folder, options)
+            return SavedGraphs(load_saved(folder), folder)
+        recipe = recipe or str(folder / "recipe.toml")
+    recipe_of_options = _recipe(recipe, options["--bits"], options["--set"])
+    loaded = _source(source or target, options["--weights"], None, options["--input-shape"])
+    return SourceGraphs(loaded, recipe_of_options())
 
 
 def _refuse_beside_after(
@@ -272,7 +295,7 @@ def sensitivity(
     chosen = {} if limit is None else choose_and_write(resolved, layers, limit, out)
     show(layers, chosen, as_json=json_)
     if chosen and not json_:
-        print(f"wrote {out}: sqakd-fx quantize {source} --recipe {out}")
+        say(f"wrote {out}: sqakd-fx quantize {source} --recipe {out}")
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -297,44 +320,48 @@ def export(
     ] = "",
     target: Target = None,
     out: Annotated[Path | None, typer.Option(help="file; in the result folder if absent")] = None,
+    source: SourceOption = None,
     weights: Weights = None,
     data: Data = None,
     input_shape: Shape = None,
     debug: Debug = False,
 ) -> None:
     """Export the trained student of a result folder again, for any target or in any profile."""
-    from sqakd_fx.cli.arguments import check_choice
+    from sqakd_fx.cli.arguments import check_choice, default_file, refuse_without_source
     from sqakd_fx.exporters.profiles import PROFILES
     from sqakd_fx.program import lower
     from sqakd_fx.results.export import export as write
-    from sqakd_fx.results.student import load_student
-    from sqakd_fx.storage import read_json
+    from sqakd_fx.results.export import export_saved
+    from sqakd_fx.results.student import load_saved, load_student
     from sqakd_fx.targets import TARGETS
 
     if profile:
         check_choice("--profile", profile, tuple(PROFILES))
     if target is not None:
         check_choice("--target", target, tuple(TARGETS))
-        if profile:
-            raise RecipeError("--target and --profile each say what is written: give one of them")
-    spec = str(read_json(result / "program.json")["source"])
-    program = load_student(result, _source(spec, weights, data, input_shape))
-    if profile:
-        default = result / PROFILES[profile][0]
+    if profile and target is not None:
+        raise RecipeError("--target and --profile each say what is written: give one of them")
+    if source is None:
+        given = {"--weights": weights, "--data": data, "--input-shape": input_shape}
+        refuse_without_source(result, given)
+        saved = load_saved(result)
+        path = out or result / default_file(profile, target, saved.recipe.target)
+        exported = export_saved(saved, path, profile=profile or None, target=target)
     else:
-        own = target in (None, program.recipe.target)
-        default = result / ("model.onnx" if own else f"model.{target}.onnx")
-    lowered = lower(program.student).graph_module
-    exported = write(program, lowered, out or default, profile=profile or None, target=target)
+        program = load_student(result, _source(source, weights, data, input_shape))
+        path = out or result / default_file(profile, target, program.recipe.target)
+        lowered = lower(program.student).graph_module
+        exported = write(program, lowered, path, profile=profile or None, target=target)
     for note in exported.notes:
-        print(f"note: {note}")
-    print(f"wrote {exported.path}")
+        say(f"note: {note}")
+    say(f"wrote {exported.path}")
 
 
 @app.command()
 @_friendly
 def validate(
     target: Annotated[Path, typer.Argument(help="result folder, or FILE.onnx")],
+    source: SourceOption = None,
     weights: Weights = None,
     data: Data = None,
     input_shape: Shape = None,
@@ -344,33 +371,29 @@ def validate(
     json_: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
     debug: Debug = False,
 ) -> None:
-    """Hold the exported model against the trained graph again; exit status 1 where it differs."""
+    """Hold the exported model against the trained graph again; exit status 1 where it differs.
+
+    Without --source it is the student that the folder holds, on the files of --data, or on the example inputs and
+    samples drawn within the trained ranges.
+    """
     import json
 
-    from sqakd_fx.cli.arguments import result_of
-    from sqakd_fx.frontend.output_kinds import class_axes
-    from sqakd_fx.program import lower
-    from sqakd_fx.results.evaluate import validation_batches
+    from sqakd_fx.cli.arguments import refuse_without_source, result_of
+    from sqakd_fx.cli.validate import validate_saved, validate_with_source
     from sqakd_fx.results.markdown import tensor_table, validation_lines
-    from sqakd_fx.results.student import load_student
-    from sqakd_fx.source.inputs import source_inputs
-    from sqakd_fx.storage import read_json
-    from sqakd_fx.validation.validate import validate as check
 
     folder, path = result_of(target)
-    spec = str(read_json(folder / "program.json")["source"])
-    source = _source(spec, weights, data, input_shape)
-    program = load_student(folder, source)
-    inputs = None if source.train_data is None else source_inputs(source, program)
-    batches = validation_batches(source, program, inputs)
-    lowered = lower(program.student).graph_module
-    checked = check(program.student, lowered, path, batches, class_axes(program.outputs))
+    if source is None:
+        refuse_without_source(folder, {"--weights": weights, "--input-shape": input_shape})
+        checked = validate_saved(folder, path, data)
+    else:
+        checked = validate_with_source(folder, path, _source(source, weights, data, input_shape))
     if json_:
         print(json.dumps(checked.as_dict(), indent=2))
     else:
         if per_tensor:
-            print(tensor_table(checked))
-        print("\n".join(validation_lines(checked)))
+            say(tensor_table(checked))
+        say("\n".join(map(printable, validation_lines(checked))))
     if checked.failures:
         raise typer.Exit(1)
 
@@ -389,7 +412,7 @@ def recipes(
         print("\n".join(preset_names()))
         print("\nany wNaM with N, M from 1 to 8 works; `sqakd-fx recipes NAME` prints one as TOML")
     else:
-        print(to_toml(resolve_recipe(name)), end="")
+        say(to_toml(resolve_recipe(name)), end="")
 
 
 @app.command()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
 from rich.table import Table
 
+from sqakd_fx.cli.terminal import console
 from sqakd_fx.program import all_passes
 
 
@@ -23,4 +23,4 @@ def show_passes(*, as_json: bool) -> None:
     table = Table("pass", "what it does", "options")
     for name, one in known.items():
         table.add_row(name, one.sentence(), ", ".join(one.options()))
-    Console(highlight=False).print(table)
+    console().print(table)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from sqakd_fx.cli.live import Live
+from sqakd_fx.cli.terminal import cells, console
 from sqakd_fx.ir.batches import rows
 from sqakd_fx.mixed_precision.budget import Budget, choose_bits, totals, with_bits
 from sqakd_fx.mixed_precision.sensitivity import (
@@ -78,9 +78,9 @@ def show(layers: Sequence[LayerSensitivity], chosen: Mapping[str, int], *, as_js
         row += [f"{layer.divergence[b]:.2e}" if b in layer.divergence else "" for b in widths]
         if chosen:
             row.append(str(chosen.get(layer.name, "")))
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
+        table.add_row(*cells(*row))
+    answer = console()
+    answer.print(table)
     if chosen:
         mean, size = totals(layers, dict(chosen))
-        console.print(f"mean weight bits: {mean:.3f}; weights in a packed file: {size:,} bytes")
+        answer.print(f"mean weight bits: {mean:.3f}; weights in a packed file: {size:,} bytes")

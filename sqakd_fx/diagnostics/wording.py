@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
 from sqakd_fx.errors import SourceError
+
+_SPELT_OUT = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's categories of control and format characters, lone surrogates, and separators of lines."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with what would move a cursor, colour a terminal or turn the writing round spelt out.
+
+    ESC becomes \\x1b, and a line's end becomes \\n.
+    """
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _SPELT_OUT else c for c in text)
 
 
 def no_effect(key: str, why: str) -> str:

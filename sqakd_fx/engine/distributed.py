@@ -27,6 +27,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def process_count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
 def is_first() -> bool:
     """True in the process that writes and talks."""
     return not is_distributed() or dist.get_rank() == 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -128,7 +128,7 @@ def decide_outputs(
 ) -> tuple[OutputKind, ...]:
     """What each floating-point output of a float graph is, from its values on `inputs`.
 
-    `labels` are those of a batch, of which the first output's are looked at. What the recipe says of an output holds.
+    `labels` are those of a batch. What the recipe says of an output holds.
     """
     running = fx.Interpreter(graph_module, garbage_collect_values=False)
     with torch.no_grad():
@@ -137,9 +137,10 @@ def decide_outputs(
         id(v): n for n, v in running.env.items() if isinstance(v, Tensor) and n.op != "output"
     }
     modules = dict(graph_module.named_modules())
+    labelled = _labelled([value for _, _, value in outputs], labels)
     (end,) = graph_module.graph.find_nodes(op="output")
     names = dict(enumerate(meta.output_names(end)))
-    found = []
+    found: list[OutputKind] = []
     for key, index, value in outputs:
         maker = _maker(makers.get(id(value)), modules)
         known = _Known(
@@ -150,10 +151,36 @@ def decide_outputs(
             None if maker is None else op_of(maker, modules),
             "" if maker is None else meta.module_path(maker),
             tuple(x for x in inputs if x.is_floating_point()),
-            labels if index == 0 and isinstance(labels, Tensor) else None,
+            labels if value is labelled else None,
         )
         found.append(_told(known, recipe))
-    return tuple(found)
+    return tuple(_beside_probabilities(found))
+
+
+def _labelled(outputs: Sequence[Tensor], labels: Any) -> Tensor | None:
+    """The output that labels are of: the first whose classes they number, best with as many classes as there are."""
+    if not isinstance(labels, Tensor) or not outputs:
+        return None
+    fits = {id(value): _by_labels(tuple(value.shape), labels) for value in outputs}
+    fitting = [value for value in outputs if fits[id(value)] is not None]
+
+    def exact(value: Tensor) -> bool:
+        found = fits[id(value)]
+        axis = None if found is None else found.axis
+        return axis is not None and value.shape[axis] == int(labels.max()) + 1
+
+    return next(filter(exact, fitting), fitting[0] if fitting else None)
+
+
+def _beside_probabilities(outputs: Sequence[OutputKind]) -> Iterator[OutputKind]:
+    """A model that makes probabilities of one output itself leaves values in the others, not scores."""
+    made = [one.name for one in outputs if "probabilities" in one.nature]
+    for one in outputs:
+        if made and one.nature == "scores" and one.loss == _LOSSES["scores"]:
+            why = f"the model makes probabilities itself, as {made[0]}"
+            yield replace(one, nature="values", axis=None, loss=_LOSSES["values"], evidence=why)
+        else:
+            yield one
 
 
 def class_axes(outputs: Iterable[OutputKind]) -> dict[int, int]:
@@ -228,25 +255,28 @@ def _said_of(value: T | Mapping[str, T] | None, known: _Known) -> T | None:
 
 
 def _found(known: _Known) -> _Found:
-    for decide in (_by_labels, _by_values, _by_operation, _by_name, _by_shape):
+    if known.labels is not None:
+        labelled = _by_labels(known.shape, known.labels)
+        if labelled is not None:
+            told = _by_values(known)
+            return told if told is not None and told.nature == "probabilities" else labelled
+    for decide in (_by_values, _by_operation, _by_name, _by_shape):
         found = decide(known)
         if found is not None:
             return found
     return _Found("scores", class_axis(known.shape), "nothing tells class scores from values")
 
 
-def _by_labels(known: _Known) -> _Found | None:
+def _by_labels(shape: tuple[int, ...], labels: Tensor) -> _Found | None:
     """Labels that number the classes of an output, or are values of its form."""
-    if known.labels is None:
-        return None
-    shape, labels = known.shape[1:], known.labels
-    if tuple(labels.shape[1:]) == shape and labels.is_floating_point():
+    inner = shape[1:]
+    if tuple(labels.shape[1:]) == inner and labels.is_floating_point():
         return _Found("values", None, "labels are such values")
     if labels.is_floating_point() or labels.dtype == torch.bool or not labels.numel():
         return None
-    for axis in _axes(known.shape):
-        others = shape[: axis - 1] + shape[axis:]
-        if tuple(labels.shape[1:]) == others and int(labels.max()) < known.shape[axis]:
+    for axis in _axes(shape):
+        others = inner[: axis - 1] + inner[axis:]
+        if tuple(labels.shape[1:]) == others and int(labels.max()) < shape[axis]:
             return _Found("classes", axis, "labels number its classes")
     return None
 

@@ -37,7 +37,7 @@ def _paths(module: nn.Module, path: str, plain: str, *, root: bool) -> Iterator[
     children: dict[str, Any] = {**module._modules, **module._parameters, **module._buffers}
     taken = set(children)
     for name, child in children.items():
-        known = name if _is_plain(name) else free_name(_plain(name), taken)
+        known = name if is_plain_name(name) else free_name(_plain(name), taken)
         taken.add(known)
         inner = f"{path}.{name}" if path or not root else name
         plain_inner = f"{plain}.{known}" if plain else known
@@ -46,7 +46,7 @@ def _paths(module: nn.Module, path: str, plain: str, *, root: bool) -> Iterator[
             yield from _paths(child, inner, plain_inner, root=False)
 
 
-def _is_plain(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether code can say `self.<name>`, or `getattr(self, "<name>")` where it is no identifier."""
     return (
         0 < len(name) <= _LONGEST

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from sqakd_fx.ir.op_table import op_of
+
 READS = ("item", "tolist", "numpy")
 """Methods that give Python a tensor's values."""
 _NAMED_VALUES = (bool, int, float, str, tuple, torch.dtype, torch.device)
@@ -30,6 +32,16 @@ class TracedValue(fx.Proxy):
 
     def __len__(self) -> int:
         return len(self.tracer.example_of(self.node))
+
+    def __getitem__(self, index: Any) -> Any:
+        """x[index]; a slice of the parts of a tensor is a tuple of parts."""
+        if isinstance(index, slice) and self._is_parts():
+            return tuple(self[i] for i in range(len(self))[index])
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
+    def _is_parts(self) -> bool:
+        op = op_of(self.node, {}) if self.node.op in ("call_function", "call_method") else None
+        return op is not None and op.gives_parts
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """x[index] = value, as a new tensor that is called x from here on."""

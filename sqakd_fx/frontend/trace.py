@@ -27,6 +27,7 @@ from sqakd_fx.frontend.caches import caches_in, outputs_alone, without_caches
 from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
 from sqakd_fx.frontend.example_run import example_output
 from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
+from sqakd_fx.frontend.inexpressible import refuse_inexpressible
 from sqakd_fx.frontend.output_names import output_names
 from sqakd_fx.frontend.plain_names import graph_module_of, plain_paths
 from sqakd_fx.frontend.readable import line_of_forward
@@ -118,6 +119,7 @@ def trace(
     caches = caches_in(output)
     with without_caches(model, caches):
         traced = _by_front_end(model, call, front_end, float_modules, specialize)
+    refuse_inexpressible(traced.graph_module)
     (end,) = traced.graph_module.graph.find_nodes(op="output")
     meta.set_output_names(end, output_names(model, outputs_alone(output), call.tensors()))
     return replace(traced, left_out=caches)

@@ -29,6 +29,8 @@ _FACTORIES = (
     "randn",
 )
 _LIMITS = ("finfo", "iinfo")
+_OF_LISTS = ("cat", "concat", "stack", "hstack", "vstack")
+"""Which take a traced value for a list of tensors only in newer releases of torch."""
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def traceable_code(tracer: Tracer, model: nn.Module) -> Iterator[None]:
     """Calls that would turn a traced size into a number become nodes.
 
     These are torch.arange and its like, the functions of math, and `len` in the files that the model's classes
-    come from.
+    come from. Functions of a list of tensors take a traced value for the list.
     """
 
     def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +75,7 @@ def traceable_code(tracer: Tracer, model: nn.Module) -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         stack.callback(_forget_traced, [(vars(m), _kept(vars(m))) for m in model.modules()])
-        for names, wrapped in ((_FACTORIES, recorded), (_LIMITS, answered)):
+        for names, wrapped in ((_FACTORIES + _OF_LISTS, recorded), (_LIMITS, answered)):
             for name in names:
                 original = getattr(torch, name)
                 stack.callback(setattr, torch, name, original)

@@ -156,13 +156,13 @@ def _(a, a_scale, a_zero_point, b, b_scale, b_zero_point):  # type: ignore[no-un
 
 
 @torch.library.custom_op("sqakd_fx::dequantize_weight", mutates_args=())
-def dequantize_weight(weight: Tensor, weight_scale: Tensor) -> Tensor:
-    """INT8 codes of a weight in float32; a scale for each row, or one."""
-    return weight.to(torch.float32) * _channels(weight_scale, 0, weight.ndim)
+def dequantize_weight(weight: Tensor, weight_scale: Tensor, axis: int) -> Tensor:
+    """INT8 codes of a weight in float32; a scale for each index of an axis, or one."""
+    return weight.to(torch.float32) * _channels(weight_scale, axis, weight.ndim)
 
 
 @dequantize_weight.register_fake
-def _(weight, weight_scale):  # type: ignore[no-untyped-def]
+def _(weight, weight_scale, axis):  # type: ignore[no-untyped-def]
     return torch.empty_like(weight, dtype=torch.float32)
 
 

@@ -54,6 +54,7 @@ _MODULE_NAMES: Mapping[type[nn.Module], str] = {
     nn.AdaptiveAvgPool3d: "adaptive_avg_pool3d",
     nn.AdaptiveMaxPool1d: "adaptive_max_pool1d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    nn.AdaptiveMaxPool3d: "adaptive_max_pool3d",
 }
 
 _ALIASES: Mapping[str, str] = {
@@ -135,5 +136,6 @@ _DISPATCHED: dict[Any, str] = {
     F.max_pool3d: "max_pool3d",
     F.adaptive_max_pool1d: "adaptive_max_pool1d",
     F.adaptive_max_pool2d: "adaptive_max_pool2d",
+    F.adaptive_max_pool3d: "adaptive_max_pool3d",
     operator.getitem: "getitem",
 }

@@ -246,7 +246,7 @@ _POOLS += [
         takes_largest=True,
         on_bytes=False,
     )
-    for n in (1, 2)
+    for n in (1, 2, 3)
 ]
 
 _CLIPS = [
@@ -279,7 +279,7 @@ TABLE: Mapping[str, Op] = {
         *_rows(
             Kind.TRANSPARENT,
             "squeeze unsqueeze repeat repeat_interleave contiguous clone detach identity narrow select "
-            "slice tensor_split roll flip pixel_shuffle pixel_unshuffle channel_shuffle tile gather "
+            "slice roll flip pixel_shuffle pixel_unshuffle channel_shuffle tile gather "
             "index_select amax alias view_as reshape_as unfold float nearest_interpolate "
             "upsample_nearest1d upsample_nearest2d upsample_nearest3d",
         ),
@@ -287,7 +287,9 @@ TABLE: Mapping[str, Op] = {
         *_rows(Kind.TRANSPARENT, "expand expand_as", by_shape=Tensor.expand),
         *_rows(Kind.TRANSPARENT, "permute transpose t movedim swapaxes numpy_T", permutes=True),
         Op("getitem", Kind.TRANSPARENT, indexes=True),
-        *_rows(Kind.TRANSPARENT, "chunk split unbind split_with_sizes", gives_parts=True),
+        *_rows(
+            Kind.TRANSPARENT, "chunk split unbind split_with_sizes tensor_split", gives_parts=True
+        ),
         Op("to", Kind.TRANSPARENT, masks=True),
         Op("zero_pad", Kind.TRANSPARENT, pads=True),
         *_rows(Kind.JOINT, "cat stack", concatenates=True),
@@ -296,7 +298,8 @@ TABLE: Mapping[str, Op] = {
             Kind.SMOOTH,
             "silu hardswish gelu elu selu celu mish local_response_norm log erf sin cos sum norm "
             "normalize einsum cumsum var std gru lstm rnn baddbmm pad softsign logsigmoid "
-            "glu max_pool_with_indices im2col col2im sign reciprocal linalg_vector_norm vector_norm",
+            "glu max_pool_with_indices cross_map_lrn2d im2col col2im sign reciprocal linalg_vector_norm "
+            "vector_norm",
         ),
         *_rows(Kind.SMOOTH, "sigmoid hardsigmoid", gives="independent probabilities"),
         *_rows(
@@ -386,8 +389,11 @@ def _returns_indices(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """True for a max pool that gives the places of its maxima beside them."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "return_indices", False))
-    overload = str(getattr(node.target, "_schema", ""))
-    return "with_indices" in overload or bool(node.kwargs.get("return_indices", False))
+    if isinstance(node.target, torch._ops.OpOverload):
+        return len(node.target._schema.returns) > 1
+    position = 2 if "adaptive" in str(op_name(node, modules)) else 6
+    given = node.args[position] if len(node.args) > position else False
+    return bool(node.kwargs.get("return_indices", given))
 
 
 def _is_nearest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -1,32 +1,37 @@
-"""Activations that cost the output too much at 8 bits: found after calibration, and left in float.
+"""Activations that cost the outputs too much at 8 bits: found after calibration, and left in float.
 
-The error of the output is nearly the root of the sum of squares of what each quantizer alone costs it. Where it is
-beyond the recipe's tolerance, layers read their sensitive inputs in float, the most error for the fewest
-multiply-accumulates first, until the sum is within it or the recipe's share of the work is spent.
+The error of an output is nearly the root of the sum of squares of what each quantizer alone costs it. Where that is
+beyond the tolerance of the output, tensors are left in float, the most error for the fewest multiply-accumulates
+first, until every output is within its tolerance or the recipe's share of the work is spent. A tensor is in float
+where the layers and sums that read it are, and the convolution or the sum that makes it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
+from sqakd_fx.frontend.output_kinds import OutputKind
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import Kind, node_macs, op_of
+from sqakd_fx.ir.op_table import Kind, node_macs, op_of, shape_of
 from sqakd_fx.mixed_precision.replay import Replay
 from sqakd_fx.mixed_precision.sensitivity import layer_name
-from sqakd_fx.quant.quantizer import quantizers_of
+from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm
+from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe import Override, Recipe
 
 _SAMPLES = 8
-_LEAST_SHARE = 0.02
-"""Of all squared error: what is below is not worth an integer kernel."""
 _MOVES = (Kind.TRANSPARENT, Kind.JOINT, Kind.NOISE)
+_VALUES = 0.03
+_OTHERS = 0.12
+"""A cosine of 0.993 to float."""
 
 
 @dataclass(frozen=True)
@@ -35,36 +40,68 @@ class SensitiveTensor:
 
     Attributes:
         name: of the quantizer.
-        error: of the outputs, relative to float, when only this tensor is on its grid.
-        layers: overrides' names of the layers that read it; empty where something else reads it too.
-        macs: multiply-accumulates of these layers.
+        errors: of each output, relative to float, when only this tensor is on its grid.
+        layers: multiply-accumulates by override's name of the layers and sums that have to be in float for it; empty
+            where it cannot be in float.
     """
 
     name: str
-    error: float
-    layers: tuple[str, ...]
-    macs: int
+    errors: tuple[float, ...]
+    layers: Mapping[str, int]
+
+    @property
+    def error(self) -> float:
+        """Of the output that it costs most."""
+        return max(self.errors, default=0.0)
 
 
 @dataclass(frozen=True)
 class Relief:
-    """What was decided: `before` and `after` are the root of the sum of squared errors."""
+    """What was decided.
+
+    Attributes:
+        tensors: all that were measured.
+        chosen: those that are left in float.
+        layers: by override's name, what alone a tensor costs the outputs because of which it is in float.
+        before, after: by output, the root of the sum of squared errors.
+        tolerances: by output.
+        share: of the multiply-accumulates, those that lose their integer kernel.
+    """
 
     tensors: tuple[SensitiveTensor, ...]
     chosen: tuple[SensitiveTensor, ...]
-    before: float
-    after: float
+    layers: Mapping[str, float]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    tolerances: tuple[float, ...]
     share: float
 
     @property
-    def sentence(self) -> str:
+    def worst(self) -> int:
+        """The output that is farthest from its tolerance before."""
+        far = [error / wanted for error, wanted in zip(self.before, self.tolerances, strict=True)]
+        return max(range(len(far)), key=far.__getitem__, default=0)
+
+    def sentence(self, outputs: Sequence[OutputKind]) -> str:
         """One line for a run's notes."""
-        layers = [layer for tensor in self.chosen for layer in tensor.layers]
+        worst = self.worst
+        before, after, wanted = (x[worst] for x in (self.before, self.after, self.tolerances))
         return (
-            f"8-bit activations cost the outputs {self.before:.1%}: {len(layers)} layers read theirs in float "
-            f"({self.share:.0%} of the multiply-accumulates lose their integer kernel), which leaves {self.after:.1%}: "
-            + ", ".join(layers)
+            f"8-bit activations cost output {outputs[worst].name} {before:.1%}, its tolerance is {wanted:.0%}: "
+            f"{len(self.layers)} layers and sums read theirs in float "
+            f"({self.share:.0%} of the multiply-accumulates lose their integer kernel), which leaves {after:.1%}: "
+            + ", ".join(self.layers)
         )
+
+
+def tolerances_of(recipe: Recipe, outputs: Sequence[OutputKind]) -> tuple[float, ...]:
+    """By output, the relative error that 8-bit activations may cost it.
+
+    `auto` asks more of values, which are used as they are, than of scores and embeddings, which are compared.
+    """
+    if recipe.tolerance != "auto":
+        return (recipe.tolerance,) * len(outputs)
+    return tuple(_VALUES if one.nature == "values" else _OTHERS for one in outputs)
 
 
 @torch.no_grad()
@@ -82,7 +119,7 @@ def measure_tensors(
         quantizer = quantizers.get(str(node.target))
         if quantizer is not None and quantizer.role == "activation" and quantizer.bits == 8:
             calls.setdefault(str(node.target), []).append(node)
-    squares = dict.fromkeys(calls, 0.0)
+    squares: dict[str, list[float]] = {name: [] for name in calls}
     count = 0
     try:
         for quantizer in quantizers.values():
@@ -94,81 +131,156 @@ def measure_tensors(
             count += 1
             for name, nodes in calls.items():
                 quantizers[name].enabled = True
-                squares[name] += relative_error(replay.again(nodes, replay.run_node), wanted) ** 2
+                errors = relative_errors(replay.again(nodes, replay.run_node), wanted)
                 quantizers[name].enabled = False
+                before = squares[name] or [0.0] * len(errors)
+                squares[name] = [a + b**2 for a, b in zip(before, errors, strict=True)]
     finally:
         for name, quantizer in quantizers.items():
             quantizer.enabled = enabled[name]
-    found = [
-        SensitiveTensor(name, math.sqrt(squares[name] / max(count, 1)), *_readers(student, nodes))
-        for name, nodes in calls.items()
-    ]
+    found = []
+    for name, nodes in calls.items():
+        errors = tuple(math.sqrt(total / max(count, 1)) for total in squares[name])
+        found.append(SensitiveTensor(name, errors, _in_float_for(student, nodes)))
     return tuple(sorted(found, key=lambda tensor: -tensor.error))
 
 
-def relative_error(got: Any, wanted: Any) -> float:
-    """The largest relative error of the floating-point outputs."""
-    pairs = zip(torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(wanted))
-    errors = [
-        float((a - b).detach().norm() / b.detach().norm().clamp_min(1e-12))
-        for a, b in pairs
-        if isinstance(b, Tensor) and b.is_floating_point() and a.shape == b.shape
+@torch.no_grad()
+def relative_errors(got: Any, wanted: Any) -> list[float]:
+    """Of every floating-point output; 0 where it is not finite."""
+    pairs = [
+        (a, b)
+        for a, b in zip(tree_leaves(got), tree_leaves(wanted), strict=True)
+        if isinstance(b, Tensor) and b.is_floating_point()
     ]
-    finite = [error for error in errors if math.isfinite(error)]
-    return max(finite, default=0.0)
+    errors = [float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs]
+    return [error if math.isfinite(error) else 0.0 for error in errors]
 
 
-def _readers(student: fx.GraphModule, calls: Sequence[fx.Node]) -> tuple[tuple[str, ...], int]:
-    """The layers with a weight that read a tensor, and their work; none where anything else reads it."""
+def _in_float_for(student: fx.GraphModule, calls: Sequence[fx.Node]) -> dict[str, int]:
+    """The layers and sums that have to be in float for a tensor; none where that does not make it float."""
     modules = dict(student.named_modules())
-    pending = [user for call in calls for user in call.users]
-    layers: dict[fx.Node, None] = {}
-    while pending:
-        node = pending.pop()
+    found: dict[str, int] = {}
+    pending = [_maker(call, modules) for call in calls]
+    makers = len(pending)
+    pending += [user for call in calls for user in call.users]
+    seen: set[fx.Node] = set()
+    for index, node in enumerate(pending):
+        if node in seen:
+            continue
+        seen.add(node)
         op = op_of(node, modules)
-        if op is not None and op.kind in _MOVES:
+        if meta.layer(node) is not None:
+            assert op is not None
+            if index < makers and not op.is_convolution:
+                continue  # its accumulator is read as float
+            if op.weight is None:
+                return {}
+            found[layer_name(node)] = _work(node)
+        elif meta.arithmetic(node) is not None:
+            if index >= makers or meta.arithmetic(node) is not Kind.AVERAGE:
+                found[node.name] = _work(node)
+        elif meta.is_integer(node) or isinstance(modules.get(str(node.target)), Quantizer):
+            return {}
+        elif index >= makers and op is not None and op.kind in _MOVES:
             pending.extend(node.users)
-        elif op is not None and op.is_linear and meta.layer(node) is not None:
-            layers[node] = None
-        elif op is None or op.kind is not Kind.SHAPE:
-            return (), 0
-    return tuple(dict.fromkeys(map(layer_name, layers))), sum(map(node_macs, layers))
+    return found
 
 
-def choose(tensors: Sequence[SensitiveTensor], tolerance: float, most: float, work: int) -> Relief:
-    """The tensors to leave in float: most squared error for the work first, within `most` of all `work`."""
-    energy = {tensor.name: tensor.error**2 for tensor in tensors}
-    before = left = sum(energy.values())
-    chosen: list[SensitiveTensor] = []
-    spent = 0
-    worth = sorted((t for t in tensors if t.layers), key=lambda t: -energy[t.name] / max(t.macs, 1))
-    for tensor in worth:
-        if left <= tolerance**2:
+def _maker(call: fx.Node, modules: Mapping[str, Any]) -> fx.Node:
+    """What computes a quantized tensor, in front of its clips and the BatchNorm that is part of it."""
+    node = call.all_input_nodes[0]
+    while node.all_input_nodes:
+        op = op_of(node, modules)
+        clips = op is not None and op.kind is Kind.CLIP
+        if not clips and not isinstance(modules.get(str(node.target)), AbsorbedBatchNorm):
             break
-        if spent + tensor.macs <= most * work:
-            chosen.append(tensor)
-            spent += tensor.macs
-            left -= energy[tensor.name]
-    after = math.sqrt(max(left, 0.0))
-    return Relief(tuple(tensors), tuple(chosen), math.sqrt(before), after, spent / max(work, 1))
+        node = node.all_input_nodes[0]
+    return node
+
+
+def choose(
+    tensors: Sequence[SensitiveTensor], tolerances: Sequence[float], most: float, work: int
+) -> Relief:
+    """The tensors to leave in float: most squared error for the work first, within `most` of all `work`."""
+    taken: dict[str, SensitiveTensor] = {}
+    layers: dict[str, int] = {}
+    candidates = [tensor for tensor in tensors if tensor.layers]
+
+    def left_of() -> tuple[float, ...]:
+        rest = [tensor for tensor in tensors if tensor.name not in taken]
+        return tuple(
+            math.sqrt(sum(tensor.errors[k] ** 2 for tensor in rest)) for k in range(len(tolerances))
+        )
+
+    before = left_of()
+    while beyond := _beyond(left_of(), tolerances):
+        best, most_worth = None, 0.0
+        for tensor in candidates:
+            more = _more_work(tensor, layers)
+            if tensor.name in taken or sum(layers.values()) + more > most * work:
+                continue
+            gain = sum((tensor.errors[k] / tolerances[k]) ** 2 for k in beyond)
+            if gain / max(more, 1) > most_worth:
+                best, most_worth = tensor, gain / max(more, 1)
+        if best is None:
+            break
+        taken[best.name] = best
+        layers.update(best.layers)
+    because = _because(taken.values())
+    share = sum(layers.values()) / max(work, 1)
+    return Relief(
+        tuple(tensors),
+        tuple(taken.values()),
+        because,
+        before,
+        left_of(),
+        tuple(tolerances),
+        share,
+    )
+
+
+def _beyond(errors: Sequence[float], tolerances: Sequence[float]) -> list[int]:
+    """The outputs whose error is beyond their tolerance."""
+    return [
+        k for k, (error, most) in enumerate(zip(errors, tolerances, strict=True)) if error > most
+    ]
+
+
+def _more_work(tensor: SensitiveTensor, layers: Mapping[str, int]) -> int:
+    return sum(macs for name, macs in tensor.layers.items() if name not in layers)
+
+
+def _because(taken: Iterable[SensitiveTensor]) -> dict[str, float]:
+    """By layer that is in float, the largest cost of a tensor that is left in float with it."""
+    found: dict[str, float] = {}
+    for tensor in taken:
+        for name in tensor.layers:
+            found[name] = max(tensor.error, found.get(name, 0.0))
+    return found
 
 
 def with_relief(recipe: Recipe, relief: Relief) -> Recipe:
-    """The recipe with an override for each layer that reads a sensitive tensor in float."""
+    """The recipe with an override for each layer and sum that reads a sensitive tensor in float."""
     made = [
         Override.model_validate(
             {
                 "match": re.sub(r"([*?[])", r"[\1]", layer),
                 "float": "activations",
-                "why": f"at 8 bits its input alone costs the outputs {tensor.error:.1%}",
+                "why": f"an 8-bit activation here alone costs the outputs {error:.1%}",
             }
         )
-        for tensor in relief.chosen
-        for layer in tensor.layers
+        for layer, error in relief.layers.items()
     ]
     return recipe.model_copy(update={"override": (*recipe.override, *made)})
 
 
 def total_work(student: fx.GraphModule) -> int:
-    """Multiply-accumulates of all quantized layers."""
-    return sum(node_macs(n) for n in student.graph.nodes if meta.layer(n) is not None)
+    """Multiply-accumulates of all quantized layers, and elements of the sums, products and averages between them."""
+    return sum(map(_work, student.graph.nodes))
+
+
+def _work(node: fx.Node) -> int:
+    if meta.layer(node) is not None:
+        return node_macs(node)
+    return 0 if meta.arithmetic(node) is None else math.prod(shape_of(node) or ())

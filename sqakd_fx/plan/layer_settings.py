@@ -32,7 +32,12 @@ def layer_settings(
     for node in projections(graph_module, ops):
         what = "a projection of the residual stream"
         apart.setdefault(node, (what, "projections", recipe.projections))
-    used: set[int] = set()
+    arithmetic = {node.name for node in _arithmetic(ops)}
+    used = {
+        index
+        for index, override in enumerate(recipe.override)
+        if override.float and override.match in arithmetic
+    }
     result: dict[fx.Node, LayerSettings] = {}
     for node in layers:
         op = ops[node]
@@ -50,6 +55,22 @@ def layer_settings(
                 + _near_patterns(override.match, layers, ops)
             )
     return result
+
+
+def arithmetic_in_float(recipe: Recipe, ops: Mapping[fx.Node, Op | None]) -> dict[fx.Node, str]:
+    """Sums, products and averages that an override leaves in float by the name of their node, and its source."""
+    named = {override.match: override for override in recipe.override if override.float}
+    return {node: _source(named[node.name]) for node in _arithmetic(ops) if node.name in named}
+
+
+def _arithmetic(ops: Mapping[fx.Node, Op | None]) -> list[fx.Node]:
+    kinds = (Kind.SUM, Kind.PRODUCT, Kind.AVERAGE)
+    return [node for node, op in ops.items() if op is not None and op.kind in kinds]
+
+
+def _source(override: Override) -> str:
+    source = f"override {override.match!r}"
+    return f"{source}: {override.why}" if override.why else source
 
 
 def _near_patterns(
@@ -86,11 +107,9 @@ def _base(recipe: Recipe, apart: tuple[str, str, str] | None) -> LayerSettings:
 
 
 def _override(settings: LayerSettings, override: Override) -> LayerSettings:
-    source = f"override {override.match!r}"
+    source = _source(override)
     reason = settings.float_reason
     float_activations = settings.float_activations
-    if override.why:
-        source = f"{source}: {override.why}"
     if override.float is not None:
         float_activations = override.float == "activations"
         whole = override.float and not float_activations

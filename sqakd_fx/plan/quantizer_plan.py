@@ -19,7 +19,7 @@ from sqakd_fx.ir.meta import LayerSettings
 from sqakd_fx.ir.op_table import Kind, Op, is_float_tensor, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.ir.rewriting import constant_of, reads_of
-from sqakd_fx.plan.layer_settings import layer_settings
+from sqakd_fx.plan.layer_settings import arithmetic_in_float, layer_settings
 from sqakd_fx.plan.residual_streams import REASON, residual_streams
 from sqakd_fx.plan.tables import table_target
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
@@ -49,7 +49,7 @@ class QuantizerPlan:
         demands: by tensor, the bits that each of its consumers wants.
         regions: by tensor that is demanded or moved, its region.
         unquantized_reads: by tensor made in float, who reads it as it is although others read it on a grid.
-        weight_only: settings of linear layers whose weight alone is on a grid.
+        weight_only: settings of layers whose weight alone is on a grid.
         tables: by look-up, the attribute that holds the table whose rows become codes.
         notes: what stays in float, and why.
     """
@@ -89,6 +89,7 @@ class _Planning:
         self.calls = Counter(str(n.target) for n in self.nodes if n.op == "call_module")
         self.notes: list[Note] = []
         self.settings = layer_settings(graph_module, recipe, self.ops)
+        self.float_arithmetic = arithmetic_in_float(recipe, self.ops)
         self.layers: dict[fx.Node, LayerSettings] = {}
         self.arithmetic: dict[fx.Node, Kind] = {}
         self.affines: dict[fx.Node, None] = {}
@@ -159,7 +160,7 @@ class _Planning:
         if reason:
             self.notes.append(Note(node.name, f"stays in float: {reason}"))
             return
-        if settings.float_activations and op.is_linear:
+        if settings.float_activations and op.weight is not None:
             self.weight_only[node] = settings
             self.notes.append(Note(node.name, f"reads its input in float: {settings.source}"))
             return
@@ -242,6 +243,9 @@ class _Planning:
             return
         if node in self.streams:
             self.notes.append(Note(node.name, f"stays in float: {REASON}"))
+            return
+        if node in self.float_arithmetic:
+            self.notes.append(Note(node.name, f"stays in float: {self.float_arithmetic[node]}"))
             return
         if self._is_score(node):
             self.notes.append(Note(node.name, "stays in float: part of the scores of a softmax"))

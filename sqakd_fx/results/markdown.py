@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sqakd_fx.diagnostics.wording import printable
 from sqakd_fx.ir.pass_manager import LogEntry, Note
 from sqakd_fx.program import LayerFacts
 from sqakd_fx.quant.levels import LARGEST_SUM
@@ -13,6 +15,12 @@ from sqakd_fx.runtime.session import EXACT_PRODUCTS
 from sqakd_fx.targets import TARGETS
 from sqakd_fx.validation.parity import TensorParity, first_divergence
 from sqakd_fx.validation.verdict import Validation
+
+
+def plain(text: Any) -> str:
+    """Text that a Markdown reader shows as it is: no table, link, image or HTML comes of it."""
+    shown = re.sub(r"([\\`*\[\]|~$])", r"\\\1", printable(str(text)))
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def parity_line(tensors: Sequence[TensorParity]) -> str:
@@ -32,9 +40,9 @@ def parity_line(tensors: Sequence[TensorParity]) -> str:
 
 def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Sequence[Note]) -> str:
     """report.md: sizes, bits, accuracy, speed, and what stayed in float with the reason."""
-    lines = [f"# {report['name']}: {report['recipe']}", ""]
+    lines = [f"# {plain(report['name'])}: {plain(report['recipe'])}", ""]
     lines += ["| | float | quantized |", "|---|---|---|"]
-    lines += [f"| {label} | {a} | {b} |" for label, a, b in report["summary"]]
+    lines += ["| " + " | ".join(map(plain, row)) + " |" for row in report["summary"]]
     lines += ["", "## Layers", ""]
     lines += [
         "| layer | operation | weights | input | family | KiB | bits from |",
@@ -42,16 +50,22 @@ def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Seq
     ]
     for layer in layers:
         weight = "–" if layer.weight_bits is None else f"{layer.weight_bits} bits"
-        lines.append(
-            f"| {layer.name} | {layer.operation} | {weight} | {layer.activation_bits} bits | "
-            f"{layer.weight_family or '–'} | {layer.weight_bytes / 1024:.1f} | {layer.source} |"
+        row = (
+            layer.name,
+            layer.operation,
+            weight,
+            f"{layer.activation_bits} bits",
+            layer.weight_family or "–",
+            f"{layer.weight_bytes / 1024:.1f}",
+            layer.source,
         )
+        lines.append("| " + " | ".join(map(plain, row)) + " |")
     lines += ["", "## What stays in float, or was left alone", ""]
-    lines += [f"- `{note.node}`: {note.reason}" for note in notes] or ["- nothing"]
+    lines += [f"- {plain(note.node)}: {plain(note.reason)}" for note in notes] or ["- nothing"]
     lines += ["", "## Validation", ""]
-    lines += [f"- {line}" for line in report["validation_lines"]]
+    lines += [f"- {plain(line)}" for line in report["validation_lines"]]
     if report.get("training_notes"):
-        lines += ["", "## Training", ""] + [f"- {line}" for line in report["training_notes"]]
+        lines += ["", "## Training", ""] + [f"- {plain(line)}" for line in report["training_notes"]]
     return "\n".join(lines) + "\n"
 
 

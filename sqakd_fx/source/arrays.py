@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ from sqakd_fx.errors import SourceError, short
 from sqakd_fx.source.images import ImageFolder
 
 _ARRAY_NAMES = ("images", "x", "data")
+_LARGEST_RATIO = 200
+"""Bytes that a byte of an archive may become: images of few colours reach 100, an archive made to fill memory 1000."""
+_SMALL = 256 << 20
+"""Bytes that are unpacked from any archive."""
 
 
 class ArraySamples(Dataset[Tensor]):
@@ -66,14 +73,19 @@ def _read_images(folder: Path, shape: tuple[int, ...] | None) -> Dataset[Tensor]
 def _read_array(path: Path, shape: tuple[int, ...] | None) -> ArraySamples:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                name = next((n for n in _ARRAY_NAMES if n in arrays), next(iter(arrays), None))
-                if name is None:
-                    raise SourceError(f"{path} is empty, it has no array: save one named images")
-                array = arrays[name]
+            array = _from_archive(path)
         else:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         foreign = isinstance(error, ValueError) and "pickle" in str(error)
         reason = "it is not one of numbers" if foreign else short(error)
         raise SourceError(
@@ -83,6 +95,48 @@ def _read_array(path: Path, shape: tuple[int, ...] | None) -> ArraySamples:
     if array.ndim == 0 or len(array) == 0:
         raise SourceError(f"the array in {path} is empty: save one of shape (N, ...)")
     return ArraySamples(_fitted(array, shape, path))
+
+
+def _from_archive(path: Path) -> np.ndarray[Any, Any]:
+    """One array of an .npz file, unpacked only where it fits.
+
+    Raises:
+        SourceError: there is none, or it is larger than memory allows.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        name = next((n for n in _ARRAY_NAMES if n in arrays), next(iter(arrays), None))
+        if name is None:
+            raise SourceError(f"{path} is empty, it has no array: save one named images")
+        with zipfile.ZipFile(path) as archive:
+            member = next(m for m in (f"{name}.npy", name) if m in archive.namelist())
+            packed, unpacked = archive.getinfo(member).compress_size, _array_bytes(archive, member)
+        if unpacked > _memory() / 2 or unpacked > max(_LARGEST_RATIO * packed, _SMALL):
+            raise SourceError(
+                f"the array {name!r} in {path} unpacks from {packed / 2**20:.1f} MiB to {unpacked / 2**20:.0f} MiB, "
+                "more than is taken unasked: save it with np.save as .npy, which is read piece by piece"
+            )
+        array: np.ndarray[Any, Any] = arrays[name]
+        return array
+
+
+def _array_bytes(archive: zipfile.ZipFile, member: str) -> int:
+    """Bytes of an array by its own header, and at least those that the archive says."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+    return max(math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size)
+
+
+def _memory() -> float:
+    """Bytes of the machine's memory; no limit where it does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _fitted(

@@ -100,8 +100,14 @@ class Batches(Generic[T]):
         return self._labels_ignored
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iterations: it depends on (seed, epoch) alone."""
+        """Choose the order of the next iterations: it depends on (seed, epoch) alone.
+
+        A DataLoader's own generators begin each epoch at a number of that epoch, so that a run which was stopped goes
+        on with the batches that it would have had.
+        """
         self._epoch = epoch
+        for generator in _generators_of(self._data):
+            generator.manual_seed(self._entropy())
 
     def length(self) -> int | None:
         """Batches in an epoch, or None where the data does not say."""
@@ -206,9 +212,13 @@ class Batches(Generic[T]):
     def _drops(self, total: int) -> bool:
         return self._loading.drop_last and total >= self._loading.batch_size
 
+    def _entropy(self) -> int:
+        """A number of the seed and the epoch."""
+        mixed = np.random.SeedSequence([self._loading.seed % 2**64, self._epoch])
+        return int(mixed.generate_state(1)[0])
+
     def _order(self, total: int) -> tuple[Tensor, torch.Generator]:
-        entropy = np.random.SeedSequence([self._loading.seed % 2**64, self._epoch])
-        generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(self._entropy())
         if self._loading.shuffle:
             return torch.randperm(total, generator=generator), generator
         return torch.arange(total), generator
@@ -252,6 +262,17 @@ def labelled_batches(
 def replayable(data: Any) -> Any:
     """`data` itself, or for a one-shot iterator a `Replay` of it."""
     return Replay(data) if isinstance(data, Iterator) and iter(data) is data else data
+
+
+def _generators_of(data: Any) -> list[torch.Generator]:
+    """The generators that a DataLoader and its samplers draw from, but for torch's own."""
+    if not isinstance(data, DataLoader):
+        return []
+    batch_sampler = data.batch_sampler
+    holders = (data, data.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    distinct = {id(one): one for one in found if isinstance(one, torch.Generator)}
+    return [one for one in distinct.values() if one is not torch.default_generator]
 
 
 def _is_array(data: Any) -> TypeGuard[Tensor | np.ndarray[Any, Any]]:

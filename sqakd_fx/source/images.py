@@ -43,7 +43,13 @@ class ImageFolder(Dataset[Tensor]):
         try:
             with Image.open(path) as image:
                 resized = image.convert(self.mode).resize(self.size, Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+            OSError,
+            SyntaxError,
+            ValueError,
+        ) as error:
             raise SourceError(
                 f"the image {path} does not decode ({error}): remove or replace it"
             ) from error

@@ -7,7 +7,7 @@ trained on them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,22 @@ _LARGEST_DIFFERENCE = 1e-3
 _SHOWN = 4
 
 
-def has_example_size(program: Program, batch: tuple[Any, ...]) -> bool:
+class HasExample(Protocol):
+    """What a graph takes: the names of its inputs, and those of one call."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def example(self) -> tuple[Tensor, ...]: ...
+
+
+def has_example_size(program: HasExample, batch: tuple[Any, ...]) -> bool:
     """Whether the exported file takes a batch: all axes but the first are as long as the example's."""
     return _other_size(program, batch) is None
 
 
-def _other_size(program: Program, batch: tuple[Any, ...]) -> tuple[str, str, str] | None:
+def _other_size(program: HasExample, batch: tuple[Any, ...]) -> tuple[str, str, str] | None:
     """(input, its size, the example's size) of the first input that has another size than in the example."""
     for name, given, wanted in zip(program.input_names, batch, program.example, strict=False):
         if isinstance(given, Tensor) and given.shape[1:] != wanted.shape[1:]:
@@ -41,7 +51,7 @@ def _size(x: Tensor) -> str:
     return "×".join(map(str, x.shape[1:])) or "no axes"
 
 
-def require_example_size(program: Program, batch: tuple[Any, ...], what: str) -> None:
+def require_example_size(program: HasExample, batch: tuple[Any, ...], what: str) -> None:
     """Raise SourceError where the exported file does not take a batch."""
     if other := _other_size(program, batch):
         name, given, wanted = other

@@ -22,7 +22,7 @@ from torch import Tensor
 from sqakd_fx.errors import StorageError
 from sqakd_fx.storage import delete_files, read_json, storage_error, write_atomically, write_json
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,15 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             return _load(path), notes
-        except (StorageError, SafetensorError, OSError, ValueError, KeyError) as error:
-            notes.append(f"checkpoint {path.name} is damaged and was skipped ({error})")
+        except (
+            StorageError,
+            SafetensorError,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:
+            notes.append(f"checkpoint {path.name} cannot be used and was skipped ({error})")
     return None, notes
 
 
@@ -85,12 +92,19 @@ def clear_checkpoints(folder: Path) -> None:
 
 def _load(path: Path) -> Checkpoint:
     facts = read_json(path.with_suffix(".json"))
+    if not isinstance(facts, dict):
+        raise StorageError("what stands beside it is no record of it")
+    if facts["format"] != _FORMAT:
+        raise StorageError("it is of another version of this program")
     if facts["bytes"] != path.stat().st_size or facts["sha256"] != _checksum(path):
         raise StorageError("its checksum differs")
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Checkpoint(int(header["step"]), tensors, json.loads(header["state"]))
+    state = json.loads(header["state"])
+    if not isinstance(state, dict):
+        raise StorageError("its state is no record")
+    return Checkpoint(int(header["step"]), tensors, state)
 
 
 def _checksum(path: Path) -> str:

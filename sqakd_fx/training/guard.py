@@ -22,6 +22,9 @@ _ERRORS = 2.0
 _DESTROYED = 0.5
 """Share of the agreement before training below which nothing was learned."""
 _CONSTANT = 1e-6
+"""Differences between samples, of the largest value, that are float32 rounding."""
+_TELLING = 1e-3
+"""Differences of the teacher's, of its largest value, that codes can show: a quarter of a step of 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Judged:
         agreement: mean over the outputs: the share of the teacher's predictions that it gives, or for outputs
             without classes 1 - squared error over the teacher's variance.
         loss: the recipe's.
-        is_constant: true where it gives one output for all samples and the teacher does not.
+        is_constant: true where it gives one output for all samples and the teacher's differ enough to be seen in codes.
         samples: how many.
     """
 
@@ -67,7 +70,7 @@ class Judge:
         was_training = student.training
         student.eval()
         shares, losses = [], []
-        ours, theirs = _Variation(), _Variation()
+        ours, theirs = _Variation(_CONSTANT), _Variation(_TELLING)
         for index, batch in enumerate(self.batches):
             with batch_named(f"batch {index} of the samples to judge on", batch):
                 given, wanted = student.forward(*batch), self.teacher(*batch)
@@ -86,9 +89,10 @@ class Judge:
 
 
 class _Variation:
-    """Whether any sample of any batch differs from the very first one, for each output: beyond float32 rounding."""
+    """Whether any sample of any batch differs from the very first one by a `share` of its size, for each output."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
+        self.share = share
         self.first: list[Tensor] = []
         self.varies: list[bool] = []
 
@@ -97,17 +101,17 @@ class _Variation:
             self.first = [x[:1].float() if x.ndim else x.float() for x in outputs]
             self.varies = [False] * len(outputs)
         self.varies = [
-            known or _differs(x.float(), first)
+            known or _differs(x.float(), first, self.share)
             for known, x, first in zip(self.varies, outputs, self.first, strict=True)
         ]
 
 
-def _differs(x: Tensor, first: Tensor) -> bool:
+def _differs(x: Tensor, first: Tensor, share: float) -> bool:
     if not x.numel() or not x.ndim:
         return False
     if x.shape[1:] != first.shape[1:]:
         return True
-    return not float((x - first).abs().max()) <= _CONSTANT * float(x.abs().max())
+    return not float((x - first).abs().max()) <= share * float(x.abs().max())
 
 
 def refuse_destroyed(before: Judged, after: Judged, recipe: Recipe) -> None:

@@ -26,6 +26,7 @@ from sqakd_fx.engine.prefetch import ahead
 from sqakd_fx.engine.signals import collected_signals
 from sqakd_fx.errors import SqakdError, short
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.training.beginning import Beginning, beginning_of
 from sqakd_fx.training.callbacks import low_bit_callbacks
 from sqakd_fx.training.decisions import Decisions, carried_out, compilable, decide
 from sqakd_fx.training.ending import Ending
@@ -113,7 +114,9 @@ def distil(
     reporter = Reporter(listener, batches.total, device)
     for text in decided.notes:
         reporter.note(text)
-    run = _prepared(student, pair, batches, decided, keeping, reporter)
+    kept = keeping.checkpoints is not None
+    beginning = beginning_of(student, teacher, batches) if kept else None
+    run = _prepared(student, pair, batches, decided, keeping, beginning, reporter)
     if keeping.resume and keeping.checkpoints is not None:
         run.recovery.restore_latest(batches.total)
     started = time.monotonic()
@@ -130,6 +133,7 @@ def _prepared(
     batches: StepBatches,
     decided: Decisions,
     keeping: Keeping,
+    beginning: Beginning | None,
     reporter: Reporter,
 ) -> _Run:
     """All parts of a run at its first step."""
@@ -149,6 +153,7 @@ def _prepared(
         recipe,
         keeping.checkpoints,
         device,
+        beginning,
         reporter.note,
         before_saving=(lambda: None) if cache is None else cache.flush,
     )

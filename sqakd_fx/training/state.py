@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from sqakd_fx.errors import StorageError, TrainingError
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.training.beginning import OTHER_RUN, Beginning, require_same_run
 from sqakd_fx.training.callbacks import Callback
 from sqakd_fx.training.checkpoint import (
     Checkpoint,
@@ -26,6 +27,8 @@ from sqakd_fx.training.checkpoint import (
 )
 
 _ROLLBACKS = 3
+_BEGINNING = "beginning"
+"""Under which a checkpoint's state has what the run began with."""
 
 
 @dataclass
@@ -66,11 +69,14 @@ class TrainingState:
     def unpack(self, checkpoint: Checkpoint) -> None:
         """Become what `checkpoint` holds; raises TrainingError where it is of another run."""
         if checkpoint.state.get("callback") != [callback.name for callback in self.callbacks]:
-            raise TrainingError(_OTHER_RUN)
+            raise TrainingError(OTHER_RUN)
         try:
-            self.student.load_state_dict(_part(checkpoint, "student."))
-        except RuntimeError as error:
-            raise TrainingError(_OTHER_RUN) from error
+            self._unpack(checkpoint)
+        except (RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
+            raise TrainingError(OTHER_RUN) from error
+
+    def _unpack(self, checkpoint: Checkpoint) -> None:
+        self.student.load_state_dict(_part(checkpoint, "student."))
         unpack_optimizer(
             self.optimizer, _part(checkpoint, "optimizer."), checkpoint.state["optimizer"]
         )
@@ -87,9 +93,6 @@ class TrainingState:
         self.best_agreement = -math.inf if best is None else float(best)
 
 
-_OTHER_RUN = "the checkpoint does not fit this model and recipe: start again without --resume"
-
-
 def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): tensor
@@ -101,7 +104,8 @@ def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
 class Recovery:
     """Keeps the last good state of a run, in memory and in `folder` where there is one.
 
-    `before_saving` is called before a checkpoint is written.
+    `beginning` is what the run began with, where there is a folder. `before_saving` is called before a checkpoint is
+    written.
     """
 
     def __init__(
@@ -110,10 +114,12 @@ class Recovery:
         recipe: Recipe,
         folder: Path | None,
         device: torch.device,
+        beginning: Beginning | None,
         on_note: Callable[[str], None],
         before_saving: Callable[[], None] = lambda: None,
     ) -> None:
         self.state, self.recipe, self.folder = state, recipe, folder
+        self.beginning = beginning
         self.device, self.on_note = device, on_note
         self.last_good = state.pack()
         self.saved_at = time.monotonic()
@@ -126,14 +132,22 @@ class Recovery:
         return self.folder is not None and not self.paused
 
     def restore_latest(self, total: int) -> None:
-        """Go on from the newest undamaged checkpoint of the folder."""
+        """Go on from the newest undamaged checkpoint of the folder.
+
+        Raises:
+            TrainingError: it is of another run.
+        """
         assert self.folder is not None
+        assert self.beginning is not None
         checkpoint, notes = latest_checkpoint(self.folder)
         for text in notes:
             self.on_note(text)
         if checkpoint is None:
             self.on_note("there is no checkpoint to resume from: training starts at step 0")
             return
+        told = require_same_run(checkpoint.state.get(_BEGINNING), self.beginning)
+        if told is not None:
+            self.on_note(told)
         self.state.unpack(checkpoint)
         self.last_good = self.state.pack()
         self.on_note(f"resumed at step {self.state.step} of {total}")
@@ -154,7 +168,8 @@ class Recovery:
             return
         self.before_saving()
         try:
-            save_checkpoint(self.folder, self.last_good)
+            state = self.last_good.state | {_BEGINNING: self.beginning}
+            save_checkpoint(self.folder, replace(self.last_good, state=state))
             self.paused = False
         except StorageError as error:
             if not self.paused:

@@ -82,11 +82,14 @@ class StepBatches:
                 inputs = self.without_labels(batch)
                 yield moved(inputs, self.device)
 
+    def first(self) -> tuple[Tensor, ...]:
+        """The first inputs that calibration sees; none where there is no batch."""
+        with contextlib.closing(self.calibration()) as batches:
+            return next(batches, ())
+
     def samples(self) -> int:
         """Samples in a batch, as the first one has them; 0 where no input has a batch axis."""
-        with contextlib.closing(self.calibration()) as batches:
-            first = next(batches, ())
-        return next((len(x) for x in first if isinstance(x, Tensor) and x.ndim), 0)
+        return next((len(x) for x in self.first() if isinstance(x, Tensor) and x.ndim), 0)
 
     def without_labels(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The inputs alone."""

@@ -28,6 +28,7 @@ from sqakd_fx.ir import meta
 from sqakd_fx.ir.batches import moved, rows
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.ir.tensor_names import quantized_names
+from sqakd_fx.runtime.external_data import require_own_data
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
 from sqakd_fx.runtime.session import CPU, execute, overflows, providers, session
 from sqakd_fx.targets import TARGETS
@@ -58,13 +59,14 @@ def validate(
     held until the last section of the model that reads them has run.
 
     Raises:
-        ParityError: the runtime refuses the model.
+        ParityError: the runtime refuses the model, or a stored tensor lies outside its folder.
         SourceError: the model does not take a batch.
     """
+    require_own_data(model)
     with tempfile.TemporaryDirectory() as folder:
         fusion = fusion_report(model, Path(folder))
     file = TargetFile(model)
-    target = file.target or "onnxruntime"
+    target = file.target if file.target in TARGETS else "onnxruntime"
     sums = pair_sums(model) if TARGETS[target].adds_pairs else ()
     full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
     comparison = _Comparison(student.eval(), lowered, _runs(model, full_range), class_axes)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_fx.cli.explain import explain, show_explanation
-from sqakd_fx.cli.inspect import graph_at, show_difference, show_stage
+from sqakd_fx.cli.graphs import SourceGraphs
+from sqakd_fx.cli.inspect import show_difference, show_stage
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.program import all_passes
 from sqakd_fx.recipe import resolve_recipe
@@ -43,7 +44,7 @@ def small() -> Source:
 
 def shown(source: Source, stage: str, form: str, capsys: pytest.CaptureFixture[str]) -> str:
     recipe = resolve_recipe("w4a4", batch_norm="absorb")
-    show_stage(source, recipe, stage, form)
+    show_stage(SourceGraphs(source, recipe), stage, form)
     return "\n".join(line.rstrip() for line in capsys.readouterr().out.strip().splitlines())
 
 
@@ -182,12 +183,12 @@ def test_the_graph_as_dot_and_as_json_has_every_edge(
 def test_the_difference_of_two_stages_is_what_changed(
     small: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_difference(small, resolve_recipe("w4a4"), "traced", "folded")
+    show_difference(SourceGraphs(small, resolve_recipe("w4a4")), "traced", "folded")
     assert capsys.readouterr().out.rstrip() == DIFFERENCE
 
 
 def test_an_explanation_names_rule_recipe_bits_and_onnx_form(small: Source) -> None:
-    program = graph_at(small, resolve_recipe("w4a4"), "quantized")[1]
+    program = SourceGraphs(small, resolve_recipe("w4a4")).program()
     (head,) = explain(program, "head")
     assert head["recipe"] == "first_last: the last layer has 8 bits"
     assert head["bits"] == "weight 8, activation 8"
@@ -204,7 +205,7 @@ def test_an_explanation_names_rule_recipe_bits_and_onnx_form(small: Source) -> N
 )
 def test_an_unknown_node_is_answered_with_near_names(small: Source, name: str, near: str) -> None:
     with pytest.raises(RecipeError, match=rf"did you mean .*{near}"):
-        show_explanation(small, resolve_recipe("w4a4"), name, "table")
+        show_explanation(SourceGraphs(small, resolve_recipe("w4a4")).program(), name, "table")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_an_override_that_matches_nothing_is_answered_with_near_names(
 ) -> None:
     recipe = resolve_recipe("w4a4", override=[{"match": match, "weight_bits": 8}])
     with pytest.raises(RecipeError, match=rf"matches no layer: did you mean .*{near}"):
-        show_stage(small, recipe, "quantized", "table")
+        show_stage(SourceGraphs(small, recipe), "quantized", "table")
 
 
 @pytest.mark.parametrize("form", ["table", "tree", "code", "dot", "json"])
@@ -243,12 +244,12 @@ def test_a_pass_that_the_recipe_does_not_run_is_answered_with_its_keys(
     small: Source, name: str
 ) -> None:
     with pytest.raises(RecipeError, match=f"no pass {name} runs .* equalize and bias_correction"):
-        graph_at(small, resolve_recipe("w4a4"), name)
+        SourceGraphs(small, resolve_recipe("w4a4")).at(name)
 
 
 def test_the_graph_behind_an_equalization_is_shown(small: Source) -> None:
     recipe = resolve_recipe("w4a4", settings=["equalize=weights"])
-    graph_module, _ = graph_at(small, recipe, "cross_layer_equalization")
+    graph_module, _ = SourceGraphs(small, recipe).at("cross_layer_equalization")
     assert "body_1" in graph_module.code
 
 

@@ -70,7 +70,7 @@ def test_quantize_leaves_a_complete_result_folder(tmp_path: Path) -> None:
     names = {p.name for p in result.iterdir()}
     assert {
         "model.onnx", "recipe.toml", "report.json", "report.md",
-        "student.safetensors", "program.json", "train.jsonl", "deploy.py",
+        "student.safetensors", "example.safetensors", "graph.json", "program.json", "train.jsonl", "deploy.py",
     } <= names  # fmt: skip
     assert not any("tmp" in name for name in names)
     report = json.loads((result / "report.json").read_text())
@@ -258,7 +258,10 @@ def test_a_recipe_may_name_a_family_that_the_model_file_registers(tmp_path: Path
     done = sqakd("quantize", "model.py", *families, "--steps", "2", "--out", "r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'weight_family = "mine"' in (tmp_path / "r" / "recipe.toml").read_text()
-    again = sqakd("validate", "r", cwd=tmp_path)
+    refused = sqakd("validate", "r", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "'mine'" in refused.stderr
+    again = sqakd("validate", "r", "--source", "model.py", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     shown = sqakd("inspect", "model.py", *families, cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
@@ -270,3 +273,16 @@ def test_a_family_that_the_model_file_does_not_register_is_refused(tmp_path: Pat
     assert done.returncode == 2
     assert "weight_family = 'mine' does not fit: choose one of minmax" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_export_for_a_target_writes_its_file_or_says_what_to_train(
+    result: Path, answer: Answer
+) -> None:
+    assert answer("export", str(result), "--target", "openvino").exit_code == 0
+    assert (result / "model.openvino.onnx").exists()
+    refused = answer("export", str(result), "--target", "tensorrt")
+    assert refused.exit_code == 2
+    assert "train with --target tensorrt" in refused.output
+    assert not (result / "model.tensorrt.onnx").exists()
+    both = answer("export", str(result), "--target", "openvino", "--profile", "packed")
+    assert "give one of them" in both.output

@@ -109,6 +109,39 @@ def test_labels_tell_what_the_first_output_is(case: str) -> None:
     assert (found.nature, found.axis) == (nature, axis)
 
 
+class FaceDetector(nn.Module):
+    """Landmarks, a box, and probabilities of two classes, without a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.body(x)
+        return x[:, :10] * 2, x[:, 10:14] * 2, x[:, 14:].softmax(1)
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 1])])
+def test_beside_probabilities_of_its_own_a_model_gives_values(labels: Tensor | None) -> None:
+    found = kinds(FaceDetector(), torch.randn(3, 6), labels)
+    assert [one.nature for one in found] == ["values", "values", "probabilities"]
+    assert [one.loss for one in found] == ["mse", "mse", "probabilities"]
+    assert "output_2" in found[0].evidence
+
+
+def test_labels_are_of_the_output_with_as_many_classes() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 10), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.a(x), self.b(x)
+
+    found = kinds(Heads(), torch.randn(3, 6), torch.tensor([0, 2, 1]))
+    assert [one.nature for one in found] == ["scores", "classes"]
+
+
 def test_what_the_recipe_says_of_an_output_holds() -> None:
     boxes = Net(4, lambda x: {"boxes": rows(x), "image": x[:, :3]})
     first, second = kinds(boxes, loss={"box*": "kl"})

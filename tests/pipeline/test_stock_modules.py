@@ -204,7 +204,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("profile", ["container"])
+@pytest.mark.parametrize("profile", ["container", "packed"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_stock_module_comes_through_as_it_is(name: str, profile: str, tmp_path: Path) -> None:
     make, example = MODELS[name]

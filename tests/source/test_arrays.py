@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sqakd_fx.errors import SourceError
+from sqakd_fx.source.arrays import read_data
 from sqakd_fx.source.source import load_source
 
 pytestmark = pytest.mark.usefixtures("clean_imports")
@@ -117,3 +119,45 @@ def test_a_damaged_array_file_is_refused(tmp_path: Path, content: bytes) -> None
     for name in ("x.npy", "x.npz"):
         (tmp_path / name).write_bytes(content)
         assert "cannot be read" in str(refused(spec, data=tmp_path / name))
+
+
+def test_an_archive_made_to_fill_memory_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (300, 1 << 20)}
+        )
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+    with pytest.raises(SourceError, match=r"to 300 MiB, more than is taken unasked.*\.npy"):
+        read_data(path, None)
+
+
+def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    for name, shape in (("many", (1 << 50, 4)), ("some", (1 << 20, 4))):
+        path = tmp_path / f"{name}.npz"
+        with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+            )
+            file.write(bytes(64))
+        with pytest.raises(SourceError, match="the array"):
+            read_data(path, None)
+
+
+def test_an_ordinary_archive_of_few_colours_is_read(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", images=np.zeros((500, 1, 28, 28), np.uint8))
+    assert len(read_data(tmp_path / "x.npz", (1, 1, 28, 28))) == 500  # type: ignore[arg-type]
+
+
+def test_a_picture_too_large_to_be_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d").mkdir()
+    Image.new("L", (300, 300)).save(tmp_path / "d" / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SourceError, match=r"huge\.png"):
+        _ = read_data(tmp_path / "d", (1, 1, 6, 6))[0]

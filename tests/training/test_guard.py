@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sqakd_fx
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.recipe import resolve_recipe
-from sqakd_fx.training.guard import Judged, has_lost, refuse_destroyed
+from sqakd_fx.training.guard import Judge, Judged, has_lost, refuse_destroyed
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = torch.randn(400, 12, generator=GENERATOR)
@@ -69,6 +69,27 @@ def test_boxes_come_nearer_with_the_default_loss(tmp_path: Path) -> None:
     before, after = report["before_training"], report["after_training"]
     assert after["agreement"] > before["agreement"]
     assert report["outputs"][0]["nature"] == "values"
+
+
+class Around(nn.Module):
+    """Values near 100 that differ from sample to sample by so much."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.spread = spread
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 + self.spread * torch.tanh(x[:, :3])
+
+
+@pytest.mark.parametrize(("spread", "constant"), [(10.0, True), (1.0, True), (0.01, False)])
+def test_a_constant_student_is_one_whose_teacher_differs_by_what_codes_can_show(
+    spread: float, constant: bool
+) -> None:
+    recipe = resolve_recipe("w8a8", loss="mse")
+    judge = Judge([(ROWS[:32],)], Around(spread), recipe, torch.device("cpu"))
+    assert judge(torch.fx.symbolic_trace(Around(0.0))).is_constant is constant
+    assert not judge(torch.fx.symbolic_trace(Around(spread))).is_constant
 
 
 def judged(agreement: float, loss: float = 1.0, samples: int = 256) -> Judged:

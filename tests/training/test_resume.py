@@ -72,7 +72,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     (tmp_path / "model.py").write_text(MODEL)
     chance = random.Random(0)
     more: tuple[str, ...] = ("--out", "out")
-    for kill in range(20):
+    for kill in range(8):
         run = start(tmp_path, *more)
         if kill % 4 == 0:
             wait_for_checkpoint(tmp_path, run)

@@ -1,0 +1,31 @@
+"""What is said of a model, its inputs and its outputs in every file that is made of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sqakd_fx.exporters.interface import Interface
+from sqakd_fx.ir import meta
+from sqakd_fx.program import Program
+
+
+def interface_of(program: Program) -> Interface:
+    """What the model, its inputs and its outputs are, as they are known of the example."""
+    name = type(program.traced.graph_module).__name__
+    batch = ", the example's batch size only" if program.traced.fixed_batch else ""
+    inputs = tuple(
+        f"argument {argument} of {name}{_range(x)}{batch}"
+        for argument, x in zip(program.input_names, program.example, strict=True)
+    )
+    kinds = {one.index: one.description for one in program.outputs}
+    (end,) = program.teacher.graph.find_nodes(op="output")
+    count = len(meta.output_names(end))
+    outputs = tuple(kinds.get(index, "not a floating-point output") for index in range(count))
+    return Interface(name, inputs, outputs)
+
+
+def _range(x: Tensor) -> str:
+    if not x.numel() or x.dtype == torch.bool:
+        return ""
+    return f", from {x.min().item():.4g} to {x.max().item():.4g} in the example"
