@@ -24,6 +24,12 @@ def is_marked(value: ir.Value) -> bool:
     return _TAG in value.meta
 
 
+def marked_tensor(value: ir.Value) -> QuantizedTensor | None:
+    """What was noted of a quantized tensor."""
+    tensor: QuantizedTensor | None = value.meta.get(_TAG)
+    return tensor
+
+
 def values_of(model: ir.Model) -> Iterator[ir.Value]:
     """Every value of a model: inputs, stored tensors, and what its nodes make."""
     yield from model.graph.inputs

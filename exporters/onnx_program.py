@@ -25,7 +25,6 @@ from sqakd_fx.exporters.interface import Interface, describe_interface, name_int
 from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.exporters.names import is_marked, name_values
 from sqakd_fx.exporters.runtime_rewrites import prevent_rewrites
-from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.simplify import simplify
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.quantized_tensors import is_own_operation
@@ -84,8 +83,7 @@ def export_program(
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Write an ONNX file atomically, readers of weights told apart; weights above 2 GB go to a file beside it."""
-    read_apart(model)
+    """Write an ONNX file atomically; weights above 2 GB go to a file beside it."""
     size = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value
     )

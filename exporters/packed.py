@@ -93,14 +93,17 @@ def stored_behind(codes: ir.Value) -> ir.Value:
 
 
 def pack_weights(
-    model: ir.Model, provider: str = "CPUExecutionProvider"
+    model: ir.Model, provider: str = "CPUExecutionProvider", smallest: int = 2
 ) -> tuple[list[StoredWeight], list[str]]:
     """Pack the weights of a container model in place; returns what is stored how, and notes.
 
-    A width that the installed ONNX Runtime does not run on integer kernels is not used.
+    A width below `smallest` is not used, nor one that the installed ONNX Runtime does not run on integer kernels.
     """
     widths, notes = [], []
     for bits, form in _CAST_FORMS.items():
+        if bits < smallest:
+            notes.append(f"{bits}-bit storage is not used: the target does not know it")
+            continue
         found = support(form, provider)
         if found is Support.INTEGER:
             widths.append(bits)

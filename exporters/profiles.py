@@ -23,7 +23,9 @@ from sqakd_fx.exporters.onnx_program import (
 from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
 from sqakd_fx.exporters.pt2 import save_program
 from sqakd_fx.exporters.qonnx import to_qonnx
+from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.slim import slim
+from sqakd_fx.exporters.tensorrt import to_tensorrt
 from sqakd_fx.exporters.typed import type_weights
 from sqakd_fx.runtime.session import session
 
@@ -32,8 +34,8 @@ from sqakd_fx.runtime.session import session
 class Export:
     """What an exporter gets: the integer program, the float teacher where it is there, and an example call.
 
-    `provider` is the ONNX Runtime provider that must load the file. With `fixed_batch` the file takes the example's
-    batch size only.
+    `smallest_weights` are the bits of the smallest type that the target knows, `provider` is the ONNX Runtime provider
+    that must load the file. With `fixed_batch` the file takes the example's batch size only.
     """
 
     lowered: fx.GraphModule
@@ -42,6 +44,7 @@ class Export:
     opset: int
     metadata: Mapping[str, str]
     interface: Interface = UNDESCRIBED
+    smallest_weights: int = 2
     provider: str = "CPUExecutionProvider"
     fixed_batch: bool = False
 
@@ -55,7 +58,7 @@ class Exported:
     notes: tuple[str, ...]
 
 
-_LOADED = ("container", "packed", "typed", "float")
+_LOADED = ("container", "packed", "typed", "tensorrt", "float")
 """Profiles that ONNX Runtime must load before a file is left behind."""
 
 Content = tuple[Sequence[StoredWeight], Sequence[str]]
@@ -88,6 +91,7 @@ def _two(x: Any) -> Any:
 
 def _container(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "container")
+    read_apart(model)
     save_model(model, path)
     check_model(path)
     stored = [(v.name, v.const_value) for v, _ in weights_of(model) if v.const_value is not None]
@@ -96,8 +100,9 @@ def _container(job: Export, path: Path) -> Content:
 
 def _packed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "packed")
-    content = pack_weights(model, job.provider)
+    content = pack_weights(model, job.provider, job.smallest_weights)
     slim(model)
+    read_apart(model)
     save_model(model, path)
     check_model(path)
     return content
@@ -105,7 +110,8 @@ def _packed(job: Export, path: Path) -> Content:
 
 def _typed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "typed")
-    content = type_weights(model, job.provider)
+    content = type_weights(model, job.provider, job.smallest_weights)
+    read_apart(model)
     save_model(model, path)
     check_model(path)
     return content
@@ -116,6 +122,15 @@ def _qonnx(job: Export, path: Path) -> Content:
     to_qonnx(model)
     save_model(model, path)
     return (), ()
+
+
+def _tensorrt(job: Export, path: Path) -> Content:
+    model = _onnx(job, job.lowered, "tensorrt")
+    to_tensorrt(model)
+    save_model(model, path)
+    check_model(path)
+    stored = [(v.name, v.const_value) for v, _ in weights_of(model) if v.const_value is not None]
+    return [StoredWeight(str(name), t.size, 8, t.size) for name, t in stored], ()
 
 
 def _float(job: Export, path: Path) -> Content:
@@ -137,6 +152,7 @@ PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {
     "container": ("model.onnx", _container),
     "packed": ("model.packed.onnx", _packed),
     "typed": ("model.typed.onnx", _typed),
+    "tensorrt": ("model.tensorrt.onnx", _tensorrt),
     "qonnx": ("model.qonnx.onnx", _qonnx),
     "float": ("model.float.onnx", _float),
     "pt2": ("model.pt2", _pt2),
@@ -152,8 +168,10 @@ def _check_loads(path: Path, provider: str) -> None:
         raise ExportError(f"{path.name} is not written: {error}") from error
 
 
-def write_profile(profile: str, job: Export, path: Path) -> Exported:
-    """Write `path` in a profile; nothing half-written is left where it fails.
+def write_profile(
+    profile: str, job: Export, path: Path, check: Callable[[Path], None] = lambda made: None
+) -> Exported:
+    """Write `path` in a profile, once `check` has let it pass; nothing half-written is left where it fails.
 
     Raises:
         ExportError: the program cannot be written in this profile, or the target refuses it. StorageError: the disk.
@@ -167,6 +185,7 @@ def write_profile(profile: str, job: Export, path: Path) -> Exported:
         weights, notes = exporter(job, made)
         if profile in _LOADED:
             _check_loads(made, job.provider)
+        check(made)
         for file in sorted(Path(folder).iterdir(), key=lambda p: p.name == path.name):
             file.replace(path.parent / file.name)
     return Exported(path, tuple(weights), tuple(notes))

@@ -15,43 +15,17 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
-from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.codes_as_floats import (
+    array_of,
+    bounded,
+    input_of,
+    is_stored,
+    replace_value,
+    stored_codes_to_floats,
+)
 from sqakd_fx.exporters.packed import add_initializer, pack_codes
 
 DOMAIN = "qonnx.custom_op.general"
-
-_FIRST, _ANY = (0,), None
-CARRIED: dict[str, tuple[int, ...] | None] = {
-    "Clip": (0, 1, 2),
-    "Concat": _ANY,
-    "DepthToSpace": _FIRST,
-    "Expand": _FIRST,
-    "Flatten": _FIRST,
-    "Gather": _FIRST,
-    "GatherElements": _FIRST,
-    "GatherND": _FIRST,
-    "GlobalMaxPool": _FIRST,
-    "Identity": _FIRST,
-    "Max": _ANY,
-    "MaxPool": _FIRST,
-    "Min": _ANY,
-    "Pad": (0, 2),
-    "ReduceMax": _FIRST,
-    "ReduceMin": _FIRST,
-    "Reshape": _FIRST,
-    "Resize": _FIRST,
-    "ScatterElements": (0, 2),
-    "ScatterND": (0, 2),
-    "Slice": _FIRST,
-    "SpaceToDepth": _FIRST,
-    "Split": _FIRST,
-    "Squeeze": _FIRST,
-    "Tile": _FIRST,
-    "Transpose": _FIRST,
-    "Unsqueeze": _FIRST,
-    "Where": (1, 2),
-}
-"""Operators that hand on codes, or floats where they get floats for codes; the inputs that are codes (None: all)."""
 
 
 def to_qonnx(model: ir.Model) -> None:
@@ -62,20 +36,20 @@ def to_qonnx(model: ir.Model) -> None:
     """
     done: set[ir.Node] = set()
     for node in list(model.graph):
-        if node.op_type == "DequantizeLinear" and not _is_stored(node):
-            _stored_codes_to_floats(model, node, done)
+        if node.op_type == "DequantizeLinear" and not is_stored(node):
+            stored_codes_to_floats(model, node, done)
     stored: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
     for node in list(model.graph):
         if node.op_type == "QuantizeLinear":
             _activation(model, node)
-        elif node.op_type == "DequantizeLinear" and not _is_stored(node):
-            _replace(node.outputs[0], _input(node, 0))
+        elif node.op_type == "DequantizeLinear" and not is_stored(node):
+            replace_value(node.outputs[0], input_of(node, 0))
         elif node.op_type == "DequantizeLinear":
             # of a layer that is called more than once, the same codes are dequantized as often
-            codes = _input(node, 0), _input(node, 1)
+            codes = input_of(node, 0), input_of(node, 1)
             if codes not in stored:
                 stored[codes] = _dequantized(model, node)
-            _replace(node.outputs[0], stored[codes])
+            replace_value(node.outputs[0], stored[codes])
     model.opset_imports[DOMAIN] = 1
     outputs = set(model.graph.outputs)
     for node in model.graph:
@@ -87,71 +61,6 @@ def to_qonnx(model: ir.Model) -> None:
     ir_passes.RemoveUnusedNodesPass()(model)
 
 
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
-
-
-def _is_stored(node: ir.Node) -> bool:
-    """Whether what a DequantizeLinear reads is a constant."""
-    return _input(node, 0).const_value is not None
-
-
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    """`new` stands for `old` everywhere; an output of the model keeps its name."""
-    if old.is_graph_output():
-        name, old.name = old.name, f"{old.name}_unused"
-        new.name = name
-        new.doc_string, new.type, new.shape = old.doc_string, old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-
-
-def _array(value: ir.Value | None) -> np.ndarray:
-    if value is None or value.const_value is None:
-        raise ExportError("qonnx: a scale or a zero point is computed, not stored")
-    return value.const_value.numpy()
-
-
-def _stored_codes_to_floats(model: ir.Model, node: ir.Node, done: set[ir.Node]) -> None:
-    """Constants that codes meet on their way to a DequantizeLinear (bounds, pads, rows): what it makes of them.
-
-    Operators in `done` are left out, and join it: whatever reads the same codes makes the same floats of them.
-
-    Raises:
-        ExportError: an operator on that way computes with codes as the numbers that they are.
-    """
-    scale, zero_point = _array(node.inputs[1]), _array(node.inputs[2]).astype(np.float32)
-    waiting = [_input(node, 0)]
-    while waiting:
-        made = waiting.pop().producer()
-        if made is None or made in done or made.op_type == "QuantizeLinear" or _is_bound(made):
-            continue
-        done.add(made)
-        if made.op_type not in CARRIED:
-            raise ExportError(f"qonnx: {made.op_type} of codes ({made.name}) has no float form")
-        carried = CARRIED[made.op_type]
-        for index, given in enumerate(made.inputs):
-            if given is None or (carried is not None and index not in carried):
-                continue
-            if given.const_value is None:
-                waiting.append(given)
-            elif given.dtype == ir.DataType.UINT8:
-                real = (_array(given) - zero_point) * scale
-                name = f"{made.outputs[0].name}_{index}_float"
-                made.replace_input_with(index, add_initializer(model, name, real))
-
-
-def _is_bound(node: ir.Node) -> bool:
-    """Whether a node is the Clip of codes that `_activation` takes for a part of a QuantizeLinear."""
-    if node.op_type != "Clip":
-        return False
-    codes = _input(node, 0)
-    made = codes.producer()
-    quantizes = made is not None and made.op_type == "QuantizeLinear"
-    return quantizes and len(list(codes.consumers())) == 1
-
-
 def _number(model: ir.Model, name: str, value: object) -> ir.Value:
     known = model.graph.initializers.get(name)
     return known or add_initializer(model, name, np.asarray(value, np.float32))
@@ -159,14 +68,10 @@ def _number(model: ir.Model, name: str, value: object) -> ir.Value:
 
 def _activation(model: ir.Model, node: ir.Node) -> None:
     """QuantizeLinear, and the Clip of codes behind it, become Clip and Quant."""
-    x, scale = node.inputs[0], _array(node.inputs[1])
-    zero_point = int(_array(node.inputs[2]))
-    last = node
-    users = list(node.outputs[0].consumers())
-    low, high = 0, 255
-    if users and _is_bound(users[0]):
-        last = users[0]
-        low, high = int(_array(last.inputs[1])), int(_array(last.inputs[2]))
+    x, scale = node.inputs[0], array_of(node.inputs[1])
+    zero_point = int(array_of(node.inputs[2]))
+    around = bounded(node)
+    last, low, high = around.last, around.low, around.high
     out = last.outputs[0]
     bits = int(out.metadata_props.get("sqakd_fx.bits", "8"))
     stem = str(out.name)
@@ -199,10 +104,10 @@ def _activation(model: ir.Model, node: ir.Node) -> None:
 
 def _dequantized(model: ir.Model, node: ir.Node) -> ir.Value:
     """Stored codes as floats, behind a Quant where they are weights."""
-    value = _input(node, 0)
-    codes, scale = _array(value), _array(node.inputs[1])
+    value = input_of(node, 0)
+    codes, scale = array_of(value), array_of(node.inputs[1])
     if codes.dtype == np.uint8:
-        codes = codes - _array(node.inputs[2]).astype(np.int32)
+        codes = codes - array_of(node.inputs[2]).astype(np.int32)
     wide = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
     stem = str(value.name)
     if codes.dtype != np.int8 or codes.ndim < 2:

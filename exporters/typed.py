@@ -24,15 +24,16 @@ from sqakd_fx.runtime.forms import INT2_DIRECT, stored_codes
 
 
 def type_weights(
-    model: ir.Model, provider: str | None = "CPUExecutionProvider"
+    model: ir.Model, provider: str | None = "CPUExecutionProvider", smallest: int = 2
 ) -> tuple[list[StoredWeight], list[str]]:
     """Type the weights of a container model in place; returns what is stored how, and notes.
 
-    `provider` is the ONNX Runtime provider that must load the file, None for another runtime.
+    `provider` is the ONNX Runtime provider that must load the file, None for another runtime; no type has fewer bits
+    than `smallest`.
     """
-    widths = [2, 4]
+    widths = [bits for bits in (2, 4) if bits >= smallest]
     notes: list[str] = []
-    if provider is not None and support(INT2_DIRECT, provider) is Support.REFUSED:
+    if 2 in widths and provider is not None and support(INT2_DIRECT, provider) is Support.REFUSED:
         widths.remove(2)
         notes.append(
             "2-bit weights are stored as INT4: ONNX Runtime here refuses INT2 in this form"
@@ -42,7 +43,7 @@ def type_weights(
         assert value.const_value is not None
         codes = value.const_value.numpy()
         packing = pack_codes(codes, tuple(widths))
-        if 2 not in widths and pack_codes(codes, (2,)) is not None:
+        if smallest <= 2 and 2 not in widths and pack_codes(codes, (2,)) is not None:
             notes = [
                 "2-bit weights are stored as INT4: ONNX Runtime here refuses INT2 in this form"
             ]

@@ -31,6 +31,7 @@ from sqakd_fx.quant.levels import LARGEST_CODE, largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import KERNEL, RuntimeSum
 from sqakd_fx.recipe import Recipe
+from sqakd_fx.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ class _Insertion:
             family,
             "activation",
             bits,
+            signed=TARGETS[self.recipe.target].signed,
             power_of_two=self.recipe.power_of_two,
             delta=self.recipe.delta,
             mu=self.recipe.mu,

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError, UnknownFamilyError
 from sqakd_fx.presets import preset_values
+from sqakd_fx.targets import TARGETS, TargetName
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -289,6 +290,9 @@ class Recipe(BaseModel):
     )
 
     # export
+    target: TargetName = Field(
+        "onnxruntime", description="where the model will run; decides which grids are trained"
+    )
     opset: int = Field(21, ge=21, le=25)
     profile: Literal["container", "packed", "typed"] = Field(
         "container", description="how weights are stored in model.onnx"
@@ -414,7 +418,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def validate(values: Mapping[str, Any]) -> Recipe:
     """A recipe from plain values; raises RecipeError with one sentence for what is wrong."""
     try:
-        return Recipe.model_validate(dict(values))
+        recipe = Recipe.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
@@ -429,6 +433,12 @@ def validate(values: Mapping[str, Any]) -> Recipe:
         raise kind(
             f"the recipe's {path} = {first['input']!r} does not fit: {_lower(first['msg'])}"
         ) from None
+    profile = TARGETS[recipe.target].profile
+    if profile is not None and recipe.profile != "container":
+        raise RecipeError(
+            f"the target {recipe.target} has a form of its own ({profile}): leave out profile = {recipe.profile!r}"
+        )
+    return recipe
 
 
 def _lower(message: str) -> str:

@@ -39,3 +39,12 @@ def refuse_without_source(folder: Path, given: Mapping[str, Any]) -> None:
                 f"{option} asks the model again, and the result folder {folder} runs no Python code: name the model "
                 "with --source as well"
             )
+
+
+def default_file(profile: str, target: str | None, own: str) -> str:
+    """What `export` writes in a result folder whose recipe has the target `own`."""
+    if profile:
+        from sqakd_fx.exporters.profiles import PROFILES
+
+        return PROFILES[profile][0]
+    return "model.onnx" if target in (None, own) else f"model.{target}.onnx"

@@ -14,6 +14,7 @@ from sqakd_fx.engine.compilation import has_compiler
 from sqakd_fx.runtime.capabilities import starts, table
 from sqakd_fx.runtime.packages import clash, installed_runtimes
 from sqakd_fx.runtime.session import overflows
+from sqakd_fx.targets import TARGETS
 
 
 def show_doctor() -> None:
@@ -43,8 +44,20 @@ def show_doctor() -> None:
         answer.print(f"{' and '.join(runtimes)}: {problem}", soft_wrap=True)
 
 
+def show_targets() -> None:
+    """Print the rows of `TARGETS`: what is trained and written for each, and what has been run on it."""
+    shown = Table("--target", "runtime", "file", "8-bit activations", "installed", "run so far")
+    for name, target in TARGETS.items():
+        file = target.profile or "container, packed or typed"
+        grids = "signed" if target.signed else "any"
+        found = onnxruntime.__version__ if name == "onnxruntime" else _version(target.package)
+        shown.add_row(name, target.title, file, grids, found, target.seen)
+    console().print(shown)
+
+
 def show_capabilities() -> None:
     """Print what each provider of the installed ONNX Runtime does with each form of an operation."""
+    show_targets()
     available = onnxruntime.get_available_providers()
     columns = {provider: table(provider) for provider in available if starts(provider)}
     answer = console()

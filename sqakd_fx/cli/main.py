@@ -48,6 +48,12 @@ SourceOption = Annotated[
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="preset or file.toml")]
 BitsOption = Annotated[str | None, typer.Option("--bits", help="for example w4a4")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="where it will run: onnxruntime, tensorrt, openvino; `capabilities` has them"
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
@@ -126,6 +132,7 @@ def quantize(
     bits: BitsOption = None,
     set_: Settings = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
+    target: Target = None,
     steps: Annotated[int | None, typer.Option(help="training steps, in place of epochs")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
@@ -141,7 +148,7 @@ def quantize(
 ) -> None:
     """Train a low-bit student of a float model without labels, and export it as integer ONNX."""
     recipe_of_options = _recipe(
-        recipe, bits, set_, epochs=epochs, steps=steps, device=device, seed=seed
+        recipe, bits, set_, target=target, epochs=epochs, steps=steps, device=device, seed=seed
     )
     from sqakd_fx.cli.live import Live
 
@@ -317,8 +324,11 @@ def export(
     result: Annotated[Path, typer.Argument(help="result folder of quantize")],
     profile: Annotated[
         str,
-        typer.Option(help="container, packed, typed, qonnx, float or pt2; the recipe's if absent"),
+        typer.Option(
+            help="container, packed, typed, tensorrt, qonnx, float or pt2; the target's if absent"
+        ),
     ] = "",
+    target: Target = None,
     out: Annotated[Path | None, typer.Option(help="file; in the result folder if absent")] = None,
     source: SourceOption = None,
     weights: Weights = None,
@@ -326,25 +336,32 @@ def export(
     input_shape: Shape = None,
     debug: Debug = False,
 ) -> None:
-    """Export the trained student of a result folder again, in any profile."""
-    from sqakd_fx.cli.arguments import check_choice, refuse_without_source
+    """Export the trained student of a result folder again, for any target or in any profile."""
+    from sqakd_fx.cli.arguments import check_choice, default_file, refuse_without_source
     from sqakd_fx.exporters.profiles import PROFILES
     from sqakd_fx.program import lower
     from sqakd_fx.results.export import export as write
     from sqakd_fx.results.export import export_saved
     from sqakd_fx.results.student import load_saved, load_student
+    from sqakd_fx.targets import TARGETS
 
     if profile:
         check_choice("--profile", profile, tuple(PROFILES))
-    path = out or (result / PROFILES[profile][0] if profile else result / "model.onnx")
+    if target is not None:
+        check_choice("--target", target, tuple(TARGETS))
+    if profile and target is not None:
+        raise RecipeError("--target and --profile each say what is written: give one of them")
     if source is None:
         given = {"--weights": weights, "--data": data, "--input-shape": input_shape}
         refuse_without_source(result, given)
-        exported = export_saved(load_saved(result), path, profile=profile or None)
+        saved = load_saved(result)
+        path = out or result / default_file(profile, target, saved.recipe.target)
+        exported = export_saved(saved, path, profile=profile or None, target=target)
     else:
         program = load_student(result, _source(source, weights, data, input_shape))
+        path = out or result / default_file(profile, target, program.recipe.target)
         lowered = lower(program.student).graph_module
-        exported = write(program, lowered, path, profile=profile or None)
+        exported = write(program, lowered, path, profile=profile or None, target=target)
     for note in exported.notes:
         say(f"note: {note}")
     say(f"wrote {exported.path}")
@@ -423,7 +440,7 @@ def capabilities(
     json_: Annotated[bool, typer.Option("--json", help="print the answers as JSON")] = False,
     debug: Debug = False,
 ) -> None:
-    """What the installed ONNX Runtime runs on integer kernels, in float, or refuses."""
+    """The targets, and what the installed ONNX Runtime runs on integer kernels, in float, or refuses."""
     from sqakd_fx.runtime import capabilities as asked
 
     if json_:

@@ -225,7 +225,7 @@ class _Found:
 def _told(known: _Known, recipe: Recipe) -> OutputKind:
     """What the recipe says of an output, else what the evidence does."""
     found = _found(known)
-    loss = _said_of(recipe.loss, known) or "auto"
+    loss: LossKind = _said_of(recipe.loss, known) or "auto"  # type: ignore[assignment]
     axis = _said_of(recipe.class_axis, known)
     if axis is not None:
         found = _Found("classes", axis % max(len(known.shape), 1), "the recipe's class_axis")

@@ -11,7 +11,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import SequenceKey, tree_flatten_with_path
@@ -33,14 +33,14 @@ def output_names(model: nn.Module, output: Any, inputs: Collection[str]) -> tupl
     said = _returned_names(model, output, inputs) if len(leaves) > 1 else ()
     found: list[str] = []
     for index, path in enumerate(leaves):
-        keys = (
-            "_".join([said[cast(SequenceKey[Any], path[0]).idx], *map(key_name, path[1:])])
-            if said
-            else ""
-        )
-        wanted = _printable(keys or output_key(path, index, len(leaves)))
+        wanted = _printable(_said(said, path) or output_key(path, index, len(leaves)))
         found.append(free_name(wanted or numbered_outputs(len(leaves))[index], {*inputs, *found}))
     return tuple(found)
+
+
+def _said(said: Sequence[str], path: Sequence[Any]) -> str:
+    """The name of a part of a tuple, with the keys inside it; none where `said` has no names."""
+    return "_".join([said[path[0].idx], *map(key_name, path[1:])]) if said else ""
 
 
 def _printable(name: str) -> str:

@@ -105,6 +105,15 @@ def affine(lower: Tensor, upper: Tensor, levels: Levels) -> Interval:
     return Interval(scale, _constant(0.0, scale), scale, lowest)
 
 
+def about_zero(at: Interval, span: int) -> Interval:
+    """The interval of `span` + 1 codes, half of them below zero, that holds `at`; one-sided values use half of it."""
+    half = (span + 1) // 2
+    wider = torch.maximum(-at.lowest / half, (at.lowest + span) / (half - 1))
+    scale_in = at.scale_in * wider
+    scale_out = scale_in if at.scale_out is at.scale_in else at.scale_out * wider
+    return Interval(scale_in, at.offset, scale_out, _constant(-half, at.lowest))
+
+
 def _unit(gain: Tensor, levels: Levels) -> Interval:
     """f(x) in [-1, 1], multiplied by a gain on the way out."""
     scale = _constant(1.0 / levels.magnitude, gain)

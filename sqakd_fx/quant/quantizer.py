@@ -15,13 +15,21 @@ too, which gives PACT's gradient: 1 above the clip, 0 inside.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sqakd_fx.errors import NotFiniteError
-from sqakd_fx.quant.families import FAMILIES, Family, Interval, Side, straight_through
+from sqakd_fx.quant.families import (
+    FAMILIES,
+    Family,
+    Interval,
+    Side,
+    about_zero,
+    straight_through,
+)
 from sqakd_fx.quant.grid import Grid, along_axis
 from sqakd_fx.quant.levels import LARGEST_CODE, Levels, weight_levels
 
@@ -115,6 +123,7 @@ class Quantizer(nn.Module):
         channels, axis: number of channels and their axis for a per-channel weight grid.
         zero_in_grid: False places an even number of levels symmetrically about zero (weights), where they fit.
         largest_code: the codes of a weight lie within ± this, whatever the family says.
+        signed: 8-bit codes of an activation lie about a zero point in their middle, whatever the family says.
         power_of_two: round every scale to the nearest power of two.
         delta: EWGS's δ; the family's own where None.
         mu: a constant μ.
@@ -130,6 +139,7 @@ class Quantizer(nn.Module):
         axis: int | None = None,
         zero_in_grid: bool = True,
         largest_code: int = LARGEST_CODE,
+        signed: bool = False,
         power_of_two: bool = False,
         delta: float | None = None,
         mu: float = 0.0,
@@ -145,6 +155,7 @@ class Quantizer(nn.Module):
         self.enabled = False
         self.zero_in_grid = zero_in_grid
         self.largest_code = largest_code
+        self.signed = signed
         self.channels = channels
         self.axis = axis if channels is not None else None
         self.set_bits(bits)
@@ -184,9 +195,16 @@ class Quantizer(nn.Module):
         """The family's learned parameters and constants, by name."""
         return {name: getattr(self, name) for name in (*self.side.learned, *self.side.constants)}
 
+    @property
+    def is_about_zero(self) -> bool:
+        """Whether the grid is one of signed 8-bit codes about zero."""
+        return self.signed and self.role == "activation" and self.bits == 8
+
     def interval(self, x: Tensor) -> Interval:
         """Where the grid stands now; differentiable in the learned parameters."""
         at = self.side.interval(self.values, x, self.levels)
+        if self.is_about_zero:
+            at = about_zero(at, self.levels.span)
         scale_in = self._guard(at.scale_in)
         scale_out = scale_in if at.scale_out is at.scale_in else self._guard(at.scale_out)
         lowest = at.lowest if self.role == "activation" else self._within_codes(at.lowest)
@@ -255,7 +273,10 @@ class Quantizer(nn.Module):
             raise NotFiniteError(
                 "NaN or infinity, which no grid holds: check the weights and the data"
             )
-        found = starting_range(x, self.levels, self.side.initial_range, method, importance)
+        levels = self.levels
+        if self.is_about_zero and bool((x >= 0).all()):
+            levels = replace(levels, bits=7, span=levels.span // 2)
+        found = starting_range(x, levels, self.side.initial_range, method, importance)
         if least_scale is not None:
             found = widened(found, least_scale * self.levels.span)
         for name, value in self.side.from_range(found, self.levels).items():

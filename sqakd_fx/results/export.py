@@ -9,56 +9,87 @@ from pathlib import Path
 from torch import fx
 
 from sqakd_fx.engine.determinism import undisturbed_randomness
+from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.program import Program, distillation_teacher, lower
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.results.interface import interface_of
 from sqakd_fx.results.student import SavedStudent, lowered_of
+from sqakd_fx.targets import TARGETS, Target
+from sqakd_fx.validation.target_rules import TARGET_KEY, check_rules
 
 
-def export_job(lowered: fx.GraphModule, program: Program) -> Export:
-    """What the exporters need to know of a lowered student."""
+def export_job(lowered: fx.GraphModule, program: Program, target: str | None = None) -> Export:
+    """What the exporters need to know of a lowered student; the recipe's target where none is given."""
     return Export(
         lowered,
         distillation_teacher(program),
         program.example,
         program.recipe.opset,
-        _metadata(program.recipe),
+        _metadata(program.recipe, target),
         interface=interface_of(program),
+        smallest_weights=_row(program.recipe, target).smallest_weights,
         fixed_batch=program.traced.fixed_batch,
     )
 
 
-def _metadata(recipe: Recipe) -> dict[str, str]:
+def _row(recipe: Recipe, target: str | None) -> Target:
+    """The target's row, the recipe's where none is given."""
+    name = target or recipe.target
+    if name not in TARGETS:
+        raise ExportError(f"there is no target {name!r}: choose {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def _metadata(recipe: Recipe, target: str | None) -> dict[str, str]:
     return {
         "sqakd_fx.version": version("sqakd-fx"),
         "sqakd_fx.recipe": recipe.name,
         "sqakd_fx.bits": f"w{recipe.weight_bits}a{recipe.activation_bits}",
         "sqakd_fx.family": f"{recipe.weight_family}/{recipe.activation_family}",
+        TARGET_KEY: target or recipe.target,
     }
 
 
 def export(
-    program: Program, lowered: fx.GraphModule, path: str | Path, *, profile: str | None = None
+    program: Program,
+    lowered: fx.GraphModule,
+    path: str | Path,
+    *,
+    profile: str | None = None,
+    target: str | None = None,
 ) -> Exported:
-    """Write an integer program in a profile, the recipe's where none is given.
+    """Write an integer program for a target, the recipe's where none is given, or in any profile.
 
-    `lowered` is what `lower` makes of the program's student. A file is left behind only where it is whole.
+    `lowered` is what `lower` makes of the program's student. A file is left behind only where it is whole and keeps the
+    target's rules.
 
     Raises:
-        ExportError: no such profile, or the target cannot take the model. StorageError: the file cannot be written.
+        ExportError: no such profile or target, or the target cannot take the model. StorageError: the file cannot be
+            written.
     """
-    return write_profile(
-        profile or program.recipe.profile, export_job(lowered, program), Path(path)
-    )
+    job = export_job(lowered, program, target)
+    return _written(job, program.recipe, Path(path), profile, target)
 
 
-def export_saved(saved: SavedStudent, path: Path, *, profile: str | None = None) -> Exported:
-    """Write the integer program of a saved student in a profile, the recipe's where none is given.
+def _written(
+    job: Export, recipe: Recipe, path: Path, profile: str | None, target: str | None
+) -> Exported:
+    if profile is not None:
+        return write_profile(profile, job, path)
+    chosen = _row(recipe, target).profile or recipe.profile
+    name = target or recipe.target
+    return write_profile(chosen, job, path, lambda made: check_rules(made, name))
+
+
+def export_saved(
+    saved: SavedStudent, path: Path, *, profile: str | None = None, target: str | None = None
+) -> Exported:
+    """Write the integer program of a saved student for a target, the recipe's where none is given, or in any profile.
 
     Raises:
-        ExportError: no such profile, or one of the float model, which a result folder does not hold. StorageError: the
-        file cannot be written, or the student is damaged.
+        ExportError: no such profile or target, or one of the float model, which a result folder does not hold, or the
+            trained grids do not fit the target. StorageError: the file cannot be written, or the student is damaged.
     """
     recipe = saved.recipe
     job = Export(
@@ -66,11 +97,12 @@ def export_saved(saved: SavedStudent, path: Path, *, profile: str | None = None)
         None,
         saved.example,
         recipe.opset,
-        _metadata(recipe),
+        _metadata(recipe, target),
         interface=saved.interface,
+        smallest_weights=_row(recipe, target).smallest_weights,
         fixed_batch=saved.fixed_batch,
     )
-    return write_profile(profile or recipe.profile, job, path)
+    return _written(job, recipe, path, profile, target)
 
 
 def check_export(program: Program) -> None:

@@ -12,6 +12,7 @@ from sqakd_fx.ir.pass_manager import LogEntry, Note
 from sqakd_fx.program import LayerFacts
 from sqakd_fx.quant.levels import LARGEST_SUM
 from sqakd_fx.runtime.session import EXACT_PRODUCTS
+from sqakd_fx.targets import TARGETS
 from sqakd_fx.validation.parity import TensorParity, first_divergence
 from sqakd_fx.validation.verdict import Validation
 
@@ -82,6 +83,7 @@ def validation_lines(validation: Validation) -> list[str]:
             f"same prediction as the trained graph on {runtime.agreement:.2%}{unjudged}"
         )
     lines += pair_sum_lines(validation)
+    lines += _target_lines(validation)
     fusion = validation.fusion
     integer = ", ".join(f"{count} {name}" for name, count in sorted(fusion.integer.items()))
     lines.append(f"integer kernels in the runtime's optimized graph: {integer or 'none'}")
@@ -89,6 +91,17 @@ def validation_lines(validation: Validation) -> list[str]:
     lines.append(f"convolutions, products and sums in float there: {heavy or 'none'}")
     lines += [f"FAILED: {failure}" for failure in validation.failures]
     return lines
+
+
+def _target_lines(validation: Validation) -> list[str]:
+    """What was checked of a target other than ONNX Runtime, and what it has been seen on."""
+    target = TARGETS[validation.target]
+    broken = any(failure.startswith(f"{target.title} wants") for failure in validation.failures)
+    if not target.rules or broken:
+        return []
+    return [
+        f"the file keeps the {len(target.rules)} rules of {target.title}; run on it so far: {target.seen}"
+    ]
 
 
 def pair_sum_lines(validation: Validation) -> list[str]:

@@ -23,7 +23,7 @@ from sqakd_fx.results.saved_values import NotSaved, decode, encode
 
 Spec = dict[str, Any]
 _QUANTIZER = (
-    "role", "bits", "channels", "axis", "zero_in_grid", "largest_code", "power_of_two", "enabled",
+    "role", "bits", "channels", "axis", "zero_in_grid", "largest_code", "signed", "power_of_two", "enabled",
 )  # fmt: skip
 _RNN = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
 

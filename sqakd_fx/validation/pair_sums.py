@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from sqakd_fx.exporters.qonnx import CARRIED
+from sqakd_fx.exporters.codes_as_floats import CARRIED
 from sqakd_fx.quant.levels import LARGEST_SUM
 from sqakd_fx.validation.file_constants import Array, FileConstants
 

@@ -18,6 +18,7 @@ import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import get_attribute
 from sqakd_fx.ir.tensor_names import quantized_names
+from sqakd_fx.validation.code_shifts import code_shifts
 from sqakd_fx.validation.file_constants import Array, FileConstants
 
 _OPS = torch.ops.sqakd_fx
@@ -42,6 +43,7 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
     constants = FileConstants(proto, model.parent)
     readers = _readers(proto, constants)
     names = quantized_names(lowered)
+    shifts = code_shifts(lowered, names, model)
     around = _operators_around(proto, set(names.values()))
     wrong: list[str] = []
     trained: dict[str, dict[str, Stored]] = {}
@@ -50,8 +52,10 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
         if node.name in names:
             tensor = names[node.name]
             for index, argument in ((1, "scale"), (2, "zero_point")):
+                shifted = tensor in shifts and argument == "zero_point"
+                wanted = torch.zeros(()) if shifted else values[argument]
                 for operator in around.get(tensor, ()):
-                    if not _equal(constants.value(operator.input[index]), values[argument]):
+                    if not _equal(_parameter(constants, operator, index), wanted):
                         what = argument.replace("_", " ")
                         wrong.append(
                             f"{tensor}: the {what} in its {operator.op_type} is not what was trained"
@@ -96,6 +100,11 @@ def _argument(node: fx.Node, name: str) -> Any:
 def _decoded(codes: Array, scale: Array) -> Array:
     wide = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
     return codes.astype(np.float32) * wide
+
+
+def _parameter(constants: FileConstants, operator: onnx.NodeProto, index: int) -> Array | None:
+    """The stored scale or zero point of a quantizer; a zero point that it has not is 0."""
+    return constants.value(operator.input[index]) if index < len(operator.input) else np.zeros(1)
 
 
 def _equal(found: Array | None, wanted: torch.Tensor) -> bool:
@@ -163,6 +172,10 @@ def _differing(
     trained: Collection[Stored],
 ) -> list[str]:
     """What is wrong with the codes called `name` and with the scales that layers read them with."""
+    as_float = constants.value(f"{name}_float")
+    if as_float is not None:
+        same = any(np.array_equal(as_float, _decoded(*(x.numpy() for x in one))) for one in trained)
+        return [] if same else [f"{name}: its values are not what was trained"]
     if name not in constants.stored or not readers:
         return [f"{name}: no DequantizeLinear reads it from the file"]
     wrong, missing = [], list(trained)

@@ -31,10 +31,13 @@ from sqakd_fx.ir.tensor_names import quantized_names
 from sqakd_fx.runtime.external_data import require_own_data
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
 from sqakd_fx.runtime.session import CPU, execute, overflows, providers, session
+from sqakd_fx.targets import TARGETS
+from sqakd_fx.validation.code_shifts import as_stored, as_trained, code_shifts
 from sqakd_fx.validation.pair_sums import PairSum, pair_sums
 from sqakd_fx.validation.parity import TensorParity, count_steps
 from sqakd_fx.validation.sections import Section, cut, given
 from sqakd_fx.validation.stored_values import differing_values
+from sqakd_fx.validation.target_rules import TargetFile, broken_rules
 from sqakd_fx.validation.trained_parity import Lockstep, quantizers_met
 from sqakd_fx.validation.verdict import RuntimeParity, Validation, differences
 from sqakd_fx.validation.whole_outputs import Predictions, relative_errors
@@ -62,13 +65,16 @@ def validate(
     require_own_data(model)
     with tempfile.TemporaryDirectory() as folder:
         fusion = fusion_report(model, Path(folder))
-    sums = pair_sums(model)
+    file = TargetFile(model)
+    target = file.target if file.target in TARGETS else "onnxruntime"
+    sums = pair_sums(model) if TARGETS[target].adds_pairs else ()
     full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
     comparison = _Comparison(student.eval(), lowered, _runs(model, full_range), class_axes)
     for inputs in _in_parts(batches):
         comparison.add(tuple(x.cpu() for x in inputs))
-    result = comparison.result(fusion, sums, full_range)
+    result = replace(comparison.result(fusion, sums, full_range), target=target)
     failures = (
+        *broken_rules(file, target),
         *differing_values(lowered, model),
         *comparison.missing_tensors(),
         *(pair.sentence() for pair in sums if pair.overflows and not full_range),
@@ -107,6 +113,9 @@ class _Comparison:
         self.model = runs[0].model
         self.device = next((p.device for p in student.parameters()), torch.device("cpu"))
         self.names = quantized_names(lowered)
+        shifts = code_shifts(lowered, self.names, self.model)
+        for run in runs:
+            run.shifts = shifts
         self.met = quantizers_met(lowered, self.names)
         self.lockstep = Lockstep(student)
         self.sections: list[Section] = []
@@ -229,6 +238,7 @@ class _Run:
         self.sections: list[tuple[Section, ort.InferenceSession]] = []
         self.counts: dict[str, Counter[int]] = {}
         self.made: list[Tensor] = []
+        self.shifts: Mapping[str, int] = {}
 
     def open(self, sections: Sequence[Section]) -> None:
         self.sections = [
@@ -263,7 +273,10 @@ class _Run:
     def check(self, index: int, codes: Mapping[str, Tensor], feeds: Mapping[str, Any]) -> None:
         """Run one section on the integer program's codes and count what comes out different."""
         section, running = self.sections[index]
-        read = {given(name): codes[name].numpy() for name in section.inputs}
+        read = {
+            given(name): as_stored(codes[name].numpy(), self.shifts.get(name))
+            for name in section.inputs
+        }
         floats = {n: feeds[n] for n in section.floats}
         made = execute(running, section.outputs, read | floats)
         if index == len(self.sections) - 1:
@@ -272,7 +285,7 @@ class _Run:
         for name, value in zip(section.outputs, made, strict=True):
             if name in codes:
                 counter = self.counts.setdefault(name, Counter())
-                count_steps(counter, value, codes[name].numpy())
+                count_steps(counter, as_trained(value, self.shifts.get(name)), codes[name].numpy())
 
 
 class _Recorder(fx.Interpreter):

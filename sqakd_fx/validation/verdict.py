@@ -64,6 +64,7 @@ class Validation:
     pair_sums: tuple[PairSum, ...]
     full_range: bool
     failures: tuple[str, ...] = field(default=())
+    target: str = "onnxruntime"
 
     @property
     def deployed(self) -> RuntimeParity:

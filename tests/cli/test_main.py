@@ -273,3 +273,16 @@ def test_a_family_that_the_model_file_does_not_register_is_refused(tmp_path: Pat
     assert done.returncode == 2
     assert "weight_family = 'mine' does not fit: choose one of minmax" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_export_for_a_target_writes_its_file_or_says_what_to_train(
+    result: Path, answer: Answer
+) -> None:
+    assert answer("export", str(result), "--target", "openvino").exit_code == 0
+    assert (result / "model.openvino.onnx").exists()
+    refused = answer("export", str(result), "--target", "tensorrt")
+    assert refused.exit_code == 2
+    assert "train with --target tensorrt" in refused.output
+    assert not (result / "model.tensorrt.onnx").exists()
+    both = answer("export", str(result), "--target", "openvino", "--profile", "packed")
+    assert "give one of them" in both.output

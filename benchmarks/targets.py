@@ -1,0 +1,87 @@
+"""One training of the example, a file for every target, and what checks it: one table.
+
+python benchmarks/targets.py [--steps 60] [--bits w8a8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from sqakd_fx.errors import SqakdError
+from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.results.evaluate import validation_batches
+from sqakd_fx.results.export import export
+from sqakd_fx.source.inputs import source_inputs
+from sqakd_fx.source.source import Source, load_source
+from sqakd_fx.stages import calibrate, distil
+from sqakd_fx.targets import TARGETS
+from sqakd_fx.validation.validate import validate
+
+ROOT = Path(__file__).parents[1]
+HEAD = ("target", "file", "rules", "ONNX Runtime, codes", "predictions", "the runtime itself")
+
+
+def trained(source: Source, bits: str, steps: int) -> Program:
+    """The example's student on grids that every target takes."""
+    recipe = {"preset": bits, "target": "tensorrt", "steps": steps}
+    program = build_program(source.model, source.example_inputs, recipe)
+    calibrate(program, source.train_data)
+    if steps:
+        distil(program, source.train_data)
+    return program
+
+
+def row(
+    target: str, program: Program, lowered: torch.fx.GraphModule, source: Source, folder: Path
+) -> list[str]:
+    """What holds of the file of one target."""
+    rules = len(TARGETS[target].rules)
+    try:
+        path = export(program, lowered, folder / f"{target}.onnx", target=target).path
+    except SqakdError as error:
+        return [target, f"not written: {error}", "", "", "", ""]
+    size = f"{path.stat().st_size / 1024:.0f} KiB"
+    if target not in ("onnxruntime", "tensorrt", "openvino"):
+        return [target, size, str(rules), "not for it", "", _installed(target)]
+    batches = validation_batches(source, program, source_inputs(source, program))
+    checked = validate(program.student, lowered, path, batches)
+    broken = [failure for failure in checked.failures if " wants that " in failure]
+    worst = max(t.largest for run in checked.runtimes for t in run.tensors)
+    exact = all(t.largest == 0 for run in checked.runtimes for t in run.tensors)
+    codes = "equal" if exact else f"within {worst}"
+    agree = f"{checked.deployed.agreement:.2%} of {checked.samples}"
+    kept = f"{rules - len(broken)} of {rules}"
+    return [target, size, kept, codes, agree, _installed(target)]
+
+
+def _installed(target: str) -> str:
+    if target == "onnxruntime":
+        return "the columns before"
+    try:
+        return f"{TARGETS[target].package} {version(TARGETS[target].package)}: not run here"
+    except PackageNotFoundError:
+        return f"not run: {TARGETS[target].package} is not installed"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--bits", default="w8a8")
+    options = parser.parse_args()
+    source = load_source(str(ROOT / "examples" / "fashion" / "model.py"))
+    program = trained(source, options.bits, options.steps)
+    lowered = lower(program.student).graph_module
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for target in TARGETS:
+            cells = row(target, program, lowered, source, Path(folder))
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""TensorRT: INT8 codes about zero point 0, float biases, a Q/DQ pair in front of every input of an integer layer.
+
+    Before:  QuantizeLinear (UINT8, zero point z) → Clip → MaxPool of codes → DequantizeLinear → Conv
+    After:   Clip → QuantizeLinear (INT8, 0) → DequantizeLinear → MaxPool → QuantizeLinear → DequantizeLinear → Conv
+
+A code q about a zero point z is the code q - z about 0: the same number. That fits INT8 where codes and zero point do:
+7 bits or fewer always, 8 bits on a signed grid, which `target = "tensorrt"` trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+
+from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.codes_as_floats import (
+    array_of,
+    bounded,
+    input_of,
+    is_stored,
+    replace_value,
+    stored_codes_to_floats,
+)
+from sqakd_fx.exporters.names import mark, marked_tensor
+from sqakd_fx.exporters.packed import add_initializer, replace_initializer
+
+QUANTIZED_LAYERS = (
+    "Add",
+    "AveragePool",
+    "Conv",
+    "Gemm",
+    "GlobalAveragePool",
+    "MatMul",
+    "Mul",
+    "Sub",
+)
+"""What TensorRT fuses with the DequantizeLinear of its inputs."""
+_LEAST, _MOST = -128, 127
+
+
+def to_tensorrt(model: ir.Model) -> None:
+    """Turn a container model into one that TensorRT takes, in place.
+
+    Raises:
+        ExportError: a grid is not symmetric in INT8, or the model computes on codes in a way that has no float form.
+    """
+    done: set[ir.Node] = set()
+    readers = [n for n in model.graph if n.op_type == "DequantizeLinear" and not is_stored(n)]
+    for node in readers:
+        stored_codes_to_floats(model, node, done)
+    quantized = {
+        value: _symmetric(model, node)
+        for node in list(model.graph)
+        if node.op_type == "QuantizeLinear"
+        for value in (bounded(node).last.outputs[0],)
+    }
+    moved: dict[ir.Value, ir.Value] = {}
+    for node in readers:
+        _read_floats(model, node, quantized, moved)
+    for codes, floats in quantized.items():
+        replace_value(codes, floats)
+    for node in list(model.graph):
+        if node.op_type == "DequantizeLinear" and is_stored(node):
+            _stored(model, node)
+    _other_codes_to_floats(model)
+    ir_passes.RemoveUnusedNodesPass()(model)
+    _forget_types(model)
+
+
+def _zero(model: ir.Model) -> ir.Value:
+    known = model.graph.initializers.get("zero_point_int8")
+    return known or add_initializer(model, "zero_point_int8", np.zeros((), np.int8))
+
+
+def _shifted(name: str, low: int, high: int, zero_point: int) -> tuple[int, int]:
+    """Codes about zero point 0."""
+    low, high = low - zero_point, high - zero_point
+    if low < _LEAST or high > _MOST:
+        raise ExportError(
+            f"{name}: codes from {low} to {high} about zero point 0 are no INT8, which TensorRT needs: train with "
+            "--target tensorrt, or with 7 bits here"
+        )
+    return low, high
+
+
+def _symmetric(model: ir.Model, node: ir.Node) -> ir.Value:
+    """The floats behind a QuantizeLinear, its Clip in floats, and a DequantizeLinear, all about zero point 0."""
+    around = bounded(node)
+    out, x = around.last.outputs[0], input_of(node, 0)
+    stem, scale = str(out.name), array_of(node.inputs[1])
+    low, high = _shifted(stem, around.low, around.high, int(array_of(node.inputs[2])))
+    if (low, high) == (0, _MOST):
+        x = _then(model, around.last, "Relu", stem, x)
+    elif (low, high) != (_LEAST, _MOST):
+        ends = [
+            add_initializer(model, f"{stem}_{end}", np.asarray(code * scale, np.float32))
+            for end, code in (("lower", low), ("upper", high))
+        ]
+        x = _then(model, around.last, "Clip", stem, x, *ends)
+    pair = _pair(model, around.last, stem, x, input_of(node, 1))
+    codes = input_of(pair, 0)
+    tensor = marked_tensor(out)
+    out.name, codes.name = f"{stem}/unsigned", stem
+    codes.shape = out.shape
+    if tensor is not None:
+        mark(codes, replace(tensor, qmin=low, qmax=high))
+        codes.producer().metadata_props.update(codes.metadata_props)  # type: ignore[union-attr]
+    return pair.outputs[0]
+
+
+def _then(model: ir.Model, before: ir.Node, kind: str, stem: str, *inputs: ir.Value) -> ir.Value:
+    made = ir.node(kind, list(inputs), name=f"{stem}/{kind}")
+    made.outputs[0].name = f"{stem}/{kind}:0"
+    model.graph.insert_before(before, [made])
+    return made.outputs[0]
+
+
+def _pair(model: ir.Model, before: ir.Node, stem: str, x: ir.Value, scale: ir.Value) -> ir.Node:
+    """QuantizeLinear and DequantizeLinear of INT8 codes; gives the latter.
+
+    A zero point that a DequantizeLinear has not is 0. ONNX Runtime 1.31 fails where it copies one that says INT8.
+    """
+    codes = _then(model, before, "QuantizeLinear", stem, x, scale, _zero(model))
+    codes.type = ir.TensorType(ir.DataType.INT8)
+    floats = _then(model, before, "DequantizeLinear", stem, codes, scale)
+    made = floats.producer()
+    assert made is not None
+    return made
+
+
+def _read_floats(
+    model: ir.Model,
+    node: ir.Node,
+    quantized: dict[ir.Value, ir.Value],
+    moved: dict[ir.Value, ir.Value],
+) -> None:
+    """The floats of moved codes in place of a DequantizeLinear; integer layers read them through a pair, in `moved`."""
+    codes, out = input_of(node, 0), node.outputs[0]
+    layers = [use for use in out.uses() if use.node.op_type in QUANTIZED_LAYERS]
+    if codes not in quantized and layers:
+        if codes not in moved:
+            stem = f"{codes.name}/moved"
+            moved[codes] = _pair(model, node, stem, codes, input_of(node, 1)).outputs[0]
+        for use in layers:
+            use.node.replace_input_with(use.idx, moved[codes])
+    replace_value(out, codes)
+
+
+def _stored(model: ir.Model, node: ir.Node) -> None:
+    """A stored tensor: INT8 weights stay, UINT8 constants move to zero point 0, a bias becomes float."""
+    value, scale = input_of(node, 0), array_of(node.inputs[1])
+    codes = array_of(value)
+    if codes.dtype == np.int32:
+        bias = add_initializer(model, f"{value.name}_float", (codes * scale).astype(np.float32))
+        replace_value(node.outputs[0], bias)
+    elif codes.dtype == np.uint8:
+        zero_point = int(array_of(node.inputs[2]))
+        low, high = int(codes.min(initial=zero_point)), int(codes.max(initial=zero_point))
+        _shifted(str(value.name), low, high, zero_point)
+        moved = (codes.astype(np.int16) - zero_point).astype(np.int8)
+        node.replace_input_with(0, add_initializer(model, f"{value.name}_int8", moved))
+        node.replace_input_with(2, _zero(model))
+
+
+def _other_codes_to_floats(model: ir.Model) -> None:
+    """INT8 tensors that no DequantizeLinear reads, of layers in float and of tables, hold their codes as floats."""
+    for value in list(model.graph.initializers.values()):
+        readers = {use.node for use in value.uses()}
+        if value.dtype != ir.DataType.INT8 or not readers or value.const_value is None:
+            continue
+        if not any(r.op_type in ("QuantizeLinear", "DequantizeLinear") for r in readers):
+            floats = ir.tensor(array_of(value).astype(np.float32), name=value.name)
+            replace_initializer(model, value, floats)
+
+
+def _forget_types(model: ir.Model) -> None:
+    """Types, shapes and notes of what was codes and is floats; whoever needs types infers them."""
+    outer = set(model.graph.outputs)
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            continue
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value not in outer:
+                value.type = value.shape = None
