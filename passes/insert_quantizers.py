@@ -87,7 +87,9 @@ class _Insertion:
         self._insert_table_quantizers()
         self._replace_affines()
         self._replace_sums()
-        changed = self.graph.eliminate_dead_code() or bool(self.plan.demands)
+        plan = self.plan
+        inserted = plan.demands or plan.weight_only or plan.tables
+        changed = self.graph.eliminate_dead_code() or bool(inserted)
         drop_unused(self.graph_module)
         return PassResult(self.graph_module, changed, self.plan.notes)
 

@@ -16,7 +16,7 @@ from sqakd_fx.passes.canonicalize import Canonicalize
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe import resolve_recipe
 
 
@@ -28,6 +28,17 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.bn(self.conv(x)))
+
+
+def test_weights_alone_are_quantized_in_the_student_that_runs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    recipe = resolve_recipe("w4a4", override=[{"match": "*", "float": "activations"}])
+    program = build_program(model, (x,), recipe)
+    calibrate(program.student, [(x,)], method="minmax")
+    assert [q.role for q in quantizers_of(program.student).values()] == ["weight", "weight"]
+    assert not torch.equal(program.student(x), model(x))
 
 
 def test_inputs_and_weights_are_quantized_and_a_result_behind_its_batch_norm_and_clip(
