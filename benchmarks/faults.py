@@ -291,8 +291,9 @@ def kills_campaign(count: int) -> Iterator[tuple[str, str]]:
                 run.send_signal(signal.SIGKILL)
                 run.communicate()
             given = finished(folder, "out", settings, resume=True)
+            assert wanted is not None, "the run without a kill fails as well"
             left = [p.name for p in (folder / "out").rglob(".*") if "tmp" in p.name or p.is_dir()]
-            same = given == wanted and wanted is not None
+            same = given == wanted
             told = "success" if same and not left else f"same bytes: {same}; left: {left}"
             yield f"{name}: {each} kills", told
 
@@ -307,7 +308,7 @@ def start(
         "quantize",
         "model.py",
         "--steps",
-        "200",
+        "400",
         "--out",
         out,
     ]

@@ -451,6 +451,20 @@ def capabilities(
         show_capabilities()
 
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def wait_without_spinning() -> None:
+    """Let torch's threads sleep while they wait for one another, unless the user has said how they wait.
+
+    Beside other busy processes threads that spin take the cores from those that they wait for. It is read when torch is
+    imported.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def main() -> None:
     """Entry point of the console script."""
+    wait_without_spinning()
     app()

@@ -39,6 +39,19 @@ def batch_named(batch: str, inputs: tuple[Tensor, ...]) -> Iterator[None]:
         ) from error
 
 
+def require_finite(inputs: tuple[Any, ...], batch: str) -> None:
+    """Raise SourceError where an input holds NaN or infinity; names the first such sample of `batch`."""
+    for x in inputs:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            continue
+        finite = torch.isfinite(x)
+        if not bool(finite.all()):
+            bad = int((~finite.reshape(len(x), -1)).any(1).nonzero()[0]) if x.ndim else 0
+            raise SourceError(
+                f"{batch} holds NaN or infinity, in sample {bad} of it: clean the data"
+            )
+
+
 def call(module: nn.Module, *inputs: Any) -> Any:
     """`module(*inputs)`; the call of a GraphModule prints a traceback before it raises."""
     return nn.Module.__call__(module, *inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from sqakd_fx.errors import SourceError
 
+_WHITE_16 = 65535.0
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 
 
@@ -42,7 +44,7 @@ class ImageFolder(Dataset[Tensor]):
         path = self.files[index]
         try:
             with Image.open(path) as image:
-                resized = image.convert(self.mode).resize(self.size, Image.Resampling.BILINEAR)
+                return self._pixels(image, path)
         except (
             UnidentifiedImageError,
             Image.DecompressionBombError,
@@ -53,6 +55,28 @@ class ImageFolder(Dataset[Tensor]):
             raise SourceError(
                 f"the image {path} does not decode ({error}): remove or replace it"
             ) from error
+
+    def _pixels(self, image: Image.Image, path: Path) -> Tensor:
+        if image.mode == "F":
+            raise SourceError(
+                f"the image {path} has float pixels of a range that nobody knows: give them as --data FILE.npy, scaled "
+                "as the model takes them"
+            )
+        if image.mode.startswith("I"):
+            return self._of_16_bits(np.asarray(image, dtype=np.float32), path)
+        resized = image.convert(self.mode).resize(self.size, Image.Resampling.BILINEAR)
         pixels = np.asarray(resized, dtype=np.float32) / 255
         tensor = torch.from_numpy(pixels)
         return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+
+    def _of_16_bits(self, pixels: np.ndarray[Any, Any], path: Path) -> Tensor:
+        """Grey of 16 bits, which Pillow would clip to 8."""
+        if pixels.max(initial=0) > _WHITE_16:
+            raise SourceError(
+                f"the image {path} has pixels above {_WHITE_16:.0f}: give them as --data FILE.npy, scaled as the model "
+                "takes them"
+            )
+        scaled = Image.fromarray(pixels / _WHITE_16)
+        grey = torch.from_numpy(np.array(scaled.resize(self.size, Image.Resampling.BILINEAR)))
+        colours = [grey] * (1 if self.mode == "L" else 3)
+        return torch.stack([*colours, *([torch.ones_like(grey)] if self.mode == "RGBA" else [])])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqakd_fx.diagnostics.batch_errors import require_finite
 from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
 from sqakd_fx.errors import SourceError
 from sqakd_fx.ir.batches import moved
@@ -63,8 +64,10 @@ class TrainingInputs:
             return [self._flat(batch) for batch in self.kept_back or ()]
 
     def count(self) -> int:
+        """Batches in an epoch; of a stream that does not say, no more than the steps that the recipe asks for."""
         known = self.batches.length()
-        return known if known else sum(1 for _ in self.batches)
+        most = self.program.recipe.steps
+        return known if known else sum(1 for _ in itertools.islice(self.batches, most))
 
     def _flat(self, batch: Batch) -> tuple[Tensor, ...]:
         return self.program.traced.call.flatten(batch.args, batch.kwargs)
@@ -115,11 +118,6 @@ def calibration_batches(
     """
     count = inputs.program.recipe.calibration_batches
     for index, batch in enumerate(itertools.islice(inputs.epoch(0), count)):
-        bad = any(
-            isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all())
-            for x in batch
-        )
-        if bad:
-            raise SourceError(f"batch {index} of the data holds NaN or infinity: clean the data")
+        require_finite(batch, f"batch {index} of the data")
         inputs.sizes.see(batch)
         yield moved(batch, device)

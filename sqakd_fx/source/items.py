@@ -147,9 +147,10 @@ class Layout:
 
 def _input(value: Any) -> Any:
     tensor = _tensor(value)
-    if isinstance(tensor, Tensor) and tensor.is_floating_point():
-        return tensor.float()
-    return tensor
+    if not isinstance(tensor, Tensor):
+        return tensor
+    tensor = tensor.detach()
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _tensor(value: Any) -> Any:

@@ -75,6 +75,8 @@ def _why_not_checkpointed() -> str | None:
 
 
 def _why_uncached(recipe: Recipe, pair: TrainingPair) -> str | None:
+    if recipe.mixing != "none":
+        return "mixing gives the teacher other inputs in every step"
     if recipe.feature_weight and pair.note is None:
         return "the loss needs the teacher's inner features"
     return "there are several processes" if is_distributed() else None

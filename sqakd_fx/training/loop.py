@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from sqakd_fx.diagnostics.batch_errors import require_finite
 from sqakd_fx.engine.batch_norm_kernel import batch_norm_by_rows
 from sqakd_fx.engine.compilation import compiler_settings
+from sqakd_fx.engine.determinism import undisturbed_randomness
 from sqakd_fx.engine.distributed import any_process, is_distributed, synchronized
 from sqakd_fx.engine.kept_memory import kept_memory
 from sqakd_fx.engine.memory_format import store_channels_last
@@ -185,6 +187,7 @@ def _train(run: _Run, compiled: bool) -> tuple[float, bool]:
             try:
                 loss = _until_end(run, signalled)
             except _Diverged as error:
+                _refuse_infinite_data(run)
                 run.recovery.roll_back(error.inputs)
                 run.step.gradient.forget_recording()
             except TorchDynamoException as error:
@@ -195,6 +198,16 @@ def _train(run: _Run, compiled: bool) -> tuple[float, bool]:
     _drop_compiled(run)
     run.student.eval()
     return loss, compiled
+
+
+def _refuse_infinite_data(run: _Run) -> None:
+    """Raise SourceError where a batch since the last good state is what the loss diverged of."""
+    batches = run.batches
+    first, end = run.recovery.last_good.step, run.state.step
+    with undisturbed_randomness():
+        for step, inputs in zip(range(first, end), batches.between(first, end), strict=False):
+            epoch, index = divmod(step, batches.steps_per_epoch)
+            require_finite(inputs, f"batch {index} of epoch {epoch} of the data")
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ def test_what_was_trained_is_kept_where_an_evaluation_batch_is_of_another_width(
     labelled = [(images[:4], torch.zeros(4)), (images[:4, :2], torch.zeros(4))]
     with pytest.raises(SourceError, match=r"the evaluation data gives 'x' of 2×16×16"):
         _quantize(residual_net, [images[:4]], tmp_path, eval_data=labelled)
-    assert (tmp_path / "student.safetensors").exists()
+    assert list((tmp_path / "checkpoints").glob("step-*.safetensors"))
+    assert (tmp_path / ".new" / "student.safetensors").exists()
     assert capfd.readouterr().err == ""
 
 

@@ -161,3 +161,16 @@ def test_a_picture_too_large_to_be_one_is_named(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(SourceError, match=r"huge\.png"):
         _ = read_data(tmp_path / "d", (1, 1, 6, 6))[0]
+
+
+def test_grey_of_16_bits_keeps_its_range_and_float_pixels_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    values = np.linspace(0, 65535, 36).reshape(6, 6)
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "d" / "a.png")
+    for channels in (1, 3, 4):
+        (pixels,) = (read_data(tmp_path / "d", (1, channels, 6, 6))[i] for i in range(1))
+        assert pixels.shape == (channels, 6, 6)
+        assert np.allclose(pixels[0].numpy(), values / 65535, atol=1e-4)
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "d" / "0.tiff")
+    with pytest.raises(SourceError, match=r"0\.tiff has float pixels"):
+        _ = read_data(tmp_path / "d", (1, 1, 6, 6))[0]

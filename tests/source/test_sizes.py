@@ -108,4 +108,4 @@ def test_evaluation_data_is_looked_at_before_training(tmp_path: Path) -> None:
             out=tmp_path / "out",
             eval_data=[(TALL, torch.zeros(4))],
         )
-    assert not (tmp_path / "out" / "train.jsonl").exists()
+    assert not list((tmp_path / "out").rglob("train.jsonl"))
