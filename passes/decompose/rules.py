@@ -6,6 +6,7 @@ einsum("bhid,bhjd->bhij", q, k)         see passes/decompose/einsum.py
 x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
 avg_pool2d(x, 2, divisor_override=3)    see passes/decompose/average_pool.py
 embedding_bag(ids, table, mode="sum")   see passes/decompose/embedding_bag.py
+grouped_mm(x, W, offs), histc(x, 8)     see passes/decompose/experts.py
 lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
 """
 
@@ -35,6 +36,7 @@ from sqakd_fx.ir.rewriting import (
 from sqakd_fx.passes.decompose.average_pool import POOLS, spell_out_divisor
 from sqakd_fx.passes.decompose.einsum import spell_out_einsum
 from sqakd_fx.passes.decompose.embedding_bag import spell_out_embedding_bag
+from sqakd_fx.passes.decompose.experts import spell_out_grouped_product, spell_out_histogram
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,8 @@ _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "einsum": spell_out_einsum,
     "baddbmm": _baddbmm,
     "embedding_bag": spell_out_embedding_bag,
+    "grouped_mm": spell_out_grouped_product,
+    "histc": spell_out_histogram,
     "lstm_cell": _lstm_cell,
     "gru_cell": _gru_cell,
     "rnn_tanh_cell": functools.partial(_rnn_cell, torch.tanh),
