@@ -391,7 +391,14 @@ def _adaptive_max_pool(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return True
 
 
+def _channel_shuffle(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """torch.export writes the batch size of the example into the native one."""
+    arguments = (*node.args, *node.kwargs.values())
+    return replace_node(graph_module, node, F.channel_shuffle, arguments)
+
+
 _SPECIAL = {
+    "native_channel_shuffle": _channel_shuffle,
     **dict.fromkeys((f"adaptive_max_pool{n}d" for n in (1, 2, 3)), _adaptive_max_pool),
     "view": _view,
     "addmm": _addmm,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.ir import meta
@@ -30,6 +30,7 @@ from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     call_like,
+    constant_of,
     insert_attribute,
     replace_node,
 )
@@ -217,6 +218,31 @@ def _rnn_cell(activation: Callable[..., Any], graph_module: fx.GraphModule, node
     return replace_node(graph_module, node, activation, (total,))
 
 
+def _conv_tbc(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """A convolution of (time, batch, channels) as one of (batch, channels, time)."""
+    x, weight, bias, padding = (*cast(Any, node.args), 0)[:4]
+    stored = constant_of(graph_module, weight)
+    if node.kwargs or stored is None:
+        return False
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        kernel = nn.Parameter(stored.detach().permute(2, 1, 0).contiguous())
+        kept = insert_attribute(graph_module, node, f"{weight.target}_conv1d", kernel)
+        y = call(F.conv1d, call(torch.permute, x, (1, 2, 0)), kept, bias, 1, padding)
+    return replace_node(graph_module, node, torch.permute, (y, (2, 0, 1)))
+
+
+def _rrelu(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """In evaluation the slope is the mean of its two bounds."""
+    names = ("input", "lower", "upper", "training")
+    given: dict[str, Any] = {"lower": 1 / 8, "upper": 1 / 3}
+    given |= dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if given.get("training"):
+        return False
+    slope = (given["lower"] + given["upper"]) / 2
+    return replace_node(graph_module, node, F.leaky_relu, (given["input"], slope))
+
+
 def _caller(graph_module: fx.GraphModule, node: fx.Node) -> Callable[..., fx.Node]:
     return functools.partial(call_like, graph_module, node)
 
@@ -245,6 +271,8 @@ _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "histc": spell_out_histogram,
     "lstm_cell": _lstm_cell,
     "gru_cell": _gru_cell,
+    "rrelu": _rrelu,
+    "conv_tbc": _conv_tbc,
     "rnn_tanh_cell": functools.partial(_rnn_cell, torch.tanh),
     "rnn_relu_cell": functools.partial(_rnn_cell, F.relu),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind"), _split),
