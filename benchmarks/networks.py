@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers_networks import TRANSFORMERS
+from vision_networks import VISION
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -311,6 +313,8 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "transformers/distilbert": _distilbert,
     "transformers/vit": _hf_vit,
     "transformers/llama": _decoder,
+    **TRANSFORMERS,
+    **VISION,
     "own/unet": lambda: (UNet(), _images(32), {}),
     "own/pyramid": lambda: (PyramidBackbone(), _images(64), {}),
     "own/keyword_spotting": lambda: (KeywordSpotting(), (torch.randn(2, 40, 50),), {}),

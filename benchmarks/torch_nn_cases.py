@@ -62,7 +62,11 @@ _NOT_TRIED = (
         "assert_int_or_pair boolean_dispatch handle_torch_function has_torch_function has_torch_function_unary "
         "has_torch_function_variadic",
     ),
-    ("takes bfloat16 or 8-bit floats on a GPU", "grouped_mm scaled_grouped_mm scaled_mm"),
+    ("takes 8-bit floats on a GPU", "scaled_grouped_mm scaled_mm"),
+    (
+        "products of groups of rows, as mixtures of experts call it: `transformers/mixtral` has it",
+        "grouped_mm",
+    ),
 )
 
 LEFT_OUT = {name: reason for reason, names in _NOT_TRIED for name in names.split()}

@@ -114,7 +114,10 @@ def check_model(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
-        raise ExportError(f"the exported model {path} is not valid ONNX: {first}") from error
+        raise ExportError(
+            f"what would be written is not valid ONNX ({first.rstrip('.')}): write the part that this names in other "
+            "operations, and report the model"
+        ) from error
 
 
 def _translate(

@@ -56,10 +56,17 @@ class Canonicalize(Pass):
         return PassResult(graph_module, changed, tuple(notes))
 
 
-def _is_idle(node: fx.Node, name: str | None) -> bool:
+def _may_need_order(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """True for an operation of which the table does not know that it takes memory in any order."""
+    return node.op != "output" and op_of(node, modules) is None
+
+
+def _is_idle(node: fx.Node, name: str | None, modules: dict[str, nn.Module]) -> bool:
     """True where float32 goes in and the same float32 comes out."""
     source = node.args[0] if node.args else None
     if name not in CASTS or not isinstance(source, fx.Node):
+        return False
+    if name == "contiguous" and any(_may_need_order(user, modules) for user in node.users):
         return False
     known = [n.meta.get("tensor_meta") for n in (source, node)]
     return all(getattr(one, "dtype", None) is torch.float32 for one in known)
@@ -77,7 +84,7 @@ def _rewrite(
     called = node.op in ("call_function", "call_method")
     if special is not None and called and special(graph_module, node):
         return True
-    if _is_idle(node, name):
+    if _is_idle(node, name, modules):
         node.replace_all_uses_with(node.all_input_nodes[0])
         graph_module.graph.erase_node(node)
         return True
@@ -384,7 +391,14 @@ def _adaptive_max_pool(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return True
 
 
+def _channel_shuffle(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """torch.export writes the batch size of the example into the native one."""
+    arguments = (*node.args, *node.kwargs.values())
+    return replace_node(graph_module, node, F.channel_shuffle, arguments)
+
+
 _SPECIAL = {
+    "native_channel_shuffle": _channel_shuffle,
     **dict.fromkeys((f"adaptive_max_pool{n}d" for n in (1, 2, 3)), _adaptive_max_pool),
     "view": _view,
     "addmm": _addmm,

@@ -50,6 +50,7 @@ def test_calls_are_exact_from_trace_to_onnx_runtime(sample: str) -> None:
         ("BatchNorm1d(6, track_running_stats=False)", "track_running_stats=True"),
         ("batch_norm(x, None, None, training=True)", "GroupNorm"),
         ("CrossMapLRN2d(3)", "LocalResponseNorm"),
+        ("LSTM(10, 6, batch_first=True, proj_size=3)", "LSTMCell"),
         ("FractionalMaxPool2d(2, output_size=4)", "chance"),
     ],
 )

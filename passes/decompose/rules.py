@@ -6,6 +6,7 @@ einsum("bhid,bhjd->bhij", q, k)         see passes/decompose/einsum.py
 x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
 avg_pool2d(x, 2, divisor_override=3)    see passes/decompose/average_pool.py
 embedding_bag(ids, table, mode="sum")   see passes/decompose/embedding_bag.py
+grouped_mm(x, W, offs), histc(x, 8)     see passes/decompose/experts.py
 lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.ir import meta
@@ -29,12 +30,14 @@ from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     call_like,
+    constant_of,
     insert_attribute,
     replace_node,
 )
 from sqakd_fx.passes.decompose.average_pool import POOLS, spell_out_divisor
 from sqakd_fx.passes.decompose.einsum import spell_out_einsum
 from sqakd_fx.passes.decompose.embedding_bag import spell_out_embedding_bag
+from sqakd_fx.passes.decompose.experts import spell_out_grouped_product, spell_out_histogram
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,31 @@ def _rnn_cell(activation: Callable[..., Any], graph_module: fx.GraphModule, node
     return replace_node(graph_module, node, activation, (total,))
 
 
+def _conv_tbc(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """A convolution of (time, batch, channels) as one of (batch, channels, time)."""
+    x, weight, bias, padding = (*cast(Any, node.args), 0)[:4]
+    stored = constant_of(graph_module, weight)
+    if node.kwargs or stored is None:
+        return False
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        kernel = nn.Parameter(stored.detach().permute(2, 1, 0).contiguous())
+        kept = insert_attribute(graph_module, node, f"{weight.target}_conv1d", kernel)
+        y = call(F.conv1d, call(torch.permute, x, (1, 2, 0)), kept, bias, 1, padding)
+    return replace_node(graph_module, node, torch.permute, (y, (2, 0, 1)))
+
+
+def _rrelu(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """In evaluation the slope is the mean of its two bounds."""
+    names = ("input", "lower", "upper", "training")
+    given: dict[str, Any] = {"lower": 1 / 8, "upper": 1 / 3}
+    given |= dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if given.get("training"):
+        return False
+    slope = (given["lower"] + given["upper"]) / 2
+    return replace_node(graph_module, node, F.leaky_relu, (given["input"], slope))
+
+
 def _caller(graph_module: fx.GraphModule, node: fx.Node) -> Callable[..., fx.Node]:
     return functools.partial(call_like, graph_module, node)
 
@@ -239,8 +267,12 @@ _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "einsum": spell_out_einsum,
     "baddbmm": _baddbmm,
     "embedding_bag": spell_out_embedding_bag,
+    "grouped_mm": spell_out_grouped_product,
+    "histc": spell_out_histogram,
     "lstm_cell": _lstm_cell,
     "gru_cell": _gru_cell,
+    "rrelu": _rrelu,
+    "conv_tbc": _conv_tbc,
     "rnn_tanh_cell": functools.partial(_rnn_cell, torch.tanh),
     "rnn_relu_cell": functools.partial(_rnn_cell, F.relu),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind"), _split),

@@ -15,7 +15,7 @@ _TRAINING = 5
 
 
 def refuse_inexpressible(graph_module: fx.GraphModule) -> None:
-    """Raise TraceError for a BatchNorm without running statistics, and for an nn.CrossMapLRN2d."""
+    """Raise TraceError for a BatchNorm without running statistics, an nn.CrossMapLRN2d, an LSTM that projects."""
     modules = dict(graph_module.named_modules())
     for node in graph_module.graph.nodes:
         name = op_name(node, modules)
@@ -31,6 +31,11 @@ def refuse_inexpressible(graph_module: fx.GraphModule) -> None:
             reason = (
                 f"the CrossMapLRN2d at {where} adds its first channel to the sums of all others, which no operation "
                 "of ONNX does: use LocalResponseNorm"
+            )
+        elif name == "lstm" and node.op == "call_module" and modules[str(node.target)].proj_size:
+            reason = (
+                f"the LSTM at {where} projects its hidden state (proj_size), which ONNX's LSTM does not: train one "
+                "without, or write the recurrence with LSTMCell and Linear"
             )
         if reason is not None:
             raise TraceError(reason, node=node.name, location=code_line(node))

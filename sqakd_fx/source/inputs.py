@@ -26,7 +26,7 @@ from sqakd_fx.source.batches import (
 from sqakd_fx.source.items import form_of
 from sqakd_fx.source.sizes import Sizes, sizes_of
 from sqakd_fx.source.source import Source
-from sqakd_fx.training.held_out import split_data
+from sqakd_fx.training.held_out import Split, split_data
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ class TrainingInputs:
 def training_inputs(data: Any, program: Program, sizes: Sizes | None = None) -> TrainingInputs:
     """Batches of a program's inputs from training data (see `input_batches`), as its recipe wants them."""
     recipe, form = program.recipe, form_of(program.traced.call)
-    split = split_data(replayable(data), recipe.held_out)
-    loading = Loading(
-        batch_size_of(program), shuffle=True, seed=recipe.seed, workers=recipe.workers
-    )
+    data, size = replayable(data), batch_size_of(program)
+    split = split_data(data, recipe.held_out)
+    if program.traced.fixed_batch and size > 1 and split.held_out is not None:
+        split = Split(data, None, f"the model takes batches of {size} only")
+    loading = Loading(size, shuffle=True, seed=recipe.seed, workers=recipe.workers)
     return TrainingInputs(
         input_batches(split.training, form, loading),
         labelled_batches(split.training, form, loading, what="training data")

@@ -70,7 +70,7 @@ def validate(
     sums = pair_sums(model) if TARGETS[target].adds_pairs else ()
     full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
     comparison = _Comparison(student.eval(), lowered, _runs(model, full_range), class_axes)
-    for inputs in _in_parts(batches):
+    for inputs in _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE):
         comparison.add(tuple(x.cpu() for x in inputs))
     result = replace(comparison.result(fusion, sums, full_range), target=target)
     failures = (
@@ -111,6 +111,8 @@ class _Comparison:
     ) -> None:
         self.student, self.lowered, self.runs = student, lowered, runs
         self.model = runs[0].model
+        sizes = [i.shape[0] for i in runs[0].whole.get_inputs() if i.shape]
+        self.fixed_batch = next((n for n in sizes if isinstance(n, int)), None)
         self.device = next((p.device for p in student.parameters()), torch.device("cpu"))
         self.names = quantized_names(lowered)
         shifts = code_shifts(lowered, self.names, self.model)
@@ -126,7 +128,8 @@ class _Comparison:
     def add(self, inputs: tuple[Tensor, ...]) -> None:
         """Compare on a batch; raises SourceError where the model does not take it."""
         if not self.sections:
-            counts = _code_counts(self.lowered, inputs, self.names)
+            least = rows(inputs, 0, self.fixed_batch or 1)
+            counts = _code_counts(self.lowered, least, self.names, len(inputs[0]))
             self.sections = cut(self.model, counts, _CODES_AT_ONCE)
             for run in self.runs:
                 run.open(self.sections)
@@ -336,29 +339,28 @@ class _Recorder(fx.Interpreter):
 
 
 def _code_counts(
-    lowered: fx.GraphModule, inputs: tuple[Tensor, ...], names: Mapping[str, str]
+    lowered: fx.GraphModule, inputs: tuple[Tensor, ...], names: Mapping[str, str], samples: int
 ) -> dict[str, int]:
-    """How many codes each quantized tensor has for a batch of this size, from one sample."""
+    """How many codes each quantized tensor has for a batch of so many `samples`, from a smaller one."""
 
     class Counting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n.name in names:
-                counts[names[n.name]] = value.numel() * size
+                counts[names[n.name]] = value.numel() * samples // len(inputs[0])
             return value
 
     counts: dict[str, int] = {}
-    size = len(inputs[0])
     with torch.no_grad():
-        Counting(lowered).run(*rows(inputs, 0, 1))
+        Counting(lowered).run(*inputs)
     return counts
 
 
-def _in_parts(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of at most 32 samples."""
+def _in_parts(batches: Iterable[tuple[Tensor, ...]], most: int) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of at most so many samples."""
     for inputs in batches:
-        for start in range(0, len(inputs[0]), _SAMPLES_AT_ONCE):
-            yield rows(inputs, start, start + _SAMPLES_AT_ONCE)
+        for start in range(0, len(inputs[0]), most):
+            yield rows(inputs, start, start + most)
 
 
 def _producers(model: Path) -> dict[str, str]:

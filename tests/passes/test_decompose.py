@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_graphs import before_and_after
+from small_graphs import before_and_after, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sqakd_fx.ir.pass_manager import run_passes
 from sqakd_fx.passes.decompose.rules import Decompose
 
 
@@ -76,3 +77,39 @@ def test_an_operation_becomes_its_parts(model: nn.Module, whole: str, parts: lis
     assert whole in before
     assert whole not in after
     assert set(parts) <= set(after.splitlines())
+
+
+class Experts(nn.Module):
+    """Rows sorted by the expert that each is for, and the product of every group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(3, 8, 4) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].clamp(0, 2).round().sort()
+        counts = torch.histc(order.values, bins=3, min=0, max=2)
+        offsets = torch.cumsum(counts, 0, dtype=torch.int32)
+        return F.grouped_mm(x[order.indices], self.weights, offs=offsets)
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="of torch 2.10")
+@pytest.mark.parametrize("share", [0.0, 1.0, 5.0])
+def test_products_of_groups_are_a_layer_for_each_expert(share: float) -> None:
+    torch.manual_seed(0)
+    model, x = Experts(), share * torch.randn(40, 8)
+    graph_module = run_passes(traced(model, x), [Decompose()]).graph_module
+    assert graph_module.code.count("linear(") == 3
+    assert torch.allclose(graph_module(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(("bins", "low", "high"), [(4, 0, 3), (5, -1, 1), (3, -0.5, 2.5)])
+def test_a_histogram_counts_what_torch_counts(bins: int, low: float, high: float) -> None:
+    class Histogram(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.histc(x, bins, low, high)
+
+    x = torch.cat([torch.randn(200), torch.arange(-2.0, 5.0)])
+    graph_module = run_passes(traced(Histogram(), x), [Decompose()]).graph_module
+    assert "histc(" not in graph_module.code
+    assert torch.equal(graph_module(x), Histogram()(x))

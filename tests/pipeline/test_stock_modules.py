@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.runtime.session import session
+from sqakd_fx.source.inputs import training_inputs
 
 IDS = torch.tensor([[3, 7, 2, 0, 0], [5, 1, 8, 9, 4], [6, 2, 0, 0, 0], [1, 9, 4, 3, 0]])
 IMAGE = torch.randn(4, 6, 9, 11, generator=torch.Generator().manual_seed(0))
@@ -204,8 +205,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("profile", ["container", "packed"])
-@pytest.mark.parametrize("name", MODELS)
+SEVERAL_OUTPUTS = ("gru", "unpooled", "split by a size")
+"""Models with an operation of several outputs in the file."""
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [(name, "container") for name in MODELS] + [(name, "packed") for name in SEVERAL_OUTPUTS],
+)
 def test_a_stock_module_comes_through_as_it_is(name: str, profile: str, tmp_path: Path) -> None:
     make, example = MODELS[name]
     torch.manual_seed(0)
@@ -247,6 +254,25 @@ class OneAtATime(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.conv(x.view(1, 1, 16))).reshape(1, 28)).squeeze(0)
+
+
+class FourAtATime(nn.Module):
+    """A forward with the batch size written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(6, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).mean((2, 3)).view(4, 8))
+
+
+def test_a_model_for_a_batch_of_four_is_compared_on_batches_of_four(tmp_path: Path) -> None:
+    program, checked = compiled(FourAtATime().eval(), (IMAGE,), {}, "w8a8", tmp_path)
+    assert checked.failures == ()
+    inputs = training_inputs(torch.randn(60, 6, 9, 11), program)
+    assert {len(batch[0]) for batch in inputs.epoch(0)} == {4}
+    assert inputs.undivided == "the model takes batches of 4 only"
 
 
 def test_a_model_for_a_batch_of_one_has_a_fixed_batch_axis_and_says_so(tmp_path: Path) -> None:
