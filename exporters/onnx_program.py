@@ -21,7 +21,12 @@ from torch import fx
 from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import ExportError
-from sqakd_fx.exporters.interface import Interface, describe_interface, name_interface
+from sqakd_fx.exporters.interface import (
+    UNDESCRIBED,
+    Interface,
+    describe_interface,
+    name_interface,
+)
 from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.exporters.names import is_marked, name_values
 from sqakd_fx.exporters.runtime_rewrites import prevent_rewrites
@@ -41,7 +46,7 @@ def export_program(
     translations: Mapping[Any, Callable[..., Any]],
     opset: int,
     metadata: Mapping[str, str],
-    interface: Interface,
+    interface: Interface = UNDESCRIBED,
     batch_axis: int | None = 0,
 ) -> ir.Model:
     """Translate a lowered graph to ONNX; `batch_axis` of every input is dynamic, and all sizes fixed where it is None.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.errors import ExportError, ParityError
+from sqakd_fx.exporters.constants_as_floats import constants_to_floats
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
 from sqakd_fx.exporters.onnx_program import (
@@ -34,7 +35,8 @@ from sqakd_fx.runtime.session import session
 class Export:
     """What an exporter gets: the integer program, the float teacher where it is there, and an example call.
 
-    `smallest_weights` are the bits of the smallest type that the target knows, `provider` is the ONNX Runtime provider
+    `smallest_weights` are the bits of the smallest type that the target knows; without `quantized_constants` tensors
+    that no input changes are floats. `provider` is the ONNX Runtime provider
     that must load the file. With `fixed_batch` the file takes the example's batch size only.
     """
 
@@ -45,6 +47,7 @@ class Export:
     metadata: Mapping[str, str]
     interface: Interface = UNDESCRIBED
     smallest_weights: int = 2
+    quantized_constants: bool = True
     provider: str = "CPUExecutionProvider"
     fixed_batch: bool = False
 
@@ -65,7 +68,7 @@ Content = tuple[Sequence[StoredWeight], Sequence[str]]
 
 
 def _onnx(job: Export, program: fx.GraphModule, profile: str) -> ir.Model:
-    return export_program(
+    model = export_program(
         program,
         _example(job),
         batch_axis=_batch_axis(job),
@@ -74,6 +77,9 @@ def _onnx(job: Export, program: fx.GraphModule, profile: str) -> ir.Model:
         metadata={**job.metadata, "sqakd_fx.profile": profile},
         interface=job.interface,
     )
+    if not job.quantized_constants:
+        constants_to_floats(model)
+    return model
 
 
 def _example(job: Export) -> Sequence[Any]:

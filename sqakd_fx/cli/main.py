@@ -375,6 +375,9 @@ def validate(
     weights: Weights = None,
     data: Data = None,
     input_shape: Shape = None,
+    runtime: Annotated[
+        str, typer.Option(help="what runs the file beside ONNX Runtime: openvino")
+    ] = "onnxruntime",
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="list every quantized tensor")
     ] = False,
@@ -388,16 +391,18 @@ def validate(
     """
     import json
 
-    from sqakd_fx.cli.arguments import refuse_without_source, result_of
+    from sqakd_fx.cli.arguments import check_choice, refuse_without_source, result_of
     from sqakd_fx.cli.validate import validate_saved, validate_with_source
     from sqakd_fx.results.markdown import tensor_table, validation_lines
 
+    check_choice("--runtime", runtime, ("onnxruntime", "openvino"))
     folder, path = result_of(target)
     if source is None:
         refuse_without_source(folder, {"--weights": weights, "--input-shape": input_shape})
-        checked = validate_saved(folder, path, data)
+        checked = validate_saved(folder, path, data, runtime)
     else:
-        checked = validate_with_source(folder, path, _source(source, weights, data, input_shape))
+        loaded = _source(source, weights, data, input_shape)
+        checked = validate_with_source(folder, path, loaded, runtime)
     if json_:
         print(json.dumps(checked.as_dict(), indent=2))
     else:

@@ -16,7 +16,7 @@ from sqakd_fx.validation.validate import validate
 from sqakd_fx.validation.verdict import Validation
 
 
-def validate_saved(folder: Path, path: Path, data: Path | None) -> Validation:
+def validate_saved(folder: Path, path: Path, data: Path | None, runtime: str) -> Validation:
     """By what the folder holds; no Python code that it names is run."""
     saved = load_saved(folder)
     if data is None:
@@ -26,13 +26,15 @@ def validate_saved(folder: Path, path: Path, data: Path | None) -> Validation:
             file=sys.stderr,
         )
     batches = drawn_inputs(saved) if data is None else inputs_of(saved, data)
-    return validate(saved.student, lowered_of(saved), path, batches, class_axes(saved.outputs))
+    axes = class_axes(saved.outputs)
+    return validate(saved.student, lowered_of(saved), path, batches, axes, runtime)
 
 
-def validate_with_source(folder: Path, path: Path, source: Source) -> Validation:
+def validate_with_source(folder: Path, path: Path, source: Source, runtime: str) -> Validation:
     """By the user's source: its model, which must be the folder's, and its data."""
     program = load_student(folder, source)
     inputs = None if source.train_data is None else source_inputs(source, program)
     batches = validation_batches(source, program, inputs)
     lowered = lower(program.student).graph_module
-    return validate(program.student, lowered, path, batches, class_axes(program.outputs))
+    axes = class_axes(program.outputs)
+    return validate(program.student, lowered, path, batches, axes, runtime)

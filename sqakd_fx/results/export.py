@@ -29,6 +29,7 @@ def export_job(lowered: fx.GraphModule, program: Program, target: str | None = N
         _metadata(program.recipe, target),
         interface=interface_of(program),
         smallest_weights=_row(program.recipe, target).smallest_weights,
+        quantized_constants=_row(program.recipe, target).quantized_constants,
         fixed_batch=program.traced.fixed_batch,
     )
 
@@ -100,6 +101,7 @@ def export_saved(
         _metadata(recipe, target),
         interface=saved.interface,
         smallest_weights=_row(recipe, target).smallest_weights,
+        quantized_constants=_row(recipe, target).quantized_constants,
         fixed_batch=saved.fixed_batch,
     )
     return _written(job, recipe, path, profile, target)

@@ -38,6 +38,9 @@ class TargetFile:
         for node in self.nodes:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
+        self.has_free_sizes = any(
+            size.dim_param for v in proto.graph.input for size in v.type.tensor_type.shape.dim
+        )
         self.outputs = {value.name for value in proto.graph.output}
         self.target = next((p.value for p in proto.metadata_props if p.key == TARGET_KEY), None)
 
@@ -169,6 +172,13 @@ def no_type_is_smaller_than_4_bits(file: TargetFile) -> Iterator[str]:
             yield f"{name} is stored as {kind}"
 
 
+def a_fourier_transform_has_a_fixed_size(file: TargetFile) -> Iterator[str]:
+    """OpenVINO reads no STFT of a signal whose size it does not know, as where the batch is free."""
+    for node in file.nodes:
+        if node.op_type == "STFT" and file.has_free_sizes:
+            yield f"{_named(node)} is an STFT, and the batch has no fixed size"
+
+
 RULES: Mapping[str, Rule] = {
     "zero points are 0": zero_points_are_0,
     "codes are INT8": codes_are_int8,
@@ -179,6 +189,7 @@ RULES: Mapping[str, Rule] = {
     "quantizers stand in pairs": quantizers_stand_in_pairs,
     "layers read pairs": layers_read_pairs,
     "operators are ONNX's own": operators_are_onnx_own,
+    "a Fourier transform has a fixed size": a_fourier_transform_has_a_fixed_size,
     "no type is smaller than 4 bits": no_type_is_smaller_than_4_bits,
 }
 """By what they say, as `TARGETS` names them."""

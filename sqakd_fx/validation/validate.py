@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor, fx
 
@@ -30,12 +29,12 @@ from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.ir.tensor_names import quantized_names
 from sqakd_fx.runtime.external_data import require_own_data
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
-from sqakd_fx.runtime.session import CPU, execute, overflows, providers, session
 from sqakd_fx.targets import TARGETS
-from sqakd_fx.validation.code_shifts import as_stored, as_trained, code_shifts
+from sqakd_fx.validation.code_shifts import code_shifts
 from sqakd_fx.validation.pair_sums import PairSum, pair_sums
-from sqakd_fx.validation.parity import TensorParity, count_steps
-from sqakd_fx.validation.sections import Section, cut, given
+from sqakd_fx.validation.parity import TensorParity
+from sqakd_fx.validation.runs import Run, runs_of
+from sqakd_fx.validation.sections import Section, cut
 from sqakd_fx.validation.stored_values import differing_values
 from sqakd_fx.validation.target_rules import TargetFile, broken_rules
 from sqakd_fx.validation.trained_parity import Lockstep, quantizers_met
@@ -52,8 +51,11 @@ def validate(
     model: Path,
     batches: Iterable[tuple[Tensor, ...]],
     class_axes: Mapping[int, int] | None = None,
+    runtime: str = "onnxruntime",
 ) -> Validation:
     """Compare on `batches` (inputs in the graph's order), at most 32 samples at a time.
+
+    With `runtime="openvino"` OpenVINO runs the file as well.
 
     `class_axes` has the axis of the classes by output; None where the shape of the first output tells it. Codes are
     held until the last section of the model that reads them has run.
@@ -69,7 +71,9 @@ def validate(
     target = str(file.target) if file.target in TARGETS else "onnxruntime"
     sums = pair_sums(model) if TARGETS[target].adds_pairs else ()
     full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
-    comparison = _Comparison(student.eval(), lowered, _runs(model, full_range), class_axes)
+    comparison = _Comparison(
+        student.eval(), lowered, runs_of(model, full_range, runtime), class_axes
+    )
     for inputs in _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE):
         comparison.add(tuple(x.cpu() for x in inputs))
     result = replace(comparison.result(fusion, sums, full_range), target=target)
@@ -88,17 +92,6 @@ def _asks_for_full_range(student: fx.GraphModule) -> bool:
     return any(layer is not None and layer.weight_range == "full" for layer in layers)
 
 
-def _runs(model: Path, full_range: bool) -> list[_Run]:
-    """What runs the whole file; of one with all of INT8 also a session with exact products."""
-    wrong = {(CPU, "full")} if full_range and overflows() else set()
-    found = [
-        _Run(provider, label, model, judged=(provider, label) not in wrong)
-        for provider in providers()
-        for label in ("off", "full")
-    ]
-    return [*found, _Run(CPU, "full", model, exact_products=True)] if full_range else found
-
-
 class _Comparison:
     """The trained graph, the integer program and the runtime on the same batches, with their differences so far."""
 
@@ -106,13 +99,15 @@ class _Comparison:
         self,
         student: fx.GraphModule,
         lowered: fx.GraphModule,
-        runs: list[_Run],
+        runs: list[Run],
         class_axes: Mapping[int, int] | None,
     ) -> None:
         self.student, self.lowered, self.runs = student, lowered, runs
         self.model = runs[0].model
-        sizes = [i.shape[0] for i in runs[0].whole.get_inputs() if i.shape]
-        self.fixed_batch = next((n for n in sizes if isinstance(n, int)), None)
+        given = onnx.load(str(self.model), load_external_data=False).graph.input
+        self.inputs = [i.name for i in given]
+        sizes = [i.type.tensor_type.shape.dim for i in given]
+        self.fixed_batch = next((axes[0].dim_value for axes in sizes if axes), None) or None
         self.device = next((p.device for p in student.parameters()), torch.device("cpu"))
         self.names = quantized_names(lowered)
         shifts = code_shifts(lowered, self.names, self.model)
@@ -133,8 +128,7 @@ class _Comparison:
             self.sections = cut(self.model, counts, _CODES_AT_ONCE)
             for run in self.runs:
                 run.open(self.sections)
-        asked = self.runs[0].whole.get_inputs()
-        feeds = {i.name: x.numpy() for i, x in zip(asked, inputs, strict=True)}
+        feeds = {name: x.numpy() for name, x in zip(self.inputs, inputs, strict=True)}
 
         def check(index: int, codes: Mapping[str, Tensor]) -> None:
             for run in self.runs:
@@ -153,7 +147,7 @@ class _Comparison:
         self.trained.add(wanted, reference, reference)
         self.trained.add_ends(ending, reference)
         for run, agreement in zip(self.runs, self.whole, strict=True):
-            got = [torch.from_numpy(y) for y in execute(run.whole, None, feeds)]
+            got = [torch.from_numpy(y) for y in run.whole(None, feeds)]
             agreement.add(got, reference, wanted)
             agreement.add_ends(run.ends(feeds), reference)
 
@@ -221,74 +215,6 @@ class _Agreement:
         """From the same codes: the largest relative error of each output."""
         errors = relative_errors(got, wanted)
         self.errors = tuple(map(max, self.errors or errors, errors))
-
-
-class _Run:
-    """One provider at one optimization level: the whole model, its sections, and counted differences."""
-
-    def __init__(
-        self,
-        provider: str,
-        label: str,
-        model: Path,
-        *,
-        exact_products: bool = False,
-        judged: bool = True,
-    ) -> None:
-        self.provider, self.label, self.model = provider, label, model
-        self.exact_products, self.judged = exact_products, judged
-        self.whole = self._session(model)
-        self.sections: list[tuple[Section, ort.InferenceSession]] = []
-        self.counts: dict[str, Counter[int]] = {}
-        self.made: list[Tensor] = []
-        self.shifts: Mapping[str, int] = {}
-
-    def open(self, sections: Sequence[Section]) -> None:
-        self.sections = [
-            (section, self._session(section.model, self.model.absolute().parent))
-            for section in sections
-        ]
-
-    def _session(
-        self, model: Path | bytes, data_folder: Path | None = None
-    ) -> ort.InferenceSession:
-        return session(
-            model,
-            provider=self.provider,
-            optimize=self.label == "full",
-            exact_products=self.exact_products,
-            data_folder=data_folder,
-        )
-
-    def ends(self, feeds: Mapping[str, Any]) -> list[Tensor]:
-        """The model's outputs from the codes that the last section was given; from the inputs where it reads none."""
-        if not self.sections[-1][0].inputs:
-            self.check(len(self.sections) - 1, {}, feeds)
-        return self.made
-
-    def in_order(self) -> Iterator[tuple[str, Counter[int]]]:
-        """The counted differences by tensor, in the order of the model."""
-        for section, _ in self.sections:
-            for name in section.outputs:
-                if name in self.counts:
-                    yield name, self.counts[name]
-
-    def check(self, index: int, codes: Mapping[str, Tensor], feeds: Mapping[str, Any]) -> None:
-        """Run one section on the integer program's codes and count what comes out different."""
-        section, running = self.sections[index]
-        read = {
-            given(name): as_stored(codes[name].numpy(), self.shifts.get(name))
-            for name in section.inputs
-        }
-        floats = {n: feeds[n] for n in section.floats}
-        made = execute(running, section.outputs, read | floats)
-        if index == len(self.sections) - 1:
-            self.made = [torch.from_numpy(y) for y in made]
-            return
-        for name, value in zip(section.outputs, made, strict=True):
-            if name in codes:
-                counter = self.counts.setdefault(name, Counter())
-                count_steps(counter, as_trained(value, self.shifts.get(name)), codes[name].numpy())
 
 
 class _Recorder(fx.Interpreter):

@@ -9,6 +9,7 @@ from typing import Any
 from sqakd_fx.runtime.fusion import Fusion
 from sqakd_fx.validation.pair_sums import PairSum
 from sqakd_fx.validation.parity import TensorParity
+from sqakd_fx.validation.runs import OPENVINO
 from sqakd_fx.validation.whole_outputs import FLOAT_TOLERANCE
 
 _CHANCE = 4
@@ -18,7 +19,7 @@ _ARITHMETIC = ("Add", "Mul", "Sub", "AveragePool", "GlobalAveragePool")
 
 @dataclass(frozen=True)
 class RuntimeParity:
-    """ONNX Runtime against the integer program, at one optimization level.
+    """A runtime against the integer program, at one optimization level.
 
     Attributes:
         output_difference: largest, end to end.
@@ -40,6 +41,9 @@ class RuntimeParity:
     @property
     def title(self) -> str:
         """What ran, in words."""
+        if self.provider == OPENVINO:
+            passes = "on" if self.optimization == "full" else "off"
+            return f"OpenVINO CPU, low-precision passes {passes}"
         provider = self.provider.removesuffix("ExecutionProvider")
         asked = ", exact products asked for" if self.exact_products else ""
         return f"ONNX Runtime {provider}, optimization {self.optimization}{asked}"

@@ -59,7 +59,7 @@ def test_a_file_that_can_overflow_fails_on_every_processor(
 ) -> None:
     program, job = job_of(residual_net, images, "w4a4")
     path = write_profile(profile, job, tmp_path / "model.onnx").path
-    monkeypatch.setattr("sqakd_fx.validation.validate.overflows", lambda: processor == "without")
+    monkeypatch.setattr("sqakd_fx.validation.runs.overflows", lambda: processor == "without")
     assert validate(program.student, job.lowered, path, [(images,)]).failures == ()
     model = onnx.load(path)
     (stored,) = (i for i in model.graph.initializer if i.name == "fc.weight")
@@ -85,7 +85,7 @@ def test_of_all_of_int8_the_exact_session_is_judged_and_the_need_is_told(
     without = processor == "without"
     if not without and overflows():
         pytest.skip("the session with default options is wrong on this processor")
-    monkeypatch.setattr("sqakd_fx.validation.validate.overflows", lambda: without)
+    monkeypatch.setattr("sqakd_fx.validation.runs.overflows", lambda: without)
     checked = validate(program.student, job.lowered, path, [(images,)])
     assert checked.failures == ()
     assert checked.full_range

@@ -118,6 +118,11 @@ def _two_bits(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(tensor)
 
 
+def _fourier(model: onnx.ModelProto) -> None:
+    inputs = [model.graph.input[0].name, _store(model, "step", np.int64(2))]
+    model.graph.node.append(helper.make_node("STFT", inputs, ["spectrum"]))
+
+
 BREAKING: list[tuple[str, Callable[[onnx.ModelProto], None]]] = [
     ("zero points are 0", _zero_point),
     ("codes are INT8", _unsigned),
@@ -131,6 +136,7 @@ BREAKING: list[tuple[str, Callable[[onnx.ModelProto], None]]] = [
     ("layers read pairs", _float_branch),
     ("operators are ONNX's own", _own_operator),
     ("no type is smaller than 4 bits", _two_bits),
+    ("a Fourier transform has a fixed size", _fourier),
 ]
 
 
