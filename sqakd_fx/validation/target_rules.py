@@ -42,7 +42,8 @@ class TargetFile:
             size.dim_param for v in proto.graph.input for size in v.type.tensor_type.shape.dim
         )
         self.outputs = {value.name for value in proto.graph.output}
-        self.target = next((p.value for p in proto.metadata_props if p.key == TARGET_KEY), None)
+        said = next((p.value for p in proto.metadata_props if p.key == TARGET_KEY), "")
+        self.target: str = said if said in TARGETS else "onnxruntime"
 
     def quantizers(self) -> Iterator[onnx.NodeProto]:
         return (node for node in self.nodes if node.op_type in _QUANTIZERS)

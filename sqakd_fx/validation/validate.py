@@ -68,7 +68,7 @@ def validate(
     with tempfile.TemporaryDirectory() as folder:
         fusion = fusion_report(model, Path(folder))
     file = TargetFile(model)
-    target = str(file.target) if file.target in TARGETS else "onnxruntime"
+    target = file.target
     sums = pair_sums(model) if TARGETS[target].adds_pairs else ()
     full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
     comparison = _Comparison(

@@ -24,9 +24,11 @@ from sqakd_fx.errors import StorageError
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.results.known_operations import function_of
 from sqakd_fx.results.saved_graph import decode_graph, encode_graph, tensors_in
+from sqakd_fx.results.saved_modules import decode_module, encode_module
 from sqakd_fx.results.saved_values import NotSaved
 from sqakd_fx.results.student import load_saved
 
@@ -255,3 +257,10 @@ def test_a_student_with_code_of_the_users_own_says_so() -> None:
     )
     with pytest.raises(NotSaved, match="Own"):
         encode_graph(program.student)
+
+
+def test_a_signed_grid_is_saved_as_one() -> None:
+    spec = json.loads(json.dumps(encode_module(Quantizer("lsq", "activation", 8, signed=True), {})))
+    made = decode_module(spec, {})
+    assert isinstance(made, Quantizer)
+    assert made.is_about_zero
