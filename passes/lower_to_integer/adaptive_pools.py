@@ -38,9 +38,9 @@ def adaptive_pool_in_float(
     settings = adaptive_pool_settings(ins, wanted)
     if op.kind is not Kind.AVERAGE:
         gives_places = cast(Any, op_of(node, modules)) is not op
-        if gives_places and settings is None:
-            return None
         if gives_places:
+            if settings is None:
+                return None
             more = {"stride": settings[0], "return_indices": True}
             return graph.call_function(_MAX_POOLS[axes], (float_of(source), settings[0]), more)
         return largest_of_windows(graph, float_of(source), ins, wanted)
