@@ -17,11 +17,13 @@ import contextlib
 import copy
 import fnmatch
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,16 @@ from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 
 SECONDS = 900
+_IN_FLOAT = (
+    r"(\w+) is computed in float",
+    r"no input of this (\w+)",
+    r"in float: (\w+) with a plain number",
+    "residual stream",
+    "scores of a softmax",
+    r"an (average|affine) over",
+    "cache",
+)
+"""What notes say of operations in float; the group, or the whole match, is what the table calls it."""
 RECURRENT = ("gru", "lstm", "rnn")
 PRODUCTS = ("Conv)", "ConvTranspose)", "Gemm)", "MatMul)")
 
@@ -136,22 +148,33 @@ def run_row(name: str, folder: Path) -> dict[str, Any]:
     return row
 
 
+def in_float(notes: list[str]) -> str:
+    """What stays in float between quantized tensors: operations and how often, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for note in notes:
+        reason = note.partition(": ")[2]
+        found = [m for pattern in _IN_FLOAT if (m := re.search(pattern, reason))]
+        counts[next(iter(found[0].groups()), found[0][0]) if found else "other"] += 1
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "–"
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table."""
     lines = [
-        "| network | front end | MACs quantized | float_modules | traced − eager | tensors | "
-        "ORT full: most steps off | share off | ORT unoptimized | products in float |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | front end | MACs quantized | float modules | traced − eager | tensors | "
+        "ORT full: most steps off | share off | ORT unoptimized | products in float | stays in float |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if "error" in row:
-            lines.append(f"| {row['name']} | {row['error']} | | | | | | | | |")
+            lines.append(f"| {row['name']} | {row['error']} | | | | | | | | | |")
             continue
         float_modules = "; ".join(row["float_modules"]) or "–"
         lines.append(
             f"| {row['name']} | {row['front_end']} | {row['quantized']:.1%} | {float_modules} | "
             f"{row['traced_difference']:.0e} | {row['tensors']} | {row['largest_full']} | "
-            f"{row['worst_share']:.2%} | {row['largest_off']} | {len(row['float_heavy'])} |"
+            f"{row['worst_share']:.2%} | {row['largest_off']} | {len(row['float_heavy'])} | "
+            f"{in_float(row['float'])} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -167,12 +190,14 @@ the example), because what is measured is whether the compiler gives up and whet
 
 - **MACs quantized**: share of multiply-accumulates in quantized layers, of those that torch counts in the
   float model.
-- **float_modules**: what stays whole in float, and why.
+- **float modules**: what stays whole in float, and why.
 - **traced - eager**: largest relative difference of the outputs.
 - **ORT full**: ONNX Runtime at full optimization against the integer program, over all quantized tensors:
   the most steps that any code is off, and the largest share of codes of one tensor that are off at all.
 - **ORT unoptimized**: the most steps off there.
 - **products in float**: convolutions, linear layers and products that the optimized graph runs in float.
+- **stays in float**: operations between quantized tensors that are computed in float, and how many of each;
+  `sqakd-fx inspect` gives the reason of each one.
 
 """
 

@@ -362,6 +362,8 @@ def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
         raise cause from error
     except Exception as error:
         reason = first_line(error)
+        if "Constraints violated" in reason:
+            reason = "it takes the example's batch size only"
         if cause is not None:
             sentence = f"{cause} (torch.export cannot trace it either: {reason})"
             raise TraceError(sentence, location=cause.location) from error
