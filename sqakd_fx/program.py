@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -208,9 +208,14 @@ def build_program(
     )
 
 
-def with_labels(program: Program, labels: Any, recipe: Recipe) -> Program:
-    """The program with what `labels` of a batch say of its outputs; `recipe` is the one that it was built from."""
-    outputs = decide_outputs(program.teacher, program.example, recipe, labels)
+def with_labels(
+    program: Program, labels: Any, recipe: Recipe, answers: Sequence[Tensor]
+) -> Program:
+    """The program with what `labels` of a batch say of its outputs.
+
+    `recipe` is the one that it was built from, `answers` all tensors that the float model returns for the batch.
+    """
+    outputs = decide_outputs(program.teacher, program.example, recipe, labels, answers)
     return replace(program, outputs=outputs, recipe=with_outputs(recipe, outputs))
 
 

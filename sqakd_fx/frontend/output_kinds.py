@@ -125,10 +125,12 @@ def decide_outputs(
     inputs: Sequence[Tensor],
     recipe: Recipe,
     labels: Any = None,
+    answers: Sequence[Tensor] = (),
 ) -> tuple[OutputKind, ...]:
     """What each floating-point output of a float graph is, from its values on `inputs`.
 
-    `labels` are those of a batch. What the recipe says of an output holds.
+    `labels` are those of a batch, and `answers` all tensors that the graph gives for it: classes are right more often
+    than by chance. What the recipe says of an output holds.
     """
     running = fx.Interpreter(graph_module, garbage_collect_values=False)
     with torch.no_grad():
@@ -137,7 +139,8 @@ def decide_outputs(
         id(v): n for n, v in running.env.items() if isinstance(v, Tensor) and n.op != "output"
     }
     modules = dict(graph_module.named_modules())
-    labelled = _labelled([value for _, _, value in outputs], labels)
+    given = {id(value): answers[index] for _, index, value in outputs} if answers else {}
+    labelled = _labelled([value for _, _, value in outputs], labels, given)
     (end,) = graph_module.graph.find_nodes(op="output")
     names = dict(enumerate(meta.output_names(end)))
     found: list[OutputKind] = []
@@ -157,12 +160,19 @@ def decide_outputs(
     return tuple(_beside_probabilities(found))
 
 
-def _labelled(outputs: Sequence[Tensor], labels: Any) -> Tensor | None:
+def _labelled(
+    outputs: Sequence[Tensor], labels: Any, answers: Mapping[int, Tensor]
+) -> Tensor | None:
     """The output that labels are of: the first whose classes they number, best with as many classes as there are."""
     if not isinstance(labels, Tensor) or not outputs:
         return None
     fits = {id(value): _by_labels(tuple(value.shape), labels) for value in outputs}
-    fitting = [value for value in outputs if fits[id(value)] is not None]
+    fitting = [
+        value
+        for value in outputs
+        if (fit := fits[id(value)]) is not None
+        and (fit.axis is None or _is_right(answers.get(id(value)), labels, fit.axis))
+    ]
 
     def exact(value: Tensor) -> bool:
         found = fits[id(value)]
@@ -170,6 +180,15 @@ def _labelled(outputs: Sequence[Tensor], labels: Any) -> Tensor | None:
         return axis is not None and value.shape[axis] == int(labels.max()) + 1
 
     return next(filter(exact, fitting), fitting[0] if fitting else None)
+
+
+def _is_right(answer: Tensor | None, labels: Tensor, axis: int) -> bool:
+    """Whether the largest scores are the labels more often than by chance, by two standard deviations and one more."""
+    if answer is None:
+        return True
+    right = int((answer.argmax(axis) == labels.to(answer.device)).sum())
+    by_chance = labels.numel() / answer.shape[axis]
+    return right > by_chance + 2 * by_chance**0.5 + 1
 
 
 def _beside_probabilities(outputs: Sequence[OutputKind]) -> Iterator[OutputKind]:

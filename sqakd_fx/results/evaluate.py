@@ -71,7 +71,7 @@ def with_evaluation(source: Source, program: Program, recipe: Recipe) -> Program
     with batch_named("the first batch of the evaluation data", inputs), torch.no_grad():
         output = program.teacher(*inputs)
     tensors, labels = tensors_of(output), _tensors(target)
-    labelled = with_labels(program, labels, recipe)
+    labelled = with_labels(program, labels, recipe, tensors)
     if source.metric is not None:
         try:
             _measured(source.metric, _like(output, tensors), labels)

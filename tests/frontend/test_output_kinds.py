@@ -109,6 +109,9 @@ def test_labels_tell_what_the_first_output_is(case: str) -> None:
     assert (found.nature, found.axis) == (nature, axis)
 
 
+IMAGES6 = torch.randn(32, 6, generator=torch.Generator().manual_seed(3))
+
+
 class FaceDetector(nn.Module):
     """Landmarks, a box, and probabilities of two classes, without a name."""
 
@@ -140,6 +143,18 @@ def test_labels_are_of_the_output_with_as_many_classes() -> None:
 
     found = kinds(Heads(), torch.randn(3, 6), torch.tensor([0, 2, 1]))
     assert [one.nature for one in found] == ["scores", "classes"]
+
+
+def test_labels_that_an_output_does_not_hit_more_often_than_by_chance_are_not_its_classes() -> None:
+    model = nn.Linear(6, 40)
+    graph, x = trace(model, (IMAGES6,)).graph_module, IMAGES6
+    answers = [model(x)]
+    right, others = answers[0].argmax(1), torch.arange(len(x))
+    recipe = resolve_recipe("w8a8")
+    (found,) = decide_outputs(graph, (x,), recipe, right, answers)
+    assert found.nature == "classes"
+    (found,) = decide_outputs(graph, (x,), recipe, others, answers)
+    assert found.nature == "scores"
 
 
 def test_what_the_recipe_says_of_an_output_holds() -> None:
