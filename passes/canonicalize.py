@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_names import op_name
-from sqakd_fx.ir.op_table import CASTS, TABLE, Kind, Op, convolution, op_of, shape_of
+from sqakd_fx.ir.op_table import CASTS, LAYS_OUT, TABLE, Kind, Op, convolution, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import (
     attribute_name,
@@ -66,7 +66,7 @@ def _is_idle(node: fx.Node, name: str | None, modules: dict[str, nn.Module]) -> 
     source = node.args[0] if node.args else None
     if name not in CASTS or not isinstance(source, fx.Node):
         return False
-    if name == "contiguous" and any(_may_need_order(user, modules) for user in node.users):
+    if name in LAYS_OUT and any(_may_need_order(user, modules) for user in node.users):
         return False
     known = [n.meta.get("tensor_meta") for n in (source, node)]
     return all(getattr(one, "dtype", None) is torch.float32 for one in known)

@@ -22,10 +22,7 @@ MANY_PARAMETERS = {
 }
 """Files where a function may have more parameters, and why."""
 
-OPERATIONS_BY_NAME = {
-    "passes/stable_top_k.py": "the pass is about one operation, which has no row",
-    "sqakd_fx/frontend/inexpressible.py": "it refuses operations, which have no row",
-}
+OPERATIONS_BY_NAME: dict[str, str] = {}
 """Files that compare the name of an operation, and why."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -18,27 +19,36 @@ def refuse_inexpressible(graph_module: fx.GraphModule) -> None:
     """Raise TraceError for a BatchNorm without running statistics, an nn.CrossMapLRN2d, an LSTM that projects."""
     modules = dict(graph_module.named_modules())
     for node in graph_module.graph.nodes:
-        name = op_name(node, modules)
-        where = node.target if node.op == "call_module" else code_line(node) or node.name
-        reason = None
-        if name == "batch_norm" and _uses_the_batch(node, modules):
-            reason = (
-                f"the BatchNorm at {where} has no running statistics and normalizes by those of each batch, so that "
-                "an answer would depend on the other samples: let it learn them (track_running_stats=True), or "
-                "use GroupNorm"
-            )
-        elif name == "cross_map_lrn2d":
-            reason = (
-                f"the CrossMapLRN2d at {where} adds its first channel to the sums of all others, which no operation "
-                "of ONNX does: use LocalResponseNorm"
-            )
-        elif name == "lstm" and node.op == "call_module" and modules[str(node.target)].proj_size:
-            reason = (
-                f"the LSTM at {where} projects its hidden state (proj_size), which ONNX's LSTM does not: train one "
-                "without, or write the recurrence with LSTMCell and Linear"
-            )
-        if reason is not None:
-            raise TraceError(reason, node=node.name, location=code_line(node))
+        reason = _REASONS.get(op_name(node, modules) or "")
+        sentence = None if reason is None else reason(node, modules)
+        if sentence is not None:
+            where = node.target if node.op == "call_module" else code_line(node) or node.name
+            raise TraceError(sentence.format(where=where), node=node.name, location=code_line(node))
+
+
+def _batch_norm(node: fx.Node, modules: dict[str, Any]) -> str | None:
+    if not _uses_the_batch(node, modules):
+        return None
+    return (
+        "the BatchNorm at {where} has no running statistics and normalizes by those of each batch, so that an answer "
+        "would depend on the other samples: let it learn them (track_running_stats=True), or use GroupNorm"
+    )
+
+
+def _channel_response(node: fx.Node, modules: dict[str, Any]) -> str | None:
+    return (
+        "the CrossMapLRN2d at {where} adds its first channel to the sums of all others, which no operation of ONNX "
+        "does: use LocalResponseNorm"
+    )
+
+
+def _lstm(node: fx.Node, modules: dict[str, Any]) -> str | None:
+    if node.op != "call_module" or not modules[str(node.target)].proj_size:
+        return None
+    return (
+        "the LSTM at {where} projects its hidden state (proj_size), which ONNX's LSTM does not: train one without, or "
+        "write the recurrence with LSTMCell and Linear"
+    )
 
 
 def _uses_the_batch(node: fx.Node, modules: dict[str, Any]) -> bool:
@@ -46,3 +56,10 @@ def _uses_the_batch(node: fx.Node, modules: dict[str, Any]) -> bool:
         return modules[str(node.target)].running_mean is None
     given = node.args[_TRAINING] if len(node.args) > _TRAINING else False
     return bool(node.kwargs.get("training", given))
+
+
+_REASONS: dict[str, Callable[[fx.Node, dict[str, Any]], str | None]] = {
+    "batch_norm": _batch_norm,
+    "cross_map_lrn2d": _channel_response,
+    "lstm": _lstm,
+}

@@ -188,7 +188,7 @@ def _is_right(answer: Tensor | None, labels: Tensor, axis: int) -> bool:
         return True
     right = int((answer.argmax(axis) == labels.to(answer.device)).sum())
     by_chance = labels.numel() / answer.shape[axis]
-    return right > by_chance + 2 * by_chance**0.5 + 1
+    return bool(right > by_chance + 2 * by_chance**0.5 + 1)
 
 
 def _beside_probabilities(outputs: Sequence[OutputKind]) -> Iterator[OutputKind]:

@@ -345,6 +345,9 @@ VIEWS = frozenset(
 CASTS = frozenset(("to", "float", "type_as", "contiguous", "clone", "detach", "alias", "identity"))
 """Names of operations that give their first input's values in its order, in another type or memory."""
 
+LAYS_OUT = frozenset(("contiguous",))
+"""Names of operations that may change the order of a tensor's memory, and nothing else."""
+
 RANDOM = ("rand", "dropout", "bernoulli", "normal", "multinomial")
 """What the names of operations that draw numbers begin with."""
 
