@@ -108,17 +108,12 @@ def networks(random: int) -> dict[str, Callable[[], Network]]:
 
 
 def _random_network(number: int) -> Network:
-    from test_random_networks import BINARY, UNARY, RandomNet
+    from random_networks import RandomNet, random_case
 
-    draw = torch.Generator().manual_seed(number)
-
-    def below(limit: int) -> int:
-        return int(torch.randint(limit, (), generator=draw))
-
-    kinds = UNARY + BINARY
-    plan = [(kinds[below(len(kinds))], below(4), below(4)) for _ in range(1 + below(9))]
-    images = torch.randn(8, 1 + below(4), 9, 9, generator=draw)
-    return RandomNet(plan, images.shape[1], 9), (images,), {}
+    case = random_case(number)
+    torch.manual_seed(case.seed)
+    images = torch.randn(8, case.channels, case.size, case.size)
+    return RandomNet(case.plan, case.channels, case.size), (images,), {}
 
 
 def rows(name: str, make: Callable[[], Network], bits: str, profiles: Sequence[str]) -> list[Row]:
