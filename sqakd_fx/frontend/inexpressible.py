@@ -55,7 +55,9 @@ def _uses_the_batch(node: fx.Node, modules: dict[str, Any]) -> bool:
     if node.op == "call_module":
         return modules[str(node.target)].running_mean is None
     given = node.args[_TRAINING] if len(node.args) > _TRAINING else False
-    return bool(node.kwargs.get("training", given))
+    return (
+        node.kwargs.get("training", given) is True
+    )  # an overload without it has the momentum there
 
 
 _REASONS: dict[str, Callable[[fx.Node, dict[str, Any]], str | None]] = {
