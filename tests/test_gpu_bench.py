@@ -58,14 +58,11 @@ def test_a_rehearsal_runs_the_least_work(tmp_path: Path) -> None:
     assert (tmp_path / "one.log").read_text() == "rehearsed one\n"
 
 
-def test_every_command_of_the_plan_starts(tmp_path: Path) -> None:
-    for one in parts(tmp_path):
-        script = one.command[0]
-        if script != "-m":
-            done = subprocess.run([sys.executable, script, "--help"], capture_output=True)
-            assert done.returncode == 0, one.name
+def test_every_script_of_the_plan_starts(tmp_path: Path) -> None:
+    for script in {one.command[0] for one in parts(tmp_path)} - {"-m"}:
+        done = subprocess.run([sys.executable, script, "--help"], capture_output=True)
+        assert done.returncode == 0, script
     assert NETWORKS.keys() >= set(TIMED)
-    assert set(TIMED) <= NETWORKS.keys()
 
 
 def test_the_plan_is_printed(tmp_path: Path) -> None:
