@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
+from training import machine
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "examples" / "fashion" / "model.py"
@@ -166,13 +166,6 @@ def _run(command: Sequence[str], log: Path, limit: float) -> str:
                 return OUT_OF_TIME
             raise
     return DONE if status == 0 else f"{FAILED} with exit code {status}"
-
-
-def machine() -> str:
-    """The GPU, or the processor where there is none, and torch's version."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}"
-    return f"{os.cpu_count()} CPU cores, no GPU, torch {torch.__version__}"
 
 
 def main() -> None:

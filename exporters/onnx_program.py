@@ -74,7 +74,7 @@ def export_program(
     simplify(model, stored.keys())
     prevent_rewrites(model)
     name_values(model, origins, names, tensors)
-    (end,) = lowered.graph.find_nodes(op="output")
+    end = lowered.graph.output_node()
     name_interface(model, meta.output_names(end))
     describe_interface(model, interface)
     for name, tensor in stored.items():
@@ -176,7 +176,7 @@ def _with_tensors_only(lowered: fx.GraphModule, example_inputs: Sequence[Any]) -
     running = fx.Interpreter(lowered, garbage_collect_values=False)
     with torch.no_grad():
         running.run(*example_inputs)
-    (end,) = lowered.graph.find_nodes(op="output")
+    end = lowered.graph.output_node()
     kept = [leaf for leaf in _outputs(lowered) if isinstance(leaf, fx.Node)]
     end.args = (tuple(leaf for leaf in kept if isinstance(running.env[leaf], torch.Tensor)),)
     lowered.recompile()
@@ -185,7 +185,7 @@ def _with_tensors_only(lowered: fx.GraphModule, example_inputs: Sequence[Any]) -
 
 def _outputs(graph_module: fx.GraphModule) -> list[Any]:
     """What a graph returns, in order, dataclasses taken apart."""
-    (end,) = graph_module.graph.find_nodes(op="output")
+    end = graph_module.graph.output_node()
     found: list[Any] = []
     pending = list(torch.utils._pytree.tree_leaves(end.args[0]))
     while pending:

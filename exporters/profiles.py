@@ -100,8 +100,13 @@ def _container(job: Export, path: Path) -> Content:
     read_apart(model)
     save_model(model, path)
     check_model(path)
+    return _in_bytes(model), ()
+
+
+def _in_bytes(model: ir.Model) -> list[StoredWeight]:
+    """The weights of a model that stores each in INT8."""
     stored = [(v.name, v.const_value) for v, _ in weights_of(model) if v.const_value is not None]
-    return [StoredWeight(str(name), t.size, 8, t.size) for name, t in stored], ()
+    return [StoredWeight(str(name), t.size, 8, t.size) for name, t in stored]
 
 
 def _packed(job: Export, path: Path) -> Content:
@@ -135,8 +140,7 @@ def _tensorrt(job: Export, path: Path) -> Content:
     to_tensorrt(model)
     save_model(model, path)
     check_model(path)
-    stored = [(v.name, v.const_value) for v, _ in weights_of(model) if v.const_value is not None]
-    return [StoredWeight(str(name), t.size, 8, t.size) for name, t in stored], ()
+    return _in_bytes(model), ()
 
 
 def _float(job: Export, path: Path) -> Content:

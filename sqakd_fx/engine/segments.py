@@ -18,7 +18,7 @@ def segmented(
     tuple of what others read. Modules and parameters are shared with `graph_module`; a segment reads those
     it needs itself.
     """
-    (end,) = graph_module.graph.find_nodes(op="output")
+    end = graph_module.graph.output_node()
     inputs = graph_module.graph.find_nodes(op="placeholder")
     inner = [
         node

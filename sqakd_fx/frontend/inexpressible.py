@@ -55,9 +55,8 @@ def _uses_the_batch(node: fx.Node, modules: dict[str, Any]) -> bool:
     if node.op == "call_module":
         return modules[str(node.target)].running_mean is None
     given = node.args[_TRAINING] if len(node.args) > _TRAINING else False
-    return (
-        node.kwargs.get("training", given) is True
-    )  # an overload without it has the momentum there
+    training = node.kwargs.get("training", given)
+    return training is True  # an overload without it has the momentum there
 
 
 _REASONS: dict[str, Callable[[fx.Node, dict[str, Any]], str | None]] = {

@@ -141,8 +141,7 @@ def decide_outputs(
     modules = dict(graph_module.named_modules())
     given = {id(value): answers[index] for _, index, value in outputs} if answers else {}
     labelled = _labelled([value for _, _, value in outputs], labels, given)
-    (end,) = graph_module.graph.find_nodes(op="output")
-    names = dict(enumerate(meta.output_names(end)))
+    names = dict(enumerate(meta.output_names(graph_module.graph.output_node())))
     found: list[OutputKind] = []
     for key, index, value in outputs:
         maker = _maker(makers.get(id(value)), modules)

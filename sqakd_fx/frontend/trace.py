@@ -120,7 +120,7 @@ def trace(
     with without_caches(model, caches):
         traced = _by_front_end(model, call, front_end, float_modules, specialize)
     refuse_inexpressible(traced.graph_module)
-    (end,) = traced.graph_module.graph.find_nodes(op="output")
+    end = traced.graph_module.graph.output_node()
     meta.set_output_names(end, output_names(model, outputs_alone(output), call.tensors()))
     return replace(traced, left_out=caches)
 

@@ -17,7 +17,7 @@ def quantized_names(lowered: fx.GraphModule) -> dict[str, str]:
     """
     graph = lowered.graph
     taken = {str(n.target) for n in graph.nodes if n.op in ("placeholder", "get_attr")}
-    (end,) = graph.find_nodes(op="output")
+    end = graph.output_node()
     taken.update(meta.output_names(end) or numbered_outputs(len(end.all_input_nodes)))
     found: dict[str, str] = {}
     for node in graph.nodes:

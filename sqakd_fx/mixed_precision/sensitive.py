@@ -160,31 +160,53 @@ def relative_errors(got: Any, wanted: Any) -> list[float]:
 def _in_float_for(student: fx.GraphModule, calls: Sequence[fx.Node]) -> dict[str, int]:
     """The layers and sums that have to be in float for a tensor; none where that does not make it float."""
     modules = dict(student.named_modules())
-    found: dict[str, int] = {}
-    pending = [_maker(call, modules) for call in calls]
-    makers = len(pending)
-    pending += [user for call in calls for user in call.users]
+    makers = dict.fromkeys(_maker(call, modules) for call in calls)
+    needed = [node for node in makers if not _gives_floats(node, modules)]
+    needed += _readers(calls, modules)
+    if not all(_can_be_float(node, modules) for node in needed):
+        return {}
+    return {_override_name(node): _work(node) for node in needed}
+
+
+def _gives_floats(node: fx.Node, modules: Mapping[str, Any]) -> bool:
+    """Whether the runtime reads what an operation makes of codes as float: accumulators of products, averages."""
+    op = op_of(node, modules)
+    if meta.layer(node) is not None:
+        return op is not None and not op.is_convolution
+    return meta.arithmetic(node) is Kind.AVERAGE or not _is_on_codes(node, modules)
+
+
+def _readers(calls: Sequence[fx.Node], modules: Mapping[str, Any]) -> list[fx.Node]:
+    """What computes on the codes of a tensor, as they are or moved."""
+    found: list[fx.Node] = []
+    pending = [user for call in calls for user in call.users]
     seen: set[fx.Node] = set()
-    for index, node in enumerate(pending):
+    for node in pending:  # which grows
         if node in seen:
             continue
         seen.add(node)
         op = op_of(node, modules)
-        if meta.layer(node) is not None:
-            assert op is not None
-            if index < makers and not op.is_convolution:
-                continue  # its accumulator is read as float
-            if op.weight is None:
-                return {}
-            found[layer_name(node)] = _work(node)
-        elif meta.arithmetic(node) is not None:
-            if index >= makers or meta.arithmetic(node) is not Kind.AVERAGE:
-                found[node.name] = _work(node)
-        elif meta.is_integer(node) or isinstance(modules.get(str(node.target)), Quantizer):
-            return {}
-        elif index >= makers and op is not None and op.kind in _MOVES:
+        if _is_on_codes(node, modules):
+            found.append(node)
+        elif op is not None and op.kind in _MOVES:
             pending.extend(node.users)
     return found
+
+
+def _is_on_codes(node: fx.Node, modules: Mapping[str, Any]) -> bool:
+    return meta.is_integer(node) or isinstance(modules.get(str(node.target)), Quantizer)
+
+
+def _can_be_float(node: fx.Node, modules: Mapping[str, Any]) -> bool:
+    """Whether an override can leave an operation in float: a layer with a weight, a sum, a product, an average."""
+    if meta.layer(node) is not None:
+        op = op_of(node, modules)
+        return op is not None and op.weight is not None
+    return meta.arithmetic(node) is not None
+
+
+def _override_name(node: fx.Node) -> str:
+    return layer_name(node) if meta.layer(node) is not None else node.name
 
 
 def _maker(call: fx.Node, modules: Mapping[str, Any]) -> fx.Node:
@@ -215,10 +237,10 @@ def choose(
 
     before = left_of()
     while beyond := _beyond(left_of(), tolerances):
-        best, most_worth = None, 0.0
+        best, most_worth, spent = None, 0.0, sum(layers.values())
         for tensor in candidates:
             more = _more_work(tensor, layers)
-            if tensor.name in taken or sum(layers.values()) + more > most * work:
+            if tensor.name in taken or spent + more > most * work:
                 continue
             gain = sum((tensor.errors[k] / tolerances[k]) ** 2 for k in beyond)
             if gain / max(more, 1) > most_worth:
@@ -227,16 +249,14 @@ def choose(
             break
         taken[best.name] = best
         layers.update(best.layers)
-    because = _because(taken.values())
-    share = sum(layers.values()) / max(work, 1)
     return Relief(
         tuple(tensors),
         tuple(taken.values()),
-        because,
+        _because(taken.values()),
         before,
         left_of(),
         tuple(tolerances),
-        share,
+        sum(layers.values()) / max(work, 1),
     )
 
 

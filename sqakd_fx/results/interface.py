@@ -19,8 +19,7 @@ def interface_of(program: Program) -> Interface:
         for argument, x in zip(program.input_names, program.example, strict=True)
     )
     kinds = {one.index: one.description for one in program.outputs}
-    (end,) = program.teacher.graph.find_nodes(op="output")
-    count = len(meta.output_names(end))
+    count = len(meta.output_names(program.teacher.graph.output_node()))
     outputs = tuple(kinds.get(index, "not a floating-point output") for index in range(count))
     return Interface(name, inputs, outputs)
 

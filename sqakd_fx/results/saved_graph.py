@@ -56,11 +56,11 @@ def encode_graph(student: fx.GraphModule) -> Spec:
             for name, one in tensors.items()
             if first.setdefault(id(one), name) != name
         },
-        "nodes": _encode_nodes(student),
+        "nodes": _encode_nodes(student, paths),
     }
 
 
-def _encode_nodes(student: fx.GraphModule) -> list[Spec]:
+def _encode_nodes(student: fx.GraphModule, paths: Mapping[int, str]) -> list[Spec]:
     """All nodes, but for classes of the user's own that only hold what the model gives."""
     structures = {node: _parts(node) for node in student.graph.nodes if _is_structure(node)}
     found = []
@@ -69,7 +69,7 @@ def _encode_nodes(student: fx.GraphModule) -> list[Spec]:
             args, kwargs = fx.map_arg(
                 (node.args, dict(node.kwargs)), lambda one: structures.get(one, one)
             )
-            found.append(_encode_node(student, node, args, kwargs))
+            found.append(_encode_node(node, args, kwargs, paths))
     return found
 
 
@@ -103,7 +103,7 @@ def _tensor_kind(tensor: Tensor) -> str:
 
 
 def _encode_node(
-    student: fx.GraphModule, node: fx.Node, args: Iterable[Any], kwargs: Mapping[str, Any]
+    node: fx.Node, args: Iterable[Any], kwargs: Mapping[str, Any], paths: Mapping[int, str]
 ) -> Spec:
     return {
         "name": _name(node.name),
@@ -111,7 +111,7 @@ def _encode_node(
         "target": _encode_target(node),
         "args": [encode(one) for one in args],
         "kwargs": {key: encode(one) for key, one in kwargs.items()},
-        "meta": _encode_meta(student, node),
+        "meta": _encode_meta(node, paths),
     }
 
 
@@ -130,9 +130,8 @@ def _encode_target(node: fx.Node) -> str:
     return name
 
 
-def _encode_meta(student: fx.GraphModule, node: fx.Node) -> Spec:
+def _encode_meta(node: fx.Node, paths: Mapping[int, str]) -> Spec:
     settings, weight_only, kind = meta.layer(node), meta.weight_only(node), meta.arithmetic(node)
-    of = {id(module): path for path, module in quantizers_of(student).items()}
     inputs = meta.input_quantizers(node, Quantizer)
     found = {
         "path": meta.module_path(node),
@@ -144,7 +143,7 @@ def _encode_meta(student: fx.GraphModule, node: fx.Node) -> Spec:
         "arithmetic": None if kind is None else kind.name,
         "table": meta.is_table(node),
         "affine": meta.is_affine(node),
-        "inputs": {name: of[id(one)] for name, one in inputs.items() if id(one) in of},
+        "inputs": {name: paths[id(one)] for name, one in inputs.items() if id(one) in paths},
     }
     return {key: value for key, value in found.items() if value}
 

@@ -83,7 +83,7 @@ def save_student(program: Program, source: Source, out: Path) -> None:
             "version": version("sqakd-fx"),
             "inputs": list(program.input_names),
             "outputs": [asdict(one) for one in program.outputs],
-            "output_names": list(meta.output_names(_end(program.teacher))),
+            "output_names": list(meta.output_names(program.teacher.graph.output_node())),
             "interface": asdict(interface_of(program)),
             "fixed_batch": program.traced.fixed_batch,
             "front_end": program.traced.front_end,
@@ -95,10 +95,6 @@ def save_student(program: Program, source: Source, out: Path) -> None:
             "log": reporting.log_as_json(program.log),
         },
     )
-
-
-def _end(graph_module: fx.GraphModule) -> fx.Node:
-    return graph_module.graph.output_node()
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -185,7 +181,7 @@ def load_saved(out: Path) -> SavedStudent:
     try:
         made = decode_graph(graph, state)
         meta.set_output_names(
-            _end(made), _OUTPUT_NAMES.validate_python(facts.get("output_names", ()))
+            made.graph.output_node(), _OUTPUT_NAMES.validate_python(facts.get("output_names", ()))
         )
         names = tuple(str(name) for name in facts["inputs"])
         saved = SavedStudent(
