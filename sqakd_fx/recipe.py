@@ -421,7 +421,7 @@ def validate(values: Mapping[str, Any]) -> Recipe:
         recipe = Recipe.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
+        path = ".".join(str(part) for part in first["loc"] if not _is_type(part))
         if first["type"] == "extra_forbidden":
             known = list(
                 Override.model_fields if first["loc"][0] == "override" else Recipe.model_fields
@@ -439,6 +439,11 @@ def validate(values: Mapping[str, Any]) -> Recipe:
             f"the target {recipe.target} has a form of its own ({profile}): leave out profile = {recipe.profile!r}"
         )
     return recipe
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether pydantic put the type of an alternative, such as constrained-float, among the keys."""
+    return isinstance(part, str) and (part.startswith("constrained-") or "[" in part)
 
 
 def _lower(message: str) -> str:

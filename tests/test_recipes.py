@@ -59,3 +59,9 @@ def test_a_key_of_an_earlier_version_is_read_under_its_name_with_a_note(
 def test_an_old_name_beside_the_new_one_is_refused() -> None:
     with pytest.raises(RecipeError, match="has both 'islands' and 'float_modules'"):
         resolve_recipe("w4a4", settings=['islands=["a"]', 'float_modules=["b"]'])
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "much"])
+def test_a_key_of_several_types_is_named_as_it_is_written(value: object) -> None:
+    with pytest.raises(RecipeError, match=r"the recipe's tolerance = "):
+        resolve_recipe("w8a8", tolerance=value)
