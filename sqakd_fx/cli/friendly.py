@@ -9,9 +9,37 @@ from functools import wraps
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from sqakd_fx.cli.terminal import say
 from sqakd_fx.errors import SqakdError
+
+_UsageError = typer.BadParameter.__mro__[1]
+"""Of click, which some versions of Typer hold within themselves."""
+
+
+class Commands(TyperGroup):
+    """The commands of the program; a mistake in the options is one sentence, as every other mistake is."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **settings: Any) -> Any:
+        """Run a command and, where nothing else is said, end the process with its exit status."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **settings)
+        try:
+            status = super().main(*args, standalone_mode=False, **settings)
+        except _UsageError as error:
+            say(f"sqakd-fx: {_usage_sentence(error)}", file=sys.stderr)
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(130)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_sentence(error: Any) -> str:
+    """What click says of an option, and where help is."""
+    said = " ".join(error.format_message().split()).replace(": Value error,", ":").rstrip(".")
+    where = "sqakd-fx" if error.ctx is None else error.ctx.command_path
+    return f"{said[:1].lower()}{said[1:]}: see `{where} --help`"
 
 
 def friendly(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,35 +3,70 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 
 from sqakd_fx.cli.commands import about, inspect, quantize, results, sensitivity
-from sqakd_fx.cli.friendly import friendly
+from sqakd_fx.cli.friendly import Commands, friendly
+from sqakd_fx.cli.terminal import say
 
-COMMANDS = (
-    quantize.quantize,
-    inspect.inspect,
-    about.passes,
-    sensitivity.sensitivity,
-    results.export,
-    results.validate,
-    about.recipes,
-    about.doctor,
-    about.capabilities,
-)
+MAIN, RESULT, ABOUT = "Quantize", "Work with a result", "What there is"
+
+COMMANDS = {
+    quantize.quantize: MAIN,
+    sensitivity.sensitivity: MAIN,
+    inspect.inspect: RESULT,
+    results.export: RESULT,
+    results.validate: RESULT,
+    about.recipes: ABOUT,
+    about.passes: ABOUT,
+    about.capabilities: ABOUT,
+    about.doctor: ABOUT,
+}
+"""Every command, and the group of `--help` in which it stands."""
+
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 app = typer.Typer(
     name="sqakd-fx",
-    help="Quantize trained PyTorch models without labels, and export integer ONNX.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
-for command in COMMANDS:
-    app.command()(friendly(command))
+for command, group in COMMANDS.items():
+    app.command(rich_help_panel=group)(friendly(command))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sqakd-fx {version('sqakd-fx')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit; `sqakd-fx doctor` shows those of all packages.",
+        ),
+    ] = False,
+) -> None:
+    """Quantize trained PyTorch models without labels, and export integer ONNX.
+
+    First command: sqakd-fx quantize model.py
+    """
+    if context.invoked_subcommand is None:
+        say(context.get_help())
 
 
 def wait_without_spinning() -> None:

@@ -6,47 +6,58 @@ from typing import Annotated
 
 import typer
 
-from sqakd_fx.cli.options import Debug
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.cli.completion import presets_like
+from sqakd_fx.cli.options import Debug, Json
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="print this preset as TOML")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Print this preset as TOML.", autocompletion=presets_like
+        ),
+    ] = None,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            "--keys", help="List every key of a recipe: its values, its default, one sentence."
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """List the presets, or print one as TOML."""
-    from sqakd_fx.presets import preset_names
-    from sqakd_fx.recipe import resolve_recipe, to_toml
+    """List the presets and when each is used, or print one as TOML."""
+    from sqakd_fx.cli.recipes import show_keys, show_preset, show_presets
 
-    if name is None:
-        print("\n".join(preset_names()))
-        print("\nany wNaM with N, M from 1 to 8 works; `sqakd-fx recipes NAME` prints one as TOML")
+    if keys:
+        show_keys()
+    elif name is None:
+        show_presets()
     else:
-        say(to_toml(resolve_recipe(name)), end="")
+        show_preset(name)
 
 
 def passes(
-    json_: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False,
+    json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the passes in the order in which they run, what each does, and its options."""
+    """List the passes that rewrite a graph, in order, with a sentence and options for each."""
     from sqakd_fx.cli.passes import show_passes
 
     show_passes(as_json=json_)
 
 
 def doctor(debug: Debug = False) -> None:
-    """Versions, devices, ONNX Runtime providers, compiler, and what each missing thing costs."""
+    """Show versions, devices and compiler, and what each missing thing costs."""
     from sqakd_fx.cli.doctor import show_doctor
 
     show_doctor()
 
 
 def capabilities(
-    json_: Annotated[bool, typer.Option("--json", help="print the answers as JSON")] = False,
+    json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The targets, and what the installed ONNX Runtime runs on integer kernels, in float, or refuses."""
+    """Show the targets, and what the installed ONNX Runtime runs in integers or in float."""
     from sqakd_fx.runtime import capabilities as asked
 
     if json_:

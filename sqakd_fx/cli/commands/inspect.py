@@ -9,12 +9,15 @@ import typer
 
 from sqakd_fx.cli.arguments import check_choice, recipe_of, refuse_without_source, source_of
 from sqakd_fx.cli.options import (
+    OUTPUT,
     BitsOption,
     Debug,
+    FormatName,
     RecipeOption,
     Settings,
     Shape,
     SourceOption,
+    StageName,
     Weights,
 )
 from sqakd_fx.errors import RecipeError
@@ -23,22 +26,47 @@ if TYPE_CHECKING:
     from sqakd_fx.cli.graphs import Graphs
 
 
+Shown = Annotated[
+    str,
+    typer.Argument(metavar="MODEL|RESULT|FILE", help="A model, a result folder, or an ONNX file."),
+]
+Stage = Annotated[
+    StageName,
+    typer.Option(metavar="STAGE", help="Stage of the graph: traced, folded, quantized or lowered."),
+]
+After = Annotated[
+    str | None,
+    typer.Option(metavar="PASS", help="A pass of `sqakd-fx passes`, in place of a stage."),
+]
+Format = Annotated[
+    FormatName,
+    typer.Option(
+        "--format",
+        metavar="FORM",
+        help="Form of what is printed: table, tree, code, dot, svg or json.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Diff = Annotated[
+    tuple[str, str] | None,
+    typer.Option(help="Two stages or passes whose code is compared.", metavar="PLACE PLACE"),
+]
+Explain = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Why a node, a module or a name in the ONNX file has, or has not, a quantizer.",
+    ),
+]
+
+
 def inspect(
-    target: Annotated[str, typer.Argument(help="SOURCE, a result folder, or FILE.onnx")],
-    stage: Annotated[str, typer.Option(help="traced, folded, quantized or lowered")] = "quantized",
-    after: Annotated[
-        str | None, typer.Option(help="a pass of `sqakd-fx passes`, in place of a stage")
-    ] = None,
-    format_: Annotated[
-        str, typer.Option("--format", help="table, tree, code, dot, svg or json")
-    ] = "table",
-    diff: Annotated[
-        tuple[str, str] | None,
-        typer.Option(help="two stages or passes to compare", metavar="PLACE PLACE"),
-    ] = None,
-    explain: Annotated[
-        str | None, typer.Option(help="a node or module: why it has, or has not, a quantizer")
-    ] = None,
+    target: Shown,
+    stage: Stage = "quantized",
+    after: After = None,
+    format_: Format = "table",
+    diff: Diff = None,
+    explain: Explain = None,
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     set_: Settings = None,
@@ -50,7 +78,7 @@ def inspect(
     """Show the graph at a stage: where quantizers stand, what stays in float, and why."""
     from sqakd_fx.cli.explain import show_explanation
     from sqakd_fx.cli.graphs import STAGES
-    from sqakd_fx.cli.inspect import FORMATS, show_difference, show_onnx, show_stage
+    from sqakd_fx.cli.inspect import show_difference, show_onnx, show_stage
     from sqakd_fx.program import all_passes
 
     if after is not None:
@@ -59,8 +87,6 @@ def inspect(
     if target.endswith(".onnx"):
         show_onnx(Path(target), format_)
         return
-    check_choice("--stage", stage, STAGES)
-    check_choice("--format", format_, FORMATS)
     for place in diff or ():
         check_choice("--diff", place, [*STAGES, *all_passes()])
     options = {"--recipe": recipe, "--bits": bits, "--set": set_, "--weights": weights}

@@ -10,9 +10,12 @@ import typer
 
 from sqakd_fx.cli.arguments import recipe_of, source_of
 from sqakd_fx.cli.options import (
+    OUTPUT,
+    TRAINING,
     BitsOption,
     Data,
     Debug,
+    DeviceName,
     RecipeOption,
     Settings,
     Shape,
@@ -22,28 +25,72 @@ from sqakd_fx.cli.options import (
 )
 from sqakd_fx.cli.terminal import say
 
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Training steps, in place of epochs; 0 calibrates only.", rich_help_panel=TRAINING
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over the training data.", rich_help_panel=TRAINING),
+]
+Device = Annotated[
+    DeviceName | None,
+    typer.Option(
+        help="Where training runs. auto takes a GPU where there is one.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Number from which the order of samples and every random choice follow.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Result folder; sqakd-out/NAME-RECIPE where none is given.", rich_help_panel=OUTPUT
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on from the last checkpoint in the result folder.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Dump = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the graph as it is after every pass, one text file a pass.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
 
 def quantize(
     source: SourceArgument,
-    recipe: RecipeOption = None,
-    bits: BitsOption = None,
-    set_: Settings = None,
-    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
-    target: Target = None,
-    steps: Annotated[int | None, typer.Option(help="training steps, in place of epochs")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
-    seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
-    out: Annotated[Path | None, typer.Option(help="default: sqakd-out/NAME-RECIPE")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the last checkpoint")
-    ] = False,
     data: Data = None,
     weights: Weights = None,
     input_shape: Shape = None,
-    dump: Annotated[Path | None, typer.Option(help="write the graph after every pass here")] = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    target: Target = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    device: Device = None,
+    seed: Seed = None,
+    out: Out = None,
+    resume: Resume = False,
+    dump: Dump = None,
     debug: Debug = False,
 ) -> None:
-    """Train a low-bit student of a float model without labels, and export it as integer ONNX."""
+    """Quantize a trained model with unlabelled inputs, and write integer ONNX."""
     recipe_of_options = recipe_of(
         recipe, bits, set_, target=target, epochs=epochs, steps=steps, device=device, seed=seed
     )

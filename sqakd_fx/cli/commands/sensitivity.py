@@ -9,9 +9,13 @@ import typer
 
 from sqakd_fx.cli.arguments import recipe_of, source_of
 from sqakd_fx.cli.options import (
+    BITS,
+    INPUT,
+    OUTPUT,
     BitsOption,
     Data,
     Debug,
+    Json,
     RecipeOption,
     Settings,
     Shape,
@@ -24,24 +28,38 @@ from sqakd_fx.errors import RecipeError
 
 def sensitivity(
     source: SourceArgument,
-    budget: Annotated[
-        str | None, typer.Option(help="bits=3.2 (mean weight bits) or size=1.5MB")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="the recipe that meets the budget")] = Path(
-        "mixed.toml"
-    ),
-    candidates: Annotated[str, typer.Option(help="weight bits to choose from")] = "2,3,4,6,8",
-    samples: Annotated[int, typer.Option(min=1, help="unlabelled inputs to measure on")] = 128,
-    json_: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
-    recipe: RecipeOption = None,
-    bits: BitsOption = None,
-    set_: Settings = None,
     data: Data = None,
     weights: Weights = None,
     input_shape: Shape = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUDGET",
+            help="bits=3.2 (mean bits of weights) or size=1.5MB.",
+            rich_help_panel=BITS,
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="File for the recipe that meets the budget.", rich_help_panel=OUTPUT),
+    ] = Path("mixed.toml"),
+    candidates: Annotated[
+        str,
+        typer.Option(metavar="BITS", help="Bits of weights to choose from.", rich_help_panel=BITS),
+    ] = "2,3,4,6,8",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Unlabelled inputs to measure on.", rich_help_panel=INPUT)
+    ] = 128,
+    json_: Json = False,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Rank layers by what quantizing each alone costs; write a recipe with bits for each under a budget."""
+    """Rank layers by what quantizing each alone costs.
+
+    With --budget the best bits of each layer are written as a recipe.
+    """
     from sqakd_fx.mixed_precision.budget import parse_budget
 
     limit = None if budget is None else parse_budget(budget)
