@@ -20,6 +20,7 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     if lowest >= 7:
         # calibration is nearer to the teacher than training in large steps ends
         values |= {"learning_rate": 1e-5, "quantizer_learning_rate": 1e-5, "epochs": 2}
+        values |= {"initialization": "output", "bias_correction": True}
     elif lowest >= 4:
         values |= {"epochs": 4, "learning_rate": 3e-4}
     else:

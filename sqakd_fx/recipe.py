@@ -116,7 +116,7 @@ class Recipe(BaseModel):
     tolerance: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
         description="relative error that all 8-bit activations may cost an output: with auto 0.03 of values, "
-        "0.12 of others",
+        "0.06 of class scores, 0.12 of others",
     )
     tolerance_work: float = Field(
         1.0,

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from sqakd_fx.cli.completion import bits_like, presets_like, settings_like
-from sqakd_fx.targets import TargetName
+from sqakd_fx.targets import ExportTargetName, TargetName
 
 INPUT, BITS, TRAINING, OUTPUT = "Model and data", "Bits and recipe", "Training", "Output"
 
-ProfileName = Literal["container", "packed", "typed", "tensorrt", "qonnx", "float", "pt2"]
+ProfileName = Literal["container", "packed", "typed", "tensorrt", "qonnx", "float", "pt2", "pt2e"]
 StageName = Literal["traced", "folded", "quantized", "lowered"]
 FormatName = Literal["table", "tree", "code", "dot", "svg", "json"]
 RuntimeName = Literal["onnxruntime", "openvino"]
@@ -95,6 +95,15 @@ Target = Annotated[
         metavar="RUNTIME",
         help="Where the file will run: onnxruntime, tensorrt or openvino. It decides which grids are trained.",
         rich_help_panel=BITS,
+    ),
+]
+ExportTarget = Annotated[
+    ExportTargetName | None,
+    typer.Option(
+        metavar="RUNTIME",
+        help="Where the file will run: onnxruntime, tensorrt, openvino, executorch or qonnx (FINN). "
+        "The recipe's own where none is given.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Json = Annotated[
