@@ -49,7 +49,7 @@ from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, source_i
 from sqakd_fx.source.source import Source
 from sqakd_fx.stages import check_outputs, find_ranges, train
 from sqakd_fx.storage import storage_error
-from sqakd_fx.training.keeping import Keeping, forget, kept_in
+from sqakd_fx.training.keeping import Keeping, forget, kept_in, require_nothing_stopped
 from sqakd_fx.training.loop import Distilled
 from sqakd_fx.training.progress import Listener, StepReport
 from sqakd_fx.training.tensorboard import clear_scalars, require_tensorboard, scalar_log
@@ -104,6 +104,7 @@ def quantize(
     eval_data: Iterable[Any] | None = None,
     metric: Callable[[Any, Any], float] | None = None,
     resume: bool = False,
+    force: bool = False,
     observer: Observer | None = None,
 ) -> Result | None:
     """Quantize a trained float model by label-free distillation and export integer ONNX.
@@ -116,6 +117,8 @@ def quantize(
         out: result folder; sqakd-out/model-RECIPE where none is given.
         eval_data: labelled batches, only to report accuracy.
         metric: metric(outputs, targets) in place of top-1.
+        resume: go on from the last checkpoint in the folder.
+        force: begin anew where a stopped run lies in the folder.
 
     Returns the result; None in the processes of torchrun but the first, and where there is nothing to resume because
     the run in the folder is finished.
@@ -136,7 +139,7 @@ def quantize(
         eval_data=eval_data,
         metric=metric,
     )
-    return run(source, resolved, folder, resume=resume, observer=observer)
+    return run(source, resolved, folder, resume=resume, force=force, observer=observer)
 
 
 def run(
@@ -145,6 +148,7 @@ def run(
     out: Path,
     *,
     resume: bool = False,
+    force: bool = False,
     dump: Path | None = None,
     observer: Observer | None = None,
 ) -> Result | None:
@@ -153,7 +157,7 @@ def run(
     Under torchrun every process trains on its share of each batch; the first writes, reports and has the
     result, the others have None. Nothing is done where `resume` finds a finished run.
 
-    A result of before stands until this one is whole.
+    A result of before stands until this one is whole. Checkpoints of a stopped run are deleted with `force` alone.
 
     Raises:
         SqakdError: with nothing half-written; checkpoints of an interrupted run stay for `resume`.
@@ -162,6 +166,8 @@ def run(
         text = f"the run in {out} is finished: without --resume it is made again"
         (observer or Silent()).note(text)
         return None
+    if not (resume or force):
+        require_nothing_stopped(out)
     device = choose_device(recipe.device)
     if recipe.tensorboard:
         require_tensorboard()
@@ -220,7 +226,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
         journal.say.note(output.sentence)
     inputs = source_inputs(job.source, program)
     steps_per_epoch = inputs.count()
-    keeping = kept_in(job.out, resume=job.resume)
+    keeping = kept_in(job.out, resume=job.resume, force=True)
     _calibrate(job, journal, program, inputs)
     program, inputs = _relieve(job, journal, program, inputs)
     _check(job, journal, program)

@@ -63,6 +63,14 @@ Resume = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Begin anew where a stopped run lies in the result folder: its checkpoints are deleted.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Dump = Annotated[
     Path | None,
     typer.Option(
@@ -87,6 +95,7 @@ def quantize(
     seed: Seed = None,
     out: Out = None,
     resume: Resume = False,
+    force: Force = False,
     dump: Dump = None,
     debug: Debug = False,
 ) -> None:
@@ -104,7 +113,7 @@ def quantize(
         loaded = source_of(source, weights, data, input_shape)
         resolved = recipe_of_options()
         folder = out or default_folder(loaded.name, resolved)
-        result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
+        result = run(loaded, resolved, folder, resume=resume, force=force, dump=dump, observer=live)
     if result is None:
         return
     live.summary(result.report, folder)
