@@ -26,6 +26,7 @@ from sqakd_fx.engine.determinism import (
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import is_first, process_group
 from sqakd_fx.exporters.profiles import Exported
+from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
@@ -223,13 +224,13 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     keeping = kept_in(job.out, resume=job.resume)
     _calibrate(job, journal, program, inputs)
     program, inputs = _relieve(job, journal, program, inputs)
-    _check(job, journal, program)
+    translator = _check(job, journal, program)
     distilled = _distil(job, journal, program, inputs, steps_per_epoch, keeping)
     if not is_first():
         return None
     program.student.cpu().eval()
     save_student(program, job.source, staged(job.out))
-    lowered, exported = _export(job, journal, program)
+    lowered, exported = _export(job, journal, program, translator)
     with journal.stage("validate", "trained graph, integer program, ONNX Runtime"):
         batches = validation_batches(job.source, program, inputs)
         checked = validate(
@@ -287,14 +288,15 @@ def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingI
         say.note(sizes)
 
 
-def _check(job: _Job, journal: _Journal, program: Program) -> None:
+def _check(job: _Job, journal: _Journal, program: Program) -> Translator:
     with journal.stage("check", "the untrained student as integer ONNX"):
         program.student.cpu()
-        check_export(program)
+        translator = check_export(program)
         if job.source.eval_data is not None:
             with undisturbed_randomness():
                 next(validation_batches(job.source, program, None), None)
         program.student.to(job.device)
+    return translator
 
 
 def _distil(
@@ -334,10 +336,12 @@ def _recorded(job: _Job, journal: _Journal) -> Iterator[Callable[[StepReport], N
         yield on_report
 
 
-def _export(job: _Job, journal: _Journal, program: Program) -> tuple[fx.GraphModule, Exported]:
+def _export(
+    job: _Job, journal: _Journal, program: Program, translator: Translator
+) -> tuple[fx.GraphModule, Exported]:
     with journal.stage("export", "integer ONNX", timed_as="lower and export"):
         lowered = lower(program.student, after=job.after).graph_module
-        exported = export(program, lowered, staged(job.out) / "model.onnx")
+        exported = export(program, lowered, staged(job.out) / "model.onnx", translator=translator)
         write_deploy_script(program, exported.path)
         for text in exported.notes:
             journal.say.note(text)
