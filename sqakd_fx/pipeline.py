@@ -39,6 +39,7 @@ from sqakd_fx.mixed_precision.sensitive import (
 )
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.collect import make_report, write_report
 from sqakd_fx.results.deploy_script import write_deploy_script
 from sqakd_fx.results.evaluate import validation_batches, with_evaluation
@@ -232,19 +233,18 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     save_student(program, job.source, staged(job.out))
     lowered, exported = _export(job, journal, program, translator)
     with journal.stage("validate", "trained graph, integer program, ONNX Runtime"):
-        batches = validation_batches(job.source, program, inputs)
+        answers = Answers(job.source, program, inputs)
         checked = validate(
-            program.student, lowered, exported.path, batches, class_axes(program.outputs)
+            program.student,
+            lowered,
+            exported.path,
+            answers.batches(),
+            class_axes(program.outputs),
+            on_answers=answers.add,
         )
     journal.say.stage("report", "accuracy and speed")
     exact_products = checked.deployed.exact_products
-    measured = measure(
-        job.source,
-        program,
-        exported.path,
-        validation_batches(job.source, program, inputs),
-        exact_products=exact_products,
-    )
+    measured = measure(program, exported.path, answers, exact_products=exact_products)
     report = make_report(
         job.source, program, distilled, exported, checked, measured, journal.seconds
     )

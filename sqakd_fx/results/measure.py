@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import onnxruntime as ort
-import torch
-from torch import Tensor
 
 from sqakd_fx.errors import SourceError, SqakdError
 from sqakd_fx.program import Program
-from sqakd_fx.results.against_float import OutputDistance, against_float
-from sqakd_fx.results.evaluate import evaluate
+from sqakd_fx.results.against_float import OutputDistance
+from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.export import export
-from sqakd_fx.runtime.session import latency, session
-from sqakd_fx.source.source import Source
+from sqakd_fx.runtime.session import latency
 
 
 @dataclass(frozen=True)
@@ -39,50 +33,27 @@ class Measured:
 
 
 def measure(
-    source: Source,
-    program: Program,
-    model_path: Path,
-    batches: Iterable[tuple[Tensor, ...]],
-    *,
-    exact_products: bool,
+    program: Program, model_path: Path, answers: Answers, *, exact_products: bool
 ) -> Measured:
-    """Run the exported file and the float model: on `batches`, on the source's labels and on the example.
+    """Figures from what was answered while the file was validated; size and speed of the file and the float model.
 
     `exact_products`: as the session asks that the file was judged in.
     """
     accuracy, unmeasured = None, None
     try:
-        running = session(model_path, exact_products=exact_products)
-        accuracy = _accuracy(source, program, running)
+        accuracy = answers.accuracy()
     except SourceError as error:
         unmeasured = str(error)
     float_bytes, float_ms = _float_file(program)
     return Measured(
         accuracy,
         unmeasured,
-        against_float(program, model_path, batches, exact_products=exact_products),
+        answers.distances(),
         float_bytes,
         float_ms,
         model_path.stat().st_size,
         latency(model_path, program.example, exact_products=exact_products),
     )
-
-
-def _accuracy(
-    source: Source, program: Program, running: ort.InferenceSession
-) -> dict[str, float] | None:
-    names = [i.name for i in running.get_inputs()]
-
-    def integer_onnx(*inputs: Tensor) -> list[Tensor]:
-        feeds = {n: x.numpy() for n, x in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(y) for y in running.run(None, feeds)]
-
-    functions: dict[str, Callable[..., Any]] = {
-        "float": program.teacher,
-        "student": program.student,
-        "onnx": integer_onnx,
-    }
-    return evaluate(source, program, functions)
 
 
 def _float_file(program: Program) -> tuple[int | None, float | None]:
