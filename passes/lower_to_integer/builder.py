@@ -15,6 +15,7 @@ from sqakd_fx.ir.op_table import Op, shape_of
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import get_attribute, set_attribute
 from sqakd_fx.passes.lower_to_integer.grouped import fast_form
+from sqakd_fx.passes.lower_to_integer.padded import without_pad
 from sqakd_fx.passes.lower_to_integer.values import Arithmetic, Codes, Layer, StoredGrid
 
 _OPS = torch.ops.sqakd_fx
@@ -145,6 +146,7 @@ class LoweredGraph:
         (x,) = layer.inputs
         if layer.op.is_linear and len(shape_of(layer.source) or ()) > 2:
             x = replace(x, node=self._call(torch.reshape, x.node, [-1, codes.shape[1]]))
+        x, arguments = without_pad(x, layer.arguments)
         if channels is not None:
             read = self.buffer(f"{path}.channels", channels)
             x = replace(x, node=self._call(torch.index_select, x.node, 1, read))
@@ -155,7 +157,7 @@ class LoweredGraph:
             self.buffer(f"{path}.weight_scale", layer.weight_grid.scale),
             self._accumulator_scale(layer),
             None if layer.bias is None else self.buffer(f"{path}.bias", layer.bias),
-            *(list(a) if isinstance(a, tuple) else a for a in layer.arguments),
+            *(list(a) if isinstance(a, tuple) else a for a in arguments),
         )
 
 

@@ -86,11 +86,17 @@ def conv(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """int32 accumulator of a convolution in 1 to 3 dimensions: uint8 codes, int8 weight codes."""
+    """int32 accumulator of a convolution in 1 to 3 dimensions: uint8 codes, int8 weight codes.
+
+    `padding` has a size for each axis, or one for the start and then one for the end of each.
+    """
     kind = _exact_type(weight, x_zero_point)
     function = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
     shifted = x.to(kind) - x_zero_point.to(kind)
-    total = function(shifted, weight.to(kind), None, stride, padding, dilation, groups)
+    starts, ends = _sides(padding, weight.ndim - 2)
+    if starts != ends:
+        shifted, starts = F.pad(shifted, _both_ends(starts, ends)), [0] * len(starts)
+    total = function(shifted, weight.to(kind), None, stride, starts, dilation, groups)
     return _with_bias(total, bias, 1)
 
 
@@ -108,12 +114,18 @@ def _(  # type: ignore[no-untyped-def]
     dilation,
     groups,
 ):
+    pads = _sides(padding, weight.ndim - 2)
     reach = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
     sizes = [
-        (size + 2 * pad - far - 1) // step + 1
-        for size, pad, far, step in zip(x.shape[2:], padding, reach, stride, strict=True)
+        (size + start + end - far - 1) // step + 1
+        for size, start, end, far, step in zip(x.shape[2:], *pads, reach, stride, strict=True)
     ]
     return x.new_empty((x.shape[0], weight.shape[0], *sizes), dtype=torch.int32)
+
+
+def _sides(padding: Sequence[int], axes: int) -> tuple[list[int], list[int]]:
+    """The padding at the start and at the end of each axis."""
+    return list(padding[:axes]), list(padding[-axes:])
 
 
 def _with_bias(total: Tensor, bias: Tensor | None, axis: int) -> Tensor:
