@@ -6,6 +6,7 @@ integer Clip stands behind QuantizeLinear. ONNX Runtime fuses this form into int
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -13,12 +14,15 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
+from onnxscript.function_libs.torch_lib.ops.core import aten_slice_scatter
 
 import sqakd_fx.ir.integer_ops
 import sqakd_fx.ir.top_k  # noqa: F401  (both register torch.ops.sqakd_fx)
 from sqakd_fx.ir.op_table import Kind, Op
 
 _OPS = torch.ops.sqakd_fx
+_LAST = sys.maxsize
+"""The end of a slice that goes to the end of its axis."""
 
 Value: TypeAlias = Any
 """A symbolic tensor of torch's exporter, which gives its type no public name."""
@@ -222,6 +226,26 @@ def _stable_sort(x: Value, *, stable: bool, dim: int = -1, descending: bool = Fa
     return op.TopK(x, size, axis=dim, largest=int(descending))
 
 
+def _slice_scatter(
+    self: Value, src: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
+    """The source between what stands before and behind the slice.
+
+    torch 2.8 matches arguments by name, and leaves bounds at the ends of the axis out.
+    """
+    start = 0 if start is None else start
+    end = _LAST if end is None else end
+    ordered = isinstance(start, int) and isinstance(end, int) and 0 <= start < end
+    if step != 1 or not ordered:
+        return aten_slice_scatter(self, src, dim, start, end, step)
+    parts = [src]
+    if start > 0:
+        parts.insert(0, op.Slice(self, _shape([0]), _shape([start]), _shape([dim])))
+    if end < _LAST:
+        parts.append(op.Slice(self, _shape([end]), _shape([_LAST]), _shape([dim])))
+    return op.Concat(*parts, axis=dim) if len(parts) > 1 else src
+
+
 TRANSLATIONS: dict[Any, Callable[..., Value]] = {
     _OPS.quantize.default: _quantize,
     _OPS.dequantize.default: _dequantize,
@@ -240,6 +264,7 @@ TRANSLATIONS: dict[Any, Callable[..., Value]] = {
     _OPS.average_pool.default: _average_pool,
     _OPS.top_k.default: _top_k,
     torch.ops.aten.sort.stable: _stable_sort,
+    torch.ops.aten.slice_scatter.default: _slice_scatter,
 }
 
 QUANTIZER_FORM = "QuantizeLinear, then below 8 bits a Clip on the codes"

@@ -83,9 +83,8 @@ def export_program(
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Write an ONNX file atomically; weights above 2 GB go to a file beside it."""
-    size = sum(
-        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value
-    )
+    stored = (value.const_value for value in model.graph.initializers.values())
+    size = sum(t.nbytes for t in stored if t is not None and t.dtype != ir.DataType.STRING)
 
     def write(temporary: Path) -> None:
         if size < _EXTERNAL_DATA_BYTES:

@@ -23,6 +23,7 @@ from sqakd_fx.exporters.onnx_program import (
 )
 from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
 from sqakd_fx.exporters.pt2 import save_program
+from sqakd_fx.exporters.pt2e import save_decomposed
 from sqakd_fx.exporters.qonnx import to_qonnx
 from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.slim import slim
@@ -160,6 +161,11 @@ def _pt2(job: Export, path: Path) -> Content:
     return (), ("loading it needs `import sqakd_fx.ir.integer_ops` first",)
 
 
+def _pt2e(job: Export, path: Path) -> Content:
+    save_decomposed(job.lowered, _example(job), path, batch_axis=_batch_axis(job))
+    return (), ("loading it needs `import torch.ao.quantization.fx._decomposed` first",)
+
+
 PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {
     "container": ("model.onnx", _container),
     "packed": ("model.packed.onnx", _packed),
@@ -168,6 +174,7 @@ PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {
     "qonnx": ("model.qonnx.onnx", _qonnx),
     "float": ("model.float.onnx", _float),
     "pt2": ("model.pt2", _pt2),
+    "pt2e": ("model.pt2e.pt2", _pt2e),
 }
 """Name to default file name and exporter."""
 

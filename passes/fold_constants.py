@@ -6,12 +6,16 @@
     Before:  y = x.reshape(x.size(0), x.size(1) * x.size(2))
     After:   y = x.reshape(x.size(0), 3136)
 
+    Before:  y = x[:, self.start:]                  start is a buffer of one integer
+    After:   y = x[:, 1:]
+
 The batch size is asked of an input: a tensor whose size alone was wanted is not computed. So a weight that is sliced,
 transposed, standardized or joined is a parameter like any other.
 """
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +39,7 @@ class FoldConstants(Pass):
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         changed = _fold_numbers(graph_module.graph)
         changed |= _fold_constants(graph_module, dict(graph_module.named_modules()))
+        changed |= _fold_slice_bounds(graph_module)
         graph_module.graph.eliminate_dead_code()
         drop_unused(graph_module)
         return PassResult(graph_module, changed)
@@ -104,4 +109,33 @@ def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module])
         node.replace_all_uses_with(constant)
         graph_module.graph.erase_node(node)
         changed = True
+    return changed
+
+
+def _fold_slice_bounds(graph_module: fx.GraphModule) -> bool:
+    """Bounds of a slice that are buffers of one integer become numbers: torch.export of torch 2.8 takes no others."""
+
+    def bound(value: Any) -> Any:
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return value
+        constant = get_attribute(graph_module, str(value.target))
+        if not isinstance(constant, torch.Tensor) or constant.numel() != 1:
+            return value
+        return value if constant.is_floating_point() else int(constant)
+
+    changed = False
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function" or node.target is not operator.getitem:
+            continue
+        index = node.args[1]
+        entries = index if isinstance(index, tuple) else (index,)
+        numbers = tuple(
+            slice(bound(entry.start), bound(entry.stop), bound(entry.step))
+            if isinstance(entry, slice)
+            else entry
+            for entry in entries
+        )
+        if numbers != entries:
+            node.update_arg(1, numbers if isinstance(index, tuple) else numbers[0])
+            changed = True
     return changed

@@ -87,12 +87,56 @@ def preset_names() -> list[str]:
     return short + [f"paper/{f}-w{b}a{b}" for f in PAPER_FAMILIES for b in (8, 4, 3, 2, 1)]
 
 
+_WHEN = {
+    "w8a8": "four times smaller and faster, at no loss: the first choice",
+    "w4a8": 'weights of half the size at little loss; stored at 4 bits with profile = "packed"',
+    "w4a4": "as w4a8, for hardware with 4-bit arithmetic; ONNX Runtime computes in 8 bits",
+    "w3a3": "research at low bits: expect some loss, and train longer",
+    "w2a2": "research at low bits: expect a loss, and train much longer",
+    "w2a8": "the smallest weights that keep most of the accuracy",
+    "w1a1": "binary networks: expect a large loss",
+}
+
+
+def when_to_use(name: str) -> str:
+    """One line on when a preset of `preset_names` is the right one."""
+    if not name.startswith("paper/"):
+        return _WHEN[name]
+    family, _, bits = name.removeprefix("paper/").partition("-")
+    return f"the published run of {family.upper()} at {bits}, to compare with"
+
+
+_SPELLINGS = (
+    r"(?:u?int|u|i)?[-_]?(?P<both>\d+)[-_]?(?:bits?)?",
+    r"a(?P<a>\d+)[-_/x,]?w(?P<w>\d+)",
+    r"w?(?P<w>\d+)[-_/x,]a?(?P<a>\d+)",
+    r"w(?P<w>\d+)(?P<a>)",
+)
+_FLOATS = r"(?:fp|bf|f|nf|tf|float|bfloat|mxfp)-?\d+.*|e\d+m\d+.*|float|half|double"
+
+
+def _spelt_out(name: str) -> str:
+    """Bits as wNaM, however they are written: int8, 8bit, W4A8, 4/8, w4 (activations then have 8 bits)."""
+    text = name.strip().lower()
+    if re.fullmatch(_FLOATS, text):
+        raise RecipeError(
+            f"{name!r} is a float format, and the file holds integers of 1 to 8 bits: choose w8a8, w4a8 or other bits"
+        )
+    for spelling in _SPELLINGS:
+        if match := re.fullmatch(spelling, text):
+            found = match.groupdict()
+            both = found.get("both")
+            return f"w{both or found['w']}a{both or found['a'] or 8}"
+    return text if re.fullmatch(r"w\d+a\d+", text) else name
+
+
 def preset_values(name: str) -> dict[str, Any]:
     """The settings of a preset that differ from the defaults.
 
     Raises:
         RecipeError: no such preset; names the nearest.
     """
+    name = _spelt_out(name)
     match = re.fullmatch(
         r"(?:paper/(?:(?P<run>[\w-]+)/)?(?P<family>[\w+]+)-)?w(?P<w>\d+)a(?P<a>\d+)", name
     )

@@ -24,6 +24,7 @@ from sqakd_fx.passes.correct_bias import CorrectBias
 from sqakd_fx.passes.cross_layer_equalization import CrossLayerEqualization
 from sqakd_fx.passes.decompose.rules import Decompose
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
+from sqakd_fx.passes.fold_channel_constants import FoldChannelConstants
 from sqakd_fx.passes.fold_constants import FoldConstants
 from sqakd_fx.passes.functionalize import Functionalize
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
@@ -130,6 +131,7 @@ def _unifying(example: tuple[Any, ...]) -> list[Pass]:
         PropagateShapes(example),
         Canonicalize(),
         PropagateShapes(example),
+        FoldChannelConstants(),
     ]
 
 

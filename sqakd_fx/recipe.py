@@ -27,13 +27,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_FAMILIES = ("minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "sawb", "qil")
+KNOWN_FAMILIES = ("minmax", "percentile", "dorefa", "pact", "lsq", "lsq+", "ewgs", "sawb", "qil")
 
 
 def _known_family(name: str) -> str:
     """Also what a user registered, for which `sqakd_fx.quant.families` (and torch) has been imported."""
     families = sys.modules.get("sqakd_fx.quant.families")
-    known = _FAMILIES if families is None else tuple(families.FAMILIES)
+    known = KNOWN_FAMILIES if families is None else tuple(families.FAMILIES)
     if name not in known:
         raise PydanticCustomError("family", "choose one of {known}", {"known": ", ".join(known)})
     return name
@@ -43,7 +43,7 @@ FamilyName = Annotated[str, AfterValidator(_known_family)]
 WeightRange = Literal["reduced", "full"]
 LossKind = Literal["auto", "kl", "probabilities", "bce", "kl+mse", "mse", "cosine", "none"]
 T = TypeVar("T")
-_MANY = 2**31 - 1
+LARGEST_COUNT = _MANY = 2**31 - 1
 """The largest count: more steps, samples or batches than any run has."""
 _DEFAULT = "w4a4"
 
@@ -54,12 +54,22 @@ class Override(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     match: str = Field(description="glob over module paths, node names and operation names")
-    weight_bits: int | None = Field(None, ge=1, le=8)
-    activation_bits: int | None = Field(None, ge=1, le=8)
-    weight_family: FamilyName | None = None
-    activation_family: FamilyName | None = None
-    granularity: Literal["channel", "tensor"] | None = None
-    weight_range: WeightRange | None = None
+    weight_bits: int | None = Field(None, ge=1, le=8, description="bits of the layers' weights")
+    activation_bits: int | None = Field(
+        None, ge=1, le=8, description="bits of what the layers read"
+    )
+    weight_family: FamilyName | None = Field(
+        None, description="method that quantizes the layers' weights"
+    )
+    activation_family: FamilyName | None = Field(
+        None, description="method that quantizes what the layers read"
+    )
+    granularity: Literal["channel", "tensor"] | None = Field(
+        None, description="a scale for each output channel, or one for the weight"
+    )
+    weight_range: WeightRange | None = Field(
+        None, description="codes of the layers' weights: within ±64, or all of INT8"
+    )
     float: bool | Literal["activations"] | None = Field(
         None,
         description='leave these layers in float; with "activations" their weights stay stored in codes; '
@@ -73,14 +83,21 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: str = "custom"
+    name: str = Field("custom", description="what reports and the result folder call the recipe")
 
     # quantizers
-    weight_bits: int = Field(4, ge=1, le=8)
-    activation_bits: int = Field(4, ge=1, le=8)
-    weight_family: FamilyName = "lsq"
-    activation_family: FamilyName = "lsq"
-    granularity: Literal["channel", "tensor"] = "channel"
+    weight_bits: int = Field(4, ge=1, le=8, description="bits of the weights of most layers")
+    activation_bits: int = Field(4, ge=1, le=8, description="bits of what most layers read")
+    weight_family: FamilyName = Field(
+        "lsq", description="method that quantizes weights and trains their ranges"
+    )
+    activation_family: FamilyName = Field(
+        "lsq", description="method that quantizes activations and trains their ranges"
+    )
+    granularity: Literal["channel", "tensor"] = Field(
+        "channel",
+        description="a scale for each output channel of a weight, or one for the whole weight",
+    )
     first_last: Literal["8bit", "float", "same"] = Field(
         "8bit", description="bits of the first and the last layer"
     )
@@ -127,7 +144,9 @@ class Recipe(BaseModel):
         description="codes of weights that meet 8-bit activations: within ±64, exact on every processor; or all of "
         "INT8, for targets that have VNNI, are ARM or a GPU",
     )
-    power_of_two: bool = False
+    power_of_two: bool = Field(
+        False, description="scales are powers of two, for hardware that shifts"
+    )
     initialization: Literal["paper", "minmax", "percentile", "mse", "output"] = Field(
         "mse",
         description='how ranges start; "mse" has the least error of the tensor, "output" of the layers that read it',
@@ -145,13 +164,18 @@ class Recipe(BaseModel):
     mu_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="whether μ grows from 0 to mu over training, and how"
     )
-    calibration_batches: int = Field(8, ge=1, le=_MANY)
+    calibration_batches: int = Field(
+        8, ge=1, le=_MANY, description="batches from which ranges start"
+    )
     bias_correction: bool = Field(
         False, description="take out of each bias what quantized weights add to the mean output"
     )
 
     # graph
-    frontend: Literal["auto", "symbolic", "export"] = "auto"
+    frontend: Literal["auto", "symbolic", "export"] = Field(
+        "auto",
+        description="what traces the model: torch.fx (symbolic), torch.export (export), or the first that can",
+    )
     float_modules: tuple[str, ...] = Field((), description="submodules that stay whole in float")
     specialize: tuple[str, ...] = Field(
         (), description="submodules whose branches on data the example decides"
@@ -169,8 +193,10 @@ class Recipe(BaseModel):
     )
 
     # distillation
-    epochs: int = Field(4, ge=0, le=_MANY)
-    steps: int | None = Field(None, ge=0, le=_MANY, description="overrides epochs")
+    epochs: int = Field(4, ge=0, le=_MANY, description="passes over the training data")
+    steps: int | None = Field(
+        None, ge=0, le=_MANY, description="training steps, in place of epochs"
+    )
     batch_size: int = Field(
         128, ge=1, le=_MANY, description="where the data is not batched already"
     )
@@ -180,7 +206,12 @@ class Recipe(BaseModel):
         le=1024,
         description="processes that load a Dataset's samples ahead of the training loop",
     )
-    temperature: float = Field(4.0, gt=0, le=1e6)
+    temperature: float = Field(
+        4.0,
+        gt=0,
+        le=1e6,
+        description="divides class scores in the KL loss; higher values weigh small scores more",
+    )
     loss: LossKind | dict[str, LossKind] = Field(
         "auto",
         description='distance of the outputs: one for all, or by name: {logits="kl", "aux*"="none"}; "auto" by what '
@@ -196,18 +227,28 @@ class Recipe(BaseModel):
         le=1,
         description="share of cross-entropy with labels in the loss, to compare with; 1 for labels alone",
     )
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
-    quantizer_learning_rate: float = Field(1e-3, gt=0)
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="what updates weights and ranges"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="of weights and biases, at its highest")
+    quantizer_learning_rate: float = Field(
+        1e-3, gt=0, description="of the ranges of quantizers, at its highest"
+    )
     quantizer_rate: Literal["absolute", "relative"] = Field(
         "absolute", description="a range's learning rate as it is, or times the range's size"
     )
     weight_decay: float = Field(
         0.0, ge=0, description="of weights alone; part of the gradient but for adamw"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="share of the last step in the next, for SGD"
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="course of the learning rates over the steps"
+    )
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="share of the steps over which learning rates rise"
+    )
     feature_weight: float = Field(
         0.0,
         ge=0,
@@ -247,16 +288,27 @@ class Recipe(BaseModel):
     )
 
     # engine
-    seed: int = Field(0, ge=-_MANY, le=2 * _MANY + 1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["auto", "always", "never"] = "auto"
+    seed: int = Field(
+        0,
+        ge=-_MANY,
+        le=2 * _MANY + 1,
+        description="of the order of samples, of what is kept back and of all other draws",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where training runs; auto takes a GPU where there is one"
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="torch.compile for the training step; auto where it pays"
+    )
     cuda_graph: bool = Field(
         True, description="record a step on a GPU and replay it, without Python in between"
     )
     deterministic: bool = Field(
         False, description="the same bits in every run on a GPU too (a CPU always does), and slower"
     )
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="number format of the training step"
+    )
     accumulate: int = Field(
         1, ge=1, le=_MANY, description="parts that a batch is computed in, for less memory"
     )
@@ -283,8 +335,10 @@ class Recipe(BaseModel):
         description="epochs without a better held-out agreement that end training",
     )
     tf32: bool = Field(True, description="TF32 for float32 products and convolutions on a GPU")
-    checkpoint_seconds: float = Field(60.0, gt=0)
-    checkpoint_steps: int | None = Field(None, ge=1, le=_MANY)
+    checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two checkpoints")
+    checkpoint_steps: int | None = Field(
+        None, ge=1, le=_MANY, description="steps between two checkpoints, in place of seconds"
+    )
     tensorboard: bool = Field(
         False, description="write scalars for TensorBoard beside train.jsonl; needs its package"
     )
@@ -293,12 +347,14 @@ class Recipe(BaseModel):
     target: TargetName = Field(
         "onnxruntime", description="where the model will run; decides which grids are trained"
     )
-    opset: int = Field(21, ge=21, le=25)
+    opset: int = Field(21, ge=21, le=25, description="ONNX operator set of the file")
     profile: Literal["container", "packed", "typed"] = Field(
         "container", description="how weights are stored in model.onnx"
     )
 
-    override: tuple[Override, ...] = ()
+    override: tuple[Override, ...] = Field(
+        (), description="settings for single layers: tables [[override]] in a recipe file"
+    )
 
 
 _SLOW_FAMILIES = ("ewgs", "qil")

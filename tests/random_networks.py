@@ -1,9 +1,9 @@
 """Random networks from a number, and whether all stages of the compiler agree on one.
 
-    python tests/random_networks.py COUNT [--seed FIRST]
+    python tests/random_networks.py COUNT [--seed FIRST] [--target NAME]
 
-takes the networks of the numbers FIRST, FIRST + 1, ... with random bits, in a random profile, and prints each
-on which the stages do not agree; exit code 1 where there is one.
+takes the networks of the numbers FIRST, FIRST + 1, ... with random bits, in a random profile or for a target, and
+prints each on which the stages do not agree; exit code 1 where there is one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Case:
     profile: str
     float_every: int
     seed: int
+    target: str = ""
 
 
 def random_case(seed: int) -> Case:
@@ -242,7 +243,7 @@ def wrong_of(case: Case) -> list[str]:
     with torch.no_grad():
         wanted = tensors_of(model(images))
     kept = kept_in_float(model, images, case.float_every)
-    settings = [f"profile={case.profile}"]
+    settings = [f"target={case.target}" if case.target else f"profile={case.profile}"]
     recipe = resolve_recipe(case.bits, batch_norm=case.batch_norm, override=kept, settings=settings)
     program = build_program(model, images, recipe)
     folded = run_passes(program.teacher, [FoldBatchNorm()]).graph_module
@@ -269,12 +270,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--target", choices=("tensorrt", "openvino"), default="")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     wrong, started = 0, time.perf_counter()
     for number in range(options.seed, options.seed + options.count):
-        case = random_case(number)
+        case = replace(random_case(number), target=options.target)
         try:
             found = wrong_of(case)
         except Exception as error:  # a refusal is what this looks for

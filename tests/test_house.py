@@ -17,7 +17,10 @@ MANY_PARAMETERS = {
     "sqakd_fx/ir/integer_ops.py": "an operation of the integer program takes each tensor as codes, scale, zero point",
     "sqakd_fx/quant/quantizer.py": "an autograd function takes each tensor and setting by itself",
     "sqakd_fx/frontend/attention.py": "it stands in for nn.MultiheadAttention.forward",
-    "sqakd_fx/cli/main.py": "a command has a parameter for each of its options",
+    "sqakd_fx/cli/commands/quantize.py": "a command has a parameter for each of its options",
+    "sqakd_fx/cli/commands/inspect.py": "a command has a parameter for each of its options",
+    "sqakd_fx/cli/commands/sensitivity.py": "a command has a parameter for each of its options",
+    "sqakd_fx/cli/commands/results.py": "a command has a parameter for each of its options",
     "sqakd_fx/pipeline.py": "the public API's options, as the command has them",
 }
 """Files where a function may have more parameters, and why."""

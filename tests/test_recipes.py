@@ -65,3 +65,30 @@ def test_an_old_name_beside_the_new_one_is_refused() -> None:
 def test_a_key_of_several_types_is_named_as_it_is_written(value: object) -> None:
     with pytest.raises(RecipeError, match=r"the recipe's tolerance = "):
         resolve_recipe("w8a8", tolerance=value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("int8", "w8a8"), ("INT8", "w8a8"), ("uint8", "w8a8"), ("8", "w8a8"), ("8-bit", "w8a8"),
+        ("4bits", "w4a4"), ("int4", "w4a4"), ("W4A8", "w4a8"), ("a8w4", "w4a8"), ("4/8", "w4a8"),
+        ("w4", "w4a8"), ("w4-a8", "w4a8"), ("i2", "w2a2"),
+    ],
+)  # fmt: skip
+def test_bits_are_understood_however_they_are_written(written: str, meant: str) -> None:
+    assert resolve_recipe(None, bits=written) == resolve_recipe(meant)
+    assert resolve_recipe(written) == resolve_recipe(meant)
+
+
+@pytest.mark.parametrize(
+    "written", ["fp8", "fp16", "bf16", "float32", "e4m3", "nf4", "half", "float"]
+)
+def test_float_formats_are_refused_with_what_there_is(written: str) -> None:
+    with pytest.raises(RecipeError, match=r"float format.*w8a8"):
+        resolve_recipe(None, bits=written)
+
+
+@pytest.mark.parametrize("written", ["int16", "w4a16", "w0a8", "16"])
+def test_bits_that_no_file_has_are_refused_by_their_number(written: str) -> None:
+    with pytest.raises(RecipeError, match="1 to 8"):
+        resolve_recipe(None, bits=written)

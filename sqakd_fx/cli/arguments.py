@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sqakd_fx.cli.terminal import say
 from sqakd_fx.diagnostics.wording import did_you_mean
-from sqakd_fx.errors import RecipeError, StorageError
+from sqakd_fx.errors import RecipeError, StorageError, UnknownFamilyError
 from sqakd_fx.storage import is_result_folder
+
+if TYPE_CHECKING:
+    from sqakd_fx.recipe import Recipe
+    from sqakd_fx.source.source import Source
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
@@ -48,3 +57,40 @@ def default_file(profile: str, target: str | None, own: str) -> str:
 
         return PROFILES[profile][0]
     return "model.onnx" if target in (None, own) else f"model.{target}.onnx"
+
+
+def source_of(spec: str, weights: Path | None, data: Path | None, shape: str | None) -> Source:
+    from sqakd_fx.source.source import load_source
+
+    return load_source(spec, weights=weights, data=data, input_shape=sizes_of(shape))
+
+
+def sizes_of(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise RecipeError(f"--input-shape takes sizes like 1,3,224,224, not {text!r}") from None
+    if min(sizes) < 1:
+        raise RecipeError(f"--input-shape {text} has a size below 1: give positive sizes")
+    return sizes
+
+
+def recipe_of(
+    recipe: str | None, bits: str | None, settings: list[str] | None, **fields: Any
+) -> Callable[[], Recipe]:
+    """Gives the recipe of the options, once the model is loaded.
+
+    A mistake is told before that, except a family that is not known: model.py may register it.
+    """
+    from sqakd_fx.recipe import resolve_recipe
+
+    resolved = partial(resolve_recipe, recipe, bits=bits, settings=settings or (), **fields)
+    with suppress(UnknownFamilyError), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", FutureWarning)
+        resolved()
+    for warning in told:
+        say(f"note: {warning.message}", file=sys.stderr)
+    warnings.filterwarnings("ignore", message="the recipe's key", category=FutureWarning)
+    return resolved

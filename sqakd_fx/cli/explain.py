@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
@@ -55,16 +56,14 @@ def operation(node: fx.Node, module: nn.Module | None) -> str:
 def explain(program: Program | SavedStudent, name: str) -> list[Explanation]:
     """What is known of the nodes called `name`, or of those of the module with this path or under it.
 
+    `name` may be that of a node or a tensor in the exported file.
+
     Raises:
         RecipeError: there is none; suggests near names.
     """
     nodes = list(program.student.graph.nodes)
-    found = (
-        [n for n in nodes if name in (n.name, node_path(n))]
-        or [n for n in nodes if meta.module_path(n) == name]
-        or [n for n in nodes if meta.module_path(n).startswith(f"{name}.")]
-    )
-    if not found:
+    found = next(filter(None, (_called(one, nodes) for one in _meant(name))), None)
+    if found is None:
         names = sorted({n.name for n in nodes} | paths_and_parents(map(meta.module_path, nodes)))
         hint = did_you_mean(name, names, cutoff=0.4) or "`sqakd-fx inspect` lists them"
         raise RecipeError(f"--explain: there is no node or module {name!r}: {hint}")
@@ -73,6 +72,24 @@ def explain(program: Program | SavedStudent, name: str) -> list[Explanation]:
     for note in program.notes:
         reasons.setdefault(note.node, []).append(note.reason)
     return [_explain(program.student, node, modules, reasons) for node in found]
+
+
+def _called(name: str, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    return (
+        [n for n in nodes if name in (n.name, node_path(n))]
+        or [n for n in nodes if meta.module_path(n) == name]
+        or [n for n in nodes if meta.module_path(n).startswith(f"{name}.")]
+    )
+
+
+_IN_FILE = r"_quantized(_\d+)?$|\.(weight|weight_scale|bias|accumulator_scale|scale|zero_point)$"
+"""What the file puts behind the name of a tensor or a layer."""
+
+
+def _meant(name: str) -> list[str]:
+    """`name`, and what it names where it is of the exported file: one/Conv, relu_quantized, one.weight_scale."""
+    base = name.partition("/")[0].partition(":")[0]
+    return [name, base, re.sub(_IN_FILE, "", base)]
 
 
 def _explain(

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 from torch import fx
@@ -18,7 +17,7 @@ from torch import fx
 from sqakd_fx.cli.arguments import check_choice
 from sqakd_fx.cli.explain import operation
 from sqakd_fx.cli.graphs import Graphs
-from sqakd_fx.cli.terminal import cells, console, say
+from sqakd_fx.cli.terminal import cells, console, say, wide_console
 from sqakd_fx.diagnostics.wording import printable
 from sqakd_fx.errors import ExportError, RecipeError
 from sqakd_fx.ir import meta
@@ -26,9 +25,6 @@ from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.program import layer_facts
 from sqakd_fx.quant.quantizer import Quantizer
-
-_UNBOUNDED = 10_000
-FORMATS = ("table", "tree", "code", "dot", "svg", "json")
 
 
 def rows(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
@@ -91,14 +87,8 @@ def _code(graph_module: fx.GraphModule) -> str:
     return re.sub(r";  (\w+ = )+None$", "", graph_module.code.strip(), flags=re.MULTILINE)
 
 
-def _console() -> Console:
-    """As wide as the terminal; in a file or a pipe, as wide as what is written."""
-    found = console()
-    return found if found.is_terminal else console(width=_UNBOUNDED)
-
-
 def _print_table(graph_module: fx.GraphModule, notes: Sequence[Note]) -> None:
-    answer = _console()
+    answer = wide_console()
     table = Table("node", "operation", "shape", "quantizer", "module")
     for row in rows(graph_module):
         grid = "" if row["bits"] is None else f"{row['bits']} bits {row['family']}"
@@ -121,7 +111,7 @@ def _print_tree(name: str, graph_module: fx.GraphModule) -> None:
                 branches[path] = branches[parent].add(printable(part))
         grid = "" if row["bits"] is None else f"  [{row['bits']} bits {row['family']}]"
         branches.get(path, root).add(printable(f"{row['name']}: {row['operation']}{grid}"))
-    _console().print(root)
+    wide_console().print(root)
 
 
 def _quoted(text: str) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sqakd_fx.cli.live import Live
-from sqakd_fx.cli.terminal import cells, console
+from sqakd_fx.cli.terminal import cells, wide_console
 from sqakd_fx.ir.batches import rows
 from sqakd_fx.mixed_precision.budget import Budget, choose_bits, totals, with_bits
 from sqakd_fx.mixed_precision.sensitivity import (
@@ -70,17 +70,33 @@ def show(layers: Sequence[LayerSensitivity], chosen: Mapping[str, int], *, as_js
         print(json.dumps(rows, indent=2))
         return
     widths = sorted({bits for layer in layers for bits in layer.divergence})
-    table = Table("layer", "weights", "MACs", *(f"KL at {b} bits" for b in widths))
-    if chosen:
-        table.add_column("chosen")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for title in ("weights", "MACs", *(f"{b} bits" for b in widths), *(["chosen"] * bool(chosen))):
+        table.add_column(title, justify="right", no_wrap=True)
     for layer in layers:
-        row = [layer.name, f"{layer.parameters:,}", f"{layer.macs:,}"]
-        row += [f"{layer.divergence[b]:.2e}" if b in layer.divergence else "" for b in widths]
+        row = [layer.name, _short(layer.parameters), _short(layer.macs)]
+        row += [_scientific(layer.divergence[b]) if b in layer.divergence else "" for b in widths]
         if chosen:
             row.append(str(chosen.get(layer.name, "")))
         table.add_row(*cells(*row))
-    answer = console()
+    answer = wide_console()
+    answer.print("KL to the float model where one layer alone has so many bits, worst layer first:")
     answer.print(table)
     if chosen:
         mean, size = totals(layers, dict(chosen))
         answer.print(f"mean weight bits: {mean:.3f}; weights in a packed file: {size:,} bytes")
+
+
+def _short(count: int) -> str:
+    """A count in at most five characters."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _scientific(value: float) -> str:
+    """Two digits and the power of ten, in six characters: 6.2e-4."""
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits}e{int(power)}"

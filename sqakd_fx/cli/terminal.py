@@ -8,10 +8,18 @@ from rich.console import Console
 
 from sqakd_fx.diagnostics.wording import printable
 
+_UNBOUNDED = 10_000
+
 
 def console(**settings: Any) -> Console:
     """A console to which brackets and colons in a name are brackets and colons."""
     return Console(highlight=False, markup=False, emoji=False, **settings)
+
+
+def wide_console() -> Console:
+    """As wide as the terminal; in a file or a pipe, as wide as what is written."""
+    found = console()
+    return found if found.is_terminal else console(width=_UNBOUNDED)
 
 
 def cells(*values: Any) -> tuple[str, ...]:

@@ -10,14 +10,20 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sqakd_fx.errors import TraceError
+from sqakd_fx.integrations.detectors import is_detector
 
 
 def require_readable(model: nn.Module) -> None:
-    """Raise TraceError for TorchScript, and for weights that are on the meta device or not dense."""
+    """Raise TraceError for TorchScript, a whole detector, and weights that are on the meta device or not dense."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "the model is TorchScript, which has no Python code to trace: give the Python module that "
             "it was made from, with its weights by load_state_dict(scripted.state_dict())"
+        )
+    if is_detector(model):
+        raise TraceError(
+            f"{type(model).__name__} is a whole detector: it resizes a list of images and chooses boxes in Python, "
+            "which no file does: quantize its backbone and heads, sqakd_fx.integrations.detectors.parts(model)"
         )
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
@@ -33,6 +39,17 @@ def require_readable(model: nn.Module) -> None:
                 f"{name} is a {kind_of(tensor)} tensor, for which ONNX has no form: keep it dense, as "
                 "by to_dense(), and multiply with torch.matmul"
             )
+
+
+def refuse_detector_inside(model: nn.Module, cause: TraceError) -> None:
+    """Raise TraceError where a model that cannot be traced holds a detector."""
+    path = next((path for path, module in model.named_modules() if is_detector(module)), None)
+    if path is not None:
+        raise TraceError(
+            f"the model holds a whole detector at {path!r}, which resizes a list of images and chooses boxes in "
+            "Python: give its backbone and heads, sqakd_fx.integrations.detectors.parts(detector)",
+            location=cause.location,
+        ) from cause
 
 
 def require_values(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
 from sqakd_fx.frontend.inexpressible import refuse_inexpressible
 from sqakd_fx.frontend.output_names import output_names
 from sqakd_fx.frontend.plain_names import graph_module_of, plain_paths
-from sqakd_fx.frontend.readable import line_of_forward
+from sqakd_fx.frontend.readable import line_of_forward, refuse_detector_inside
 from sqakd_fx.frontend.symbolic import (
     DependsOnData,
     FrozenParameter,
@@ -118,7 +118,11 @@ def trace(
     output = example_output(model, call)
     caches = caches_in(output)
     with without_caches(model, caches):
-        traced = _by_front_end(model, call, front_end, float_modules, specialize)
+        try:
+            traced = _by_front_end(model, call, front_end, float_modules, specialize)
+        except TraceError as error:
+            refuse_detector_inside(model, error)
+            raise
     refuse_inexpressible(traced.graph_module)
     end = traced.graph_module.graph.output_node()
     meta.set_output_names(end, output_names(model, outputs_alone(output), call.tensors()))

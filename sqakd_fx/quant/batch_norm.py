@@ -19,7 +19,7 @@ from sqakd_fx.diagnostics.batch_errors import batch_named, call
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.ir.op_names import op_name
 from sqakd_fx.ir.op_table import TABLE, Kind, op_of
-from sqakd_fx.ir.rewriting import constant_of
+from sqakd_fx.ir.rewriting import constant_of, insert_attribute
 from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
 
@@ -98,6 +98,13 @@ def sole_compute_input(
     layer = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(layer, fx.Node):
         return "its input is not a graph value"
+    return sole_compute(graph_module, layer, reads)
+
+
+def sole_compute(
+    graph_module: fx.GraphModule, layer: fx.Node, reads: Mapping[str, int]
+) -> fx.Node | str:
+    """`layer` where what reads it can be merged with it, or why it cannot."""
     op = TABLE.get(op_name(layer, {}) or "") if layer.op == "call_function" else None
     if op is None or op.kind is not Kind.COMPUTE or op.weight is None:
         return f"{layer.name} in front of it is not a convolution or linear layer"
@@ -111,6 +118,32 @@ def sole_compute_input(
     if layer.args[2] is not None and constant_of(graph_module, layer.args[2]) is None:
         return f"the bias of {layer.name} is computed, not a parameter"
     return layer
+
+
+def fold_into(
+    graph_module: fx.GraphModule, layer: fx.Node, multiplier: Tensor, offset: Tensor
+) -> None:
+    """Give a layer new weights and a bias: it computes multiplier * layer + offset, both of shape (channels,)."""
+    op = TABLE[layer.target.__name__]  # type: ignore[union-attr]
+    weight = constant_of(graph_module, layer.args[1])
+    bias = constant_of(graph_module, layer.args[2])
+    assert weight is not None
+    shape = [1] * weight.ndim
+    groups = int(layer.args[6]) if op.channel_axis == 1 else 1  # type: ignore[arg-type]
+    if groups > 1:
+        parts = torch.unflatten(weight, 0, (groups, -1))
+        folded: Tensor = (parts * multiplier.reshape(groups, 1, -1, *shape[2:])).flatten(0, 1)
+    else:
+        shape[op.channel_axis] = -1
+        folded = weight * multiplier.reshape(shape)
+    offset = offset if bias is None else offset + bias * multiplier
+    stem = str(layer.args[1].target).removesuffix("_folded")  # type: ignore[union-attr]
+    names = (f"{stem}_folded", f"{stem.removesuffix('weight')}bias_folded")
+    new = [
+        insert_attribute(graph_module, layer, name, nn.Parameter(value.detach()))
+        for name, value in zip(names, (folded, offset), strict=True)
+    ]
+    layer.args = (layer.args[0], *new, *layer.args[3:])
 
 
 class Absorbed(NamedTuple):

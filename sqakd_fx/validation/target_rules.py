@@ -24,6 +24,20 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _WITH_WEIGHT = {"Conv": 0, "Gemm": 0, "ConvTranspose": 1}
 """The axis of a weight's output channels; of a Gemm, whose weight is transposed."""
 
+_MOVES = (
+    "Concat",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "MaxPool",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Split",
+)
+_MOVES += ("Squeeze", "Tile", "Transpose", "Unsqueeze")
+
 
 class TargetFile:
     """An ONNX file, as rules look at it."""
@@ -74,6 +88,18 @@ class TargetFile:
         """The DequantizeLinear that makes a tensor."""
         made = self.makers.get(name)
         return made if made is not None and made.op_type == "DequantizeLinear" else None
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a tensor is stored, as floats or as codes."""
+        made = self.dequantizer(name)
+        return name in self.stored or (made is not None and made.input[0] in self.stored)
+
+    def comes_from_codes(self, name: str) -> bool:
+        """Whether a tensor was dequantized and has only been moved since."""
+        made = self.makers.get(name)
+        while made is not None and made.op_type in _MOVES:
+            made = self.makers.get(made.input[0])
+        return made is not None and made.op_type == "DequantizeLinear"
 
 
 TARGET_KEY = "sqakd_fx.target"
@@ -144,14 +170,19 @@ def quantizers_stand_in_pairs(file: TargetFile) -> Iterator[str]:
 
 
 def layers_read_pairs(file: TargetFile) -> Iterator[str]:
-    """Beside a quantized weight the activation is; of a sum that is quantized all inputs are, or none."""
+    """Beside a quantized weight the activation is; of a sum that is quantized all inputs are, or none.
+
+    A product of two activations, one of them in float, runs in float.
+    """
     for node in file.nodes:
         if node.op_type not in QUANTIZED_LAYERS:
             continue
         read = {name: file.dequantizer(name) is not None for name in node.input[:2]}
         missing = [name for name, quantized in read.items() if not quantized]
-        is_layer = node.op_type in (*_WITH_WEIGHT, "MatMul")
-        if is_layer:
+        if node.op_type == "MatMul" and not file.is_stored(node.input[1]):
+            missing = [name for name in missing if file.comes_from_codes(name)]
+            wrong = bool(missing)
+        elif node.op_type in (*_WITH_WEIGHT, "MatMul"):
             wrong = len(node.input) > 1 and read[node.input[1]] and bool(missing)
         else:
             missing = [name for name in missing if name not in file.stored]

@@ -143,6 +143,18 @@ def test_inspect_explains_a_layer_a_tensor_and_an_unknown_name(
     assert "did you mean" in unknown.stderr
 
 
+def test_every_name_in_the_onnx_file_can_be_explained(result: Path, answer: Answer) -> None:
+    graph = onnx.load(result / "model.onnx").graph
+    names = [n.name for n in graph.node] + [n.name for n in graph.initializer]
+    names += [output for node in graph.node for output in node.output]
+    own = [name for name in names if name[0] in "0123" or "quantized" in name]
+    assert len(own) > 10
+    for name in own:
+        told = answer("inspect", str(result), "--explain", name)
+        assert told.exit_code == 0, told.stderr
+    assert "conv2d" in answer("inspect", str(result), "--explain", "0/Conv").stdout
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

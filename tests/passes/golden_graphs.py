@@ -76,6 +76,18 @@ class Router(nn.Module):
         return (weights.softmax(-1).unsqueeze(-1) * picked).sum(2)
 
 
+class LayerScale(nn.Module):
+    """A residual branch with a factor of each channel at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 3, 1))
+        self.gamma = nn.Parameter(torch.full((3, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gamma * self.branch(x)
+
+
 def _fashion() -> nn.Module:
     folder = str(EXAMPLES / "fashion")
     sys.path.insert(0, folder)
@@ -96,6 +108,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "transformer encoder": (_encoder, TOKENS, "absorb"),
     "depthwise": (Depthwise, IMAGE, "absorb"),
     "router": (Router, TOKENS, "absorb"),
+    "layer scale": (LayerScale, IMAGE, "absorb"),
     "attention by hand": (ByHand, TOKENS, "absorb"),
     "functional": (Functional, IMAGE, "fold"),
     "shared": (Shared, ROWS, "absorb"),

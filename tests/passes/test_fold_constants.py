@@ -44,3 +44,19 @@ def test_sizes_that_no_batch_changes_are_numbers() -> None:
         "reshape = x.reshape(size, 15)",
         "return reshape",
     ]
+
+
+def test_bounds_of_a_slice_that_are_buffers_are_numbers() -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("bounds", torch.tensor([1, 4]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, self.bounds[0] : self.bounds[1]]
+
+    _, after = before_and_after(Sliced(), torch.randn(4, 6), FoldConstants())
+    assert after.splitlines() == [
+        "getitem_2 = x[(slice(None, None, None), slice(1, 4, None))]",
+        "return getitem_2",
+    ]

@@ -1,0 +1,113 @@
+"""The main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqakd_fx.cli.arguments import recipe_of, source_of
+from sqakd_fx.cli.options import (
+    OUTPUT,
+    TRAINING,
+    BitsOption,
+    Data,
+    Debug,
+    DeviceName,
+    RecipeOption,
+    Settings,
+    Shape,
+    SourceArgument,
+    Target,
+    Weights,
+)
+from sqakd_fx.cli.terminal import say
+
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Training steps, in place of epochs; 0 calibrates only.", rich_help_panel=TRAINING
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over the training data.", rich_help_panel=TRAINING),
+]
+Device = Annotated[
+    DeviceName | None,
+    typer.Option(
+        help="Where training runs. auto takes a GPU where there is one.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Number from which the order of samples and every random choice follow.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Result folder; sqakd-out/NAME-RECIPE where none is given.", rich_help_panel=OUTPUT
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on from the last checkpoint in the result folder.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Dump = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the graph as it is after every pass, one text file a pass.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def quantize(
+    source: SourceArgument,
+    data: Data = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    target: Target = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    device: Device = None,
+    seed: Seed = None,
+    out: Out = None,
+    resume: Resume = False,
+    dump: Dump = None,
+    debug: Debug = False,
+) -> None:
+    """Quantize a trained model with unlabelled inputs, and write integer ONNX."""
+    recipe_of_options = recipe_of(
+        recipe, bits, set_, target=target, epochs=epochs, steps=steps, device=device, seed=seed
+    )
+    from sqakd_fx.cli.live import Live
+
+    with Live() as live:
+        live.stage("load", source)
+        from sqakd_fx.pipeline import run
+        from sqakd_fx.results.folder import default_folder
+
+        loaded = source_of(source, weights, data, input_shape)
+        resolved = recipe_of_options()
+        folder = out or default_folder(loaded.name, resolved)
+        result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
+    if result is None:
+        return
+    live.summary(result.report, folder)
+    if result.validation.failures:
+        say(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
+        raise typer.Exit(1)

@@ -1,0 +1,125 @@
+"""What is done with a finished result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqakd_fx.cli.arguments import (
+    default_file,
+    refuse_without_source,
+    result_of,
+    source_of,
+)
+from sqakd_fx.cli.options import (
+    OUTPUT,
+    Data,
+    Debug,
+    Json,
+    ProfileName,
+    ResultArgument,
+    RuntimeName,
+    Shape,
+    SourceOption,
+    Target,
+    Weights,
+)
+from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.wording import printable
+from sqakd_fx.errors import RecipeError
+
+
+def export(
+    result: ResultArgument,
+    profile: Annotated[
+        ProfileName | None,
+        typer.Option(
+            metavar="FORM",
+            help="Form of the file: container (INT8 weights), packed (weights at their own bits), typed, tensorrt, "
+            "qonnx, float or pt2. The recipe's own where none is given.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    target: Target = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File; in the result folder where none is given.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    source: SourceOption = None,
+    data: Data = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    debug: Debug = False,
+) -> None:
+    """Write the file of a result again, for another target or in another form."""
+    from sqakd_fx.program import lower
+    from sqakd_fx.results.export import export as write
+    from sqakd_fx.results.export import export_saved
+    from sqakd_fx.results.student import load_saved, load_student
+
+    if profile is not None and target is not None:
+        raise RecipeError("--target and --profile each say what is written: give one of them")
+    if source is None:
+        given = {"--weights": weights, "--data": data, "--input-shape": input_shape}
+        refuse_without_source(result, given)
+        saved = load_saved(result)
+        path = out or result / default_file(profile, target, saved.recipe.target)
+        exported = export_saved(saved, path, profile=profile, target=target)
+    else:
+        program = load_student(result, source_of(source, weights, data, input_shape))
+        path = out or result / default_file(profile, target, program.recipe.target)
+        lowered = lower(program.student).graph_module
+        exported = write(program, lowered, path, profile=profile, target=target)
+    for note in exported.notes:
+        say(f"note: {note}")
+    say(f"wrote {exported.path}")
+
+
+def validate(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RESULT|FILE", help="A result folder, or an ONNX file in one."),
+    ],
+    source: SourceOption = None,
+    data: Data = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    runtime: Annotated[
+        RuntimeName,
+        typer.Option(metavar="NAME", help="What runs the file: onnxruntime, or openvino as well."),
+    ] = "onnxruntime",
+    per_tensor: Annotated[
+        bool,
+        typer.Option("--per-tensor", help="List every quantized tensor.", rich_help_panel=OUTPUT),
+    ] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the exported file with the trained graph again; exit status 1 where it differs.
+
+    Without --source it is the student that the folder holds, on the files of --data, or on the example inputs and
+    samples drawn within the trained ranges.
+    """
+    from sqakd_fx.cli.validate import validate_saved, validate_with_source
+    from sqakd_fx.results.markdown import tensor_table, validation_lines
+
+    folder, path = result_of(target)
+    if source is None:
+        refuse_without_source(folder, {"--weights": weights, "--input-shape": input_shape})
+        checked = validate_saved(folder, path, data, runtime)
+    else:
+        loaded = source_of(source, weights, data, input_shape)
+        checked = validate_with_source(folder, path, loaded, runtime)
+    if json_:
+        print(json.dumps(checked.as_dict(), indent=2))
+    else:
+        if per_tensor:
+            say(tensor_table(checked))
+        say("\n".join(map(printable, validation_lines(checked))))
+    if checked.failures:
+        raise typer.Exit(1)

@@ -1,0 +1,89 @@
+"""What each layer's bits cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqakd_fx.cli.arguments import recipe_of, source_of
+from sqakd_fx.cli.options import (
+    BITS,
+    INPUT,
+    OUTPUT,
+    BitsOption,
+    Data,
+    Debug,
+    Json,
+    RecipeOption,
+    Settings,
+    Shape,
+    SourceArgument,
+    Weights,
+)
+from sqakd_fx.cli.terminal import say
+from sqakd_fx.errors import RecipeError
+
+
+def sensitivity(
+    source: SourceArgument,
+    data: Data = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUDGET",
+            help="bits=3.2 (mean bits of weights) or size=1.5MB.",
+            rich_help_panel=BITS,
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="File for the recipe that meets the budget.", rich_help_panel=OUTPUT),
+    ] = Path("mixed.toml"),
+    candidates: Annotated[
+        str,
+        typer.Option(metavar="BITS", help="Bits of weights to choose from.", rich_help_panel=BITS),
+    ] = "2,3,4,6,8",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Unlabelled inputs to measure on.", rich_help_panel=INPUT)
+    ] = 128,
+    json_: Json = False,
+    recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    set_: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Rank layers by what quantizing each alone costs.
+
+    With --budget the best bits of each layer are written as a recipe.
+    """
+    from sqakd_fx.mixed_precision.budget import parse_budget
+
+    limit = None if budget is None else parse_budget(budget)
+    widths = _widths(candidates) if limit is not None else ()
+    recipe_of_options = recipe_of(recipe, bits, set_)
+    from sqakd_fx.cli.live import Live
+    from sqakd_fx.cli.sensitivity import choose_and_write, measure_source, show
+
+    with Live() as live:
+        live.stage("load", source)
+        loaded = source_of(source, weights, data, input_shape)
+        resolved = recipe_of_options()
+        layers = measure_source(loaded, resolved, widths, samples, live)
+    chosen = {} if limit is None else choose_and_write(resolved, layers, limit, out)
+    show(layers, chosen, as_json=json_)
+    if chosen and not json_:
+        say(f"wrote {out}: sqakd-fx quantize {source} --recipe {out}")
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        widths = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise RecipeError(f"--candidates takes bits like 2,4,8, not {text!r}") from None
+    if not widths or widths[0] < 1 or widths[-1] > 8:
+        raise RecipeError(f"--candidates {text}: bits run from 1 to 8")
+    return widths

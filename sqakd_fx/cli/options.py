@@ -1,0 +1,111 @@
+"""The options that several commands have, in the groups that `--help` shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sqakd_fx.cli.completion import bits_like, presets_like, settings_like
+from sqakd_fx.targets import TargetName
+
+INPUT, BITS, TRAINING, OUTPUT = "Model and data", "Bits and recipe", "Training", "Output"
+
+ProfileName = Literal["container", "packed", "typed", "tensorrt", "qonnx", "float", "pt2"]
+StageName = Literal["traced", "folded", "quantized", "lowered"]
+FormatName = Literal["table", "tree", "code", "dot", "svg", "json"]
+RuntimeName = Literal["onnxruntime", "openvino"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="model.py with a function model(), or package.module:callable"
+    ),
+]
+ResultArgument = Annotated[
+    Path, typer.Argument(metavar="RESULT", help="A result folder of `sqakd-fx quantize`.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Trained weights: safetensors, or a pickle of tensors only. FILE:KEY where a file holds several.",
+        rich_help_panel=INPUT,
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Unlabelled inputs: a folder of images, an .npy or an .npz file.",
+        rich_help_panel=INPUT,
+    ),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="SIZES",
+        help="Shape of the one input, batch first: 1,3,224,224.",
+        rich_help_panel=INPUT,
+    ),
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="MODEL",
+        help="The model of the result. Its Python code runs, as a result folder's never does.",
+        rich_help_panel=INPUT,
+    ),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="A preset of `sqakd-fx recipes`, or a TOML file.",
+        autocompletion=presets_like,
+        rich_help_panel=BITS,
+    ),
+]
+BitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bits",
+        metavar="BITS",
+        help="Bits of weights and activations, 1 to 8: w8a8, w4a8, or int8 for w8a8.",
+        autocompletion=bits_like,
+        rich_help_panel=BITS,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A key of the recipe; may be given several times. `sqakd-fx recipes --keys` has them all.",
+        autocompletion=settings_like,
+        rich_help_panel=BITS,
+    ),
+]
+Target = Annotated[
+    TargetName | None,
+    typer.Option(
+        metavar="RUNTIME",
+        help="Where the file will run: onnxruntime, tensorrt or openvino. It decides which grids are trained.",
+        rich_help_panel=BITS,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print JSON for programs in place of tables.", rich_help_panel=OUTPUT
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show the traceback behind an error's sentence.", rich_help_panel=OUTPUT
+    ),
+]

@@ -1,0 +1,1 @@
+"""Models of other libraries whose forward does more than a file can."""
