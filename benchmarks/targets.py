@@ -52,7 +52,8 @@ def row(
     if target not in ("onnxruntime", "tensorrt", "openvino"):
         return [target, size, str(rules), "not for it", "", _installed(target)]
     asked = "openvino" if target == "openvino" and find_spec("openvino") else "onnxruntime"
-    batches = validation_batches(source, program, source_inputs(source, program))
+    inputs = source_inputs(source, program)
+    batches = (batch for batch, _ in validation_batches(source, program, inputs))
     checked = validate(program.student, lowered, path, batches, runtime=asked)
     broken = [failure for failure in checked.failures if " wants that " in failure]
     own = [run for run in checked.runtimes if run.provider == "OpenVINO"]

@@ -65,8 +65,9 @@ def _dequantized_bias(bias: Value, accumulator_scale: Value) -> Value:
     return _dequantized_constant(bias, accumulator_scale, 0, np.int32)
 
 
-def _pads(padding: Sequence[int]) -> list[int]:
-    return [*padding, *padding]
+def _pads(padding: Sequence[int], axes: int) -> list[int]:
+    """At the start of each axis, then at its end; of one number for an axis, the same at both."""
+    return [*padding[:axes], *padding[-axes:]]
 
 
 def _conv(
@@ -92,7 +93,7 @@ def _conv(
         *inputs,
         kernel_shape=list(weight.shape)[2:],
         strides=stride,
-        pads=_pads(padding),
+        pads=_pads(padding, len(weight.shape) - 2),
         dilations=dilation,
         group=groups,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sqakd_fx.exporters.qonnx import to_qonnx
 from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.slim import slim
 from sqakd_fx.exporters.tensorrt import to_tensorrt
+from sqakd_fx.exporters.translation import Form, Translator
 from sqakd_fx.exporters.typed import type_weights
 from sqakd_fx.runtime.session import session
 
@@ -38,7 +39,8 @@ class Export:
 
     `smallest_weights` are the bits of the smallest type that the target knows; without `quantized_constants` tensors
     that no input changes are floats. `provider` is the ONNX Runtime provider
-    that must load the file. With `fixed_batch` the file takes the example's batch size only.
+    that must load the file. With `fixed_batch` the file takes the example's batch size only. A `translator` that has
+    translated the graph before saves most of the time.
     """
 
     lowered: fx.GraphModule
@@ -51,6 +53,7 @@ class Export:
     quantized_constants: bool = True
     provider: str = "CPUExecutionProvider"
     fixed_batch: bool = False
+    translator: Translator = field(default_factory=Translator)
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,10 @@ def _onnx(job: Export, program: fx.GraphModule, profile: str) -> ir.Model:
     model = export_program(
         program,
         _example(job),
-        batch_axis=_batch_axis(job),
-        translations=TRANSLATIONS,
-        opset=job.opset,
+        Form(TRANSLATIONS, job.opset, _batch_axis(job)),
         metadata={**job.metadata, "sqakd_fx.profile": profile},
         interface=job.interface,
+        translator=job.translator,
     )
     if not job.quantized_constants:
         constants_to_floats(model)

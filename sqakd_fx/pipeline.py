@@ -26,6 +26,7 @@ from sqakd_fx.engine.determinism import (
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import is_first, process_group
 from sqakd_fx.exporters.profiles import Exported
+from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
@@ -38,6 +39,7 @@ from sqakd_fx.mixed_precision.sensitive import (
 )
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.collect import make_report, write_report
 from sqakd_fx.results.deploy_script import write_deploy_script
 from sqakd_fx.results.evaluate import validation_batches, with_evaluation
@@ -229,27 +231,26 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     keeping = kept_in(job.out, resume=job.resume, force=True)
     _calibrate(job, journal, program, inputs)
     program, inputs = _relieve(job, journal, program, inputs)
-    _check(job, journal, program)
+    translator = _check(job, journal, program)
     distilled = _distil(job, journal, program, inputs, steps_per_epoch, keeping)
     if not is_first():
         return None
     program.student.cpu().eval()
     save_student(program, job.source, staged(job.out))
-    lowered, exported = _export(job, journal, program)
+    lowered, exported = _export(job, journal, program, translator)
     with journal.stage("validate", "trained graph, integer program, ONNX Runtime"):
-        batches = validation_batches(job.source, program, inputs)
+        answers = Answers(job.source, program, inputs)
         checked = validate(
-            program.student, lowered, exported.path, batches, class_axes(program.outputs)
+            program.student,
+            lowered,
+            exported.path,
+            answers.batches(),
+            class_axes(program.outputs),
+            on_answers=answers.add,
         )
     journal.say.stage("report", "accuracy and speed")
     exact_products = checked.deployed.exact_products
-    measured = measure(
-        job.source,
-        program,
-        exported.path,
-        validation_batches(job.source, program, inputs),
-        exact_products=exact_products,
-    )
+    measured = measure(program, exported.path, answers, exact_products=exact_products)
     report = make_report(
         job.source, program, distilled, exported, checked, measured, journal.seconds
     )
@@ -293,14 +294,15 @@ def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingI
         say.note(sizes)
 
 
-def _check(job: _Job, journal: _Journal, program: Program) -> None:
+def _check(job: _Job, journal: _Journal, program: Program) -> Translator:
     with journal.stage("check", "the untrained student as integer ONNX"):
         program.student.cpu()
-        check_export(program)
+        translator = check_export(program)
         if job.source.eval_data is not None:
             with undisturbed_randomness():
                 next(validation_batches(job.source, program, None), None)
         program.student.to(job.device)
+    return translator
 
 
 def _distil(
@@ -340,10 +342,12 @@ def _recorded(job: _Job, journal: _Journal) -> Iterator[Callable[[StepReport], N
         yield on_report
 
 
-def _export(job: _Job, journal: _Journal, program: Program) -> tuple[fx.GraphModule, Exported]:
+def _export(
+    job: _Job, journal: _Journal, program: Program, translator: Translator
+) -> tuple[fx.GraphModule, Exported]:
     with journal.stage("export", "integer ONNX", timed_as="lower and export"):
         lowered = lower(program.student, after=job.after).graph_module
-        exported = export(program, lowered, staged(job.out) / "model.onnx")
+        exported = export(program, lowered, staged(job.out) / "model.onnx", translator=translator)
         write_deploy_script(program, exported.path)
         for text in exported.notes:
             journal.say.note(text)

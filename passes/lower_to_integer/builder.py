@@ -14,6 +14,8 @@ from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Op, shape_of
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import get_attribute, set_attribute
+from sqakd_fx.passes.lower_to_integer.grouped import fast_form
+from sqakd_fx.passes.lower_to_integer.padded import without_pad
 from sqakd_fx.passes.lower_to_integer.values import Arithmetic, Codes, Layer, StoredGrid
 
 _OPS = torch.ops.sqakd_fx
@@ -118,14 +120,17 @@ class LoweredGraph:
             made = (
                 self._call(integer_operation(layer.op), *self.grid_arguments(layer.inputs))
                 if layer.weight is None
-                else self._weighted(layer, layer.weight)
+                else self._weighted(*fast_form(layer))
             )
             meta.set_accumulator_source(made, _path(layer.source))
             self._accumulators[key] = made
         return self._accumulators[key]
 
-    def _weighted(self, layer: Layer, codes: Tensor) -> fx.Node:
+    def _weighted(self, layer: Layer, channels: Tensor | None) -> fx.Node:
+        """A layer with a weight that reads its input's channels as they are, or these."""
+        assert layer.weight is not None
         assert layer.weight_grid is not None
+        codes = layer.weight
         path = _path(layer.source)
         weight = self.buffer(f"{path}.weight", codes)
         settings = meta.layer(layer.source)
@@ -141,6 +146,10 @@ class LoweredGraph:
         (x,) = layer.inputs
         if layer.op.is_linear and len(shape_of(layer.source) or ()) > 2:
             x = replace(x, node=self._call(torch.reshape, x.node, [-1, codes.shape[1]]))
+        x, arguments = without_pad(x, layer.arguments)
+        if channels is not None:
+            read = self.buffer(f"{path}.channels", channels)
+            x = replace(x, node=self._call(torch.index_select, x.node, 1, read))
         return self._call(
             integer_operation(layer.op),
             *self.grid_arguments((x,)),
@@ -148,7 +157,7 @@ class LoweredGraph:
             self.buffer(f"{path}.weight_scale", layer.weight_grid.scale),
             self._accumulator_scale(layer),
             None if layer.bias is None else self.buffer(f"{path}.bias", layer.bias),
-            *(list(a) if isinstance(a, tuple) else a for a in layer.arguments),
+            *(list(a) if isinstance(a, tuple) else a for a in arguments),
         )
 
 

@@ -26,6 +26,7 @@ from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.passes.lower_to_integer.arithmetic import integer_arithmetic
 from sqakd_fx.passes.lower_to_integer.layers import batch_norm_alone, integer_layer, with_batch_norm
 from sqakd_fx.passes.lower_to_integer.moves import clipped, joined, moved
+from sqakd_fx.passes.lower_to_integer.padded import drop_unread_pads
 from sqakd_fx.passes.lower_to_integer.quantizers import quantized
 from sqakd_fx.passes.lower_to_integer.state import Lowering
 from sqakd_fx.passes.lower_to_integer.stored_weights import layer_in_float, looked_up_rows
@@ -51,6 +52,7 @@ class LowerToInteger(Pass):
         with torch.no_grad():
             for node in graph_module.graph.nodes:
                 lowering.values[node] = _lowered(lowering, node)
+        drop_unread_pads(lowering.graph)
         return PassResult(lowering.built.module.eval(), True)
 
     def ensures(self, result: PassResult) -> None:

@@ -57,13 +57,18 @@ class Unfolding:
         self, graph: fx.Graph, node: fx.Node, outs: Sequence[int], ins: Sequence[int]
     ) -> fx.Node:
         """(N, C · phases, n + margin, ...) to the transposed convolution's output (N, C, ...)."""
-        axes = len(self.stride)
         sizes = [n + m for n, m in zip(ins[2:], self.margin, strict=True)]
-        apart = graph.call_function(torch.reshape, (node, [-1, outs[1], *self.stride, *sizes]))
-        order = [0, 1, *(a for i in range(axes) for a in (2 + axes + i, 2 + i))]
-        woven = graph.call_function(torch.permute, (apart, order))
         whole = [n * s for n, s in zip(sizes, self.stride, strict=True)]
-        made = graph.call_function(torch.reshape, (woven, [-1, outs[1], *whole]))
+        made = node
+        for axis in reversed(range(len(self.stride))):  # the runtime is quick where one axis moves
+            if self.stride[axis] == 1:
+                continue
+            behind = math.prod(whole[axis + 1 :])
+            apart = [-1, self.stride[axis], math.prod(sizes[: axis + 1]), behind]
+            made = graph.call_function(torch.reshape, (made, apart))
+            made = graph.call_function(torch.permute, (made, [0, 2, 1, 3]))
+        if made is not node:
+            made = graph.call_function(torch.reshape, (made, [-1, outs[1], *whole]))
         for axis, (size, start) in enumerate(zip(whole, self.padding, strict=True), start=2):
             if (start, outs[axis]) != (0, size):
                 made = graph.call_function(torch.narrow, (made, axis, start, outs[axis]))

@@ -123,6 +123,8 @@ class Live:
         for row in report["summary"]:
             table.add_row(*cells(*row))
         answer = console(file=sys.stdout)
+        if report.get("slower_than_float"):
+            answer.print(printable(report["slower_than_float"]), soft_wrap=True)
         answer.print(table)
         for line in report["validation_lines"]:
             answer.print(f"- {printable(line)}", soft_wrap=True)

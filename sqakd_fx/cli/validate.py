@@ -34,7 +34,7 @@ def validate_with_source(folder: Path, path: Path, source: Source, runtime: str)
     """By the user's source: its model, which must be the folder's, and its data."""
     program = load_student(folder, source)
     inputs = None if source.train_data is None else source_inputs(source, program)
-    batches = validation_batches(source, program, inputs)
+    batches = (batch for batch, _ in validation_batches(source, program, inputs))
     lowered = lower(program.student).graph_module
     axes = class_axes(program.outputs)
     return validate(program.student, lowered, path, batches, axes, runtime)

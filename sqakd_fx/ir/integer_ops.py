@@ -28,11 +28,15 @@ def _saturate(rounded: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tens
     return (rounded + zero_point.to(rounded.dtype)).clamp(qmin, qmax).to(torch.uint8)
 
 
-def _exact_type(weight: Tensor, fan_in_axes: Sequence[int]) -> torch.dtype:
-    """float32 where every partial sum of 8-bit products stays exact in it, else float64."""
-    largest = int(weight.to(torch.int32).abs().sum(dim=tuple(fan_in_axes)).max()) * 255
-    exact = largest < _EXACT_IN_FLOAT32 and not weight.is_cuda
-    return torch.float32 if exact else torch.float64
+def _exact_type(weight: Tensor, zero_point: Tensor) -> torch.dtype:
+    """float32 where every partial sum over an output channel (axis 0) stays exact in it, else float64."""
+    if weight.is_cuda:
+        return torch.float64
+    rows = weight.reshape(len(weight), -1)
+    below, above = int(zero_point), 255 - int(zero_point)
+    plus, minus = (rows.clamp(*sign).sum(1, dtype=torch.int64) for sign in ((0, 127), (-128, 0)))
+    largest = torch.maximum(above * plus - below * minus, below * plus - above * minus).amax()
+    return torch.float32 if int(largest) < _EXACT_IN_FLOAT32 else torch.float64
 
 
 @torch.library.custom_op("sqakd_fx::quantize", mutates_args=())
@@ -82,11 +86,17 @@ def conv(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """int32 accumulator of a convolution in 1 to 3 dimensions: uint8 codes, int8 weight codes."""
-    kind = _exact_type(weight, range(1, weight.ndim))
+    """int32 accumulator of a convolution in 1 to 3 dimensions: uint8 codes, int8 weight codes.
+
+    `padding` has a size for each axis, or one for the start and then one for the end of each.
+    """
+    kind = _exact_type(weight, x_zero_point)
     function = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
     shifted = x.to(kind) - x_zero_point.to(kind)
-    total = function(shifted, weight.to(kind), None, stride, padding, dilation, groups)
+    starts, ends = _sides(padding, weight.ndim - 2)
+    if starts != ends:
+        shifted, starts = F.pad(shifted, _both_ends(starts, ends)), [0] * len(starts)
+    total = function(shifted, weight.to(kind), None, stride, starts, dilation, groups)
     return _with_bias(total, bias, 1)
 
 
@@ -104,9 +114,18 @@ def _(  # type: ignore[no-untyped-def]
     dilation,
     groups,
 ):
-    function = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
-    y = function(x.float(), weight.float(), None, stride, padding, dilation, groups)
-    return torch.empty_like(y, dtype=torch.int32)
+    pads = _sides(padding, weight.ndim - 2)
+    reach = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+    sizes = [
+        (size + start + end - far - 1) // step + 1
+        for size, start, end, far, step in zip(x.shape[2:], *pads, reach, stride, strict=True)
+    ]
+    return x.new_empty((x.shape[0], weight.shape[0], *sizes), dtype=torch.int32)
+
+
+def _sides(padding: Sequence[int], axes: int) -> tuple[list[int], list[int]]:
+    """The padding at the start and at the end of each axis."""
+    return list(padding[:axes]), list(padding[-axes:])
 
 
 def _with_bias(total: Tensor, bias: Tensor | None, axis: int) -> Tensor:
@@ -125,14 +144,14 @@ def linear(
     bias: Tensor | None,
 ) -> Tensor:
     """int32 accumulator of x Wᵀ + b: codes (..., in), weight codes (out, in)."""
-    kind = _exact_type(weight, (1,))
+    kind = _exact_type(weight, x_zero_point)
     total = F.linear(x.to(kind) - x_zero_point.to(kind), weight.to(kind))
     return _with_bias(total, bias, -1)
 
 
 @linear.register_fake
 def _(x, x_scale, x_zero_point, weight, weight_scale, accumulator_scale, bias):  # type: ignore[no-untyped-def]
-    return torch.empty_like(F.linear(x.float(), weight.float()), dtype=torch.int32)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
 
 
 @torch.library.custom_op("sqakd_fx::matmul", mutates_args=())
@@ -145,13 +164,16 @@ def matmul(
     b_zero_point: Tensor,
 ) -> Tensor:
     """int32 accumulator of a product of two activations, broadcast like torch.matmul."""
-    left = a.to(torch.float64) - a_zero_point.to(torch.float64)
-    right = b.to(torch.float64) - b_zero_point.to(torch.float64)
+    exact = a.shape[-1] * 255**2 < _EXACT_IN_FLOAT32 and not a.is_cuda
+    kind = torch.float32 if exact else torch.float64
+    left, right = a.to(kind) - a_zero_point.to(kind), b.to(kind) - b_zero_point.to(kind)
     return torch.matmul(left, right).to(torch.int32)
 
 
 @matmul.register_fake
 def _(a, a_scale, a_zero_point, b, b_scale, b_zero_point):  # type: ignore[no-untyped-def]
+    if a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2]:
+        return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.int32)
     return torch.empty_like(torch.matmul(a.float(), b.float()), dtype=torch.int32)
 
 

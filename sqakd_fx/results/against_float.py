@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sqakd_fx.frontend.output_kinds import OutputKind
-from sqakd_fx.ir.outputs import tensors_of
-from sqakd_fx.program import Program
-from sqakd_fx.runtime.session import execute, session
-
-_SAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -56,27 +49,7 @@ class OutputDistance:
         return share if self.nature != "scores" else f"{share}, {distance}"
 
 
-def against_float(
-    program: Program, model: Path, batches: Iterable[tuple[Tensor, ...]], *, exact_products: bool
-) -> tuple[OutputDistance, ...]:
-    """Every floating-point output of the file beside the float model's, on the first batches that hold 512 samples."""
-    running = session(model, exact_products=exact_products)
-    names = [one.name for one in running.get_inputs()]
-    sums, seen = [_Sums(kind) for kind in program.outputs], 0
-    for inputs in batches:
-        with torch.no_grad():
-            wanted = tensors_of(program.teacher(*inputs))
-        feeds = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-        got = [torch.from_numpy(y) for y in execute(running, None, feeds)]
-        for one in sums:
-            one.add(got[one.kind.index].double(), wanted[one.kind.index].double())
-        seen += len(inputs[0])
-        if seen >= _SAMPLES:
-            break
-    return tuple(one.result() for one in sums)
-
-
-class _Sums:
+class Sums:
     """What is added up over the batches for one output."""
 
     def __init__(self, kind: OutputKind) -> None:

@@ -50,6 +50,7 @@ def make_report(
         "recipe": program.recipe.name,
         "version": version("sqakd-fx"),
         "torch": torch.__version__,
+        "slower_than_float": slower_sentence(measured),
         "summary": summary,
         "accuracy": measured.accuracy,
         "outputs": [asdict(one) for one in measured.outputs],
@@ -119,6 +120,17 @@ def _speed_row(batch: int, measured: Measured) -> tuple[str, str, str]:
         f"ms a call, batch {batch}, 1 thread",
         "–" if slow is None else f"{slow:.3f}",
         f"{fast:.3f}" + (f" ({slow / fast:.1f}x)" if slow else ""),
+    )
+
+
+def slower_sentence(measured: Measured) -> str | None:
+    """That the file is slower than the float model, and where its time goes; None where it is not."""
+    if measured.slower is None:
+        return None
+    parts = [f"{one.node} ({one.operator}) {one.share:.0%}" for one in measured.longest]
+    return (
+        f"The file is slower than the float model: {measured.integer_ms:.3f} ms a call, {measured.slower:.2f} times as "
+        f"long. It spends most time in {', '.join(parts)}."
     )
 
 

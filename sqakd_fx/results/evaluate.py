@@ -1,4 +1,4 @@
-"""Evaluation data: inputs to validate on, and the accuracy of several functions on its labels."""
+"""Evaluation data: samples to validate on, and what outputs score on its labels."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ _VALIDATION_SAMPLES = 512
 
 def validation_batches(
     source: Source, program: Program, inputs: TrainingInputs | None
-) -> Iterator[tuple[Tensor, ...]]:
-    """Evaluation inputs where there are any, else training inputs; at most 512 samples of those, of the example's size.
+) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+    """Evaluation inputs and their labels where there are any, else training inputs and None.
+
+    Of training inputs at most 512 samples, of the example's size.
 
     Raises:
         SourceError: evaluation inputs have another size than the example.
     """
     seen = 0
     if source.eval_data is not None:
-        for labelled, _ in _evaluation(source, program):
-            yield labelled
+        yield from _evaluation(source, program)
         return
     if inputs is None:
         return
     for ready in inputs.epoch(0):
         if not has_example_size(program, ready):
             continue
-        yield ready
+        yield ready, None
         seen += len(ready[0])
         if seen >= _VALIDATION_SAMPLES:
             return
@@ -70,22 +71,35 @@ def with_evaluation(source: Source, program: Program, recipe: Recipe) -> Program
     inputs, target = next(_evaluation(source, program))
     with batch_named("the first batch of the evaluation data", inputs), torch.no_grad():
         output = program.teacher(*inputs)
-    tensors, labels = tensors_of(output), _tensors(target)
+    tensors, labels = tensors_of(output), plain_labels(target)
     labelled = with_labels(program, labels, recipe, tensors)
     if source.metric is not None:
         try:
             _measured(source.metric, _like(output, tensors), labels)
         except SourceError:  # it may need all samples, as a retrieval among them does
-            evaluate(source, labelled, {"float": program.teacher})
+            _try_on_all(source, labelled)
     else:
         _top1(tensors[0], labels, class_axes(labelled.outputs).get(0))
     return labelled
 
 
-def evaluate(
-    source: Source, program: Program, functions: Mapping[str, Callable[..., Any]]
-) -> dict[str, float] | None:
-    """Top-1 in percent, or the user's metric, of several functions over the same labelled data.
+def _try_on_all(source: Source, program: Program) -> None:
+    """Raise SourceError where the metric fails on what the float model makes of all samples."""
+    outputs, labels = [], []
+    for inputs, target in _evaluation(source, program):
+        labels.append(plain_labels(target))
+        with torch.no_grad():
+            outputs.append([x.cpu() for x in tensors_of(program.teacher(*inputs))])
+    scores(source, program, {"float": outputs}, labels)
+
+
+def scores(
+    source: Source,
+    program: Program,
+    outputs: Mapping[str, Sequence[Sequence[Tensor]]],
+    labels: Sequence[Any],
+) -> dict[str, float]:
+    """Top-1 in percent, or the user's metric, of outputs by name, each batch by batch, on the labels of all batches.
 
     The metric is given what the model returns, with the samples of all batches in each tensor, and the targets
     likewise.
@@ -93,18 +107,9 @@ def evaluate(
     Raises:
         SourceError: the metric fails, or labels are not the class of each prediction.
     """
-    if source.eval_data is None:
-        return None
-    outputs: dict[str, list[list[Tensor]]] = {name: [] for name in functions}
-    targets: list[Any] = []
-    for inputs, target in _evaluation(source, program):
-        targets.append(_tensors(target))
-        for name, function in functions.items():
-            with torch.no_grad():
-                outputs[name].append([x.cpu() for x in tensors_of(function(*inputs))])
     with torch.no_grad():
         returned = program.teacher(*program.example)
-    wanted = tree_map(lambda *parts: _joined(parts), *targets)
+    wanted = tree_map(lambda *parts: _joined(parts), *labels)
     axis = class_axes(program.outputs).get(0)
     found = {}
     for name, parts in outputs.items():
@@ -117,7 +122,7 @@ def evaluate(
     return found
 
 
-def _tensors(target: Any) -> Any:
+def plain_labels(target: Any) -> Any:
     """Labels of any structure, their numbers and arrays as tensors; others, such as texts, as they are."""
 
     def as_tensor(leaf: Any) -> Any:

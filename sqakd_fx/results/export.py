@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import fx
 from sqakd_fx.engine.determinism import undisturbed_randomness
 from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
+from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.program import Program, distillation_teacher, lower
 from sqakd_fx.recipe import Recipe
 from sqakd_fx.results.interface import interface_of
@@ -59,17 +61,20 @@ def export(
     *,
     profile: str | None = None,
     target: str | None = None,
+    translator: Translator | None = None,
 ) -> Exported:
     """Write an integer program for a target, the recipe's where none is given, or in any profile.
 
     `lowered` is what `lower` makes of the program's student. A file is left behind only where it is whole and keeps the
-    target's rules.
+    target's rules. A `translator` that wrote the same graph with other numbers saves most of the time.
 
     Raises:
         ExportError: no such profile or target, or the target cannot take the model. StorageError: the file cannot be
             written.
     """
     job = export_job(lowered, program, target)
+    if translator is not None:
+        job = replace(job, translator=translator)
     return _written(job, program.recipe, Path(path), profile, target)
 
 
@@ -107,11 +112,15 @@ def export_saved(
     return _written(job, recipe, path, profile, target)
 
 
-def check_export(program: Program) -> None:
+def check_export(program: Program) -> Translator:
     """Export the calibrated student and let it go, so that what has no ONNX form is known before training.
+
+    Returns what translates the student again, once it is trained.
 
     Raises:
         PassError; ExportError, also where ONNX Runtime refuses the model.
     """
     with undisturbed_randomness(), tempfile.TemporaryDirectory() as folder:
-        export(program, lower(program.student).graph_module, Path(folder) / "model.onnx")
+        lowered, translator = lower(program.student).graph_module, Translator()
+        export(program, lowered, Path(folder) / "model.onnx", translator=translator)
+    return translator

@@ -41,6 +41,8 @@ def parity_line(tensors: Sequence[TensorParity]) -> str:
 def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Sequence[Note]) -> str:
     """report.md: sizes, bits, accuracy, speed, and what stayed in float with the reason."""
     lines = [f"# {plain(report['name'])}: {plain(report['recipe'])}", ""]
+    if report.get("slower_than_float"):
+        lines += [f"**{plain(report['slower_than_float'])}**", ""]
     lines += ["| | float | quantized |", "|---|---|---|"]
     lines += ["| " + " | ".join(map(plain, row)) + " |" for row in report["summary"]]
     lines += ["", "## Layers", ""]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import onnxruntime as ort
-import torch
-from torch import Tensor
 
 from sqakd_fx.errors import SourceError, SqakdError
 from sqakd_fx.program import Program
-from sqakd_fx.results.against_float import OutputDistance, against_float
-from sqakd_fx.results.evaluate import evaluate
+from sqakd_fx.results.against_float import OutputDistance
+from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.export import export
-from sqakd_fx.runtime.session import latency, session
-from sqakd_fx.source.source import Source
+from sqakd_fx.runtime.node_times import NodeTime, longest_nodes
+from sqakd_fx.runtime.session import latencies
+
+_SLOWER = 1.05
+"""Times the float model's milliseconds: less is noise."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,8 @@ class Measured:
     """The figures; the float model's are None where it has no ONNX form.
 
     `accuracy` is by "float", "student" and "onnx"; None without labels, or where `unmeasured` says why. `outputs` holds
-    the file beside the float model, without labels.
+    the file beside the float model, without labels; `longest` the nodes that take longest of a file that is slower than
+    the float model.
     """
 
     accuracy: Mapping[str, float] | None
@@ -36,63 +35,56 @@ class Measured:
     float_ms: float | None
     onnx_bytes: int
     integer_ms: float
+    longest: tuple[NodeTime, ...] = ()
+
+    @property
+    def slower(self) -> float | None:
+        """How many times the float model's time the file takes, where that is more than noise."""
+        if self.float_ms is None or self.integer_ms <= _SLOWER * self.float_ms:
+            return None
+        return self.integer_ms / self.float_ms
 
 
 def measure(
-    source: Source,
-    program: Program,
-    model_path: Path,
-    batches: Iterable[tuple[Tensor, ...]],
-    *,
-    exact_products: bool,
+    program: Program, model_path: Path, answers: Answers, *, exact_products: bool
 ) -> Measured:
-    """Run the exported file and the float model: on `batches`, on the source's labels and on the example.
+    """Figures from what was answered while the file was validated; size and speed of the file and the float model.
 
     `exact_products`: as the session asks that the file was judged in.
     """
     accuracy, unmeasured = None, None
     try:
-        running = session(model_path, exact_products=exact_products)
-        accuracy = _accuracy(source, program, running)
+        accuracy = answers.accuracy()
     except SourceError as error:
         unmeasured = str(error)
-    float_bytes, float_ms = _float_file(program)
-    return Measured(
+    float_bytes, float_ms, integer_ms = _beside_float(program, model_path, exact_products)
+    measured = Measured(
         accuracy,
         unmeasured,
-        against_float(program, model_path, batches, exact_products=exact_products),
+        answers.distances(),
         float_bytes,
         float_ms,
         model_path.stat().st_size,
-        latency(model_path, program.example, exact_products=exact_products),
+        integer_ms,
     )
+    if measured.slower is None:
+        return measured
+    longest = longest_nodes(model_path, program.example, exact_products=exact_products)
+    return replace(measured, longest=tuple(longest))
 
 
-def _accuracy(
-    source: Source, program: Program, running: ort.InferenceSession
-) -> dict[str, float] | None:
-    names = [i.name for i in running.get_inputs()]
-
-    def integer_onnx(*inputs: Tensor) -> list[Tensor]:
-        feeds = {n: x.numpy() for n, x in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(y) for y in running.run(None, feeds)]
-
-    functions: dict[str, Callable[..., Any]] = {
-        "float": program.teacher,
-        "student": program.student,
-        "onnx": integer_onnx,
-    }
-    return evaluate(source, program, functions)
-
-
-def _float_file(program: Program) -> tuple[int | None, float | None]:
-    """Bytes, and milliseconds a call, of the float model as ONNX; None for what cannot be had."""
-    size: int | None = None
+def _beside_float(
+    program: Program, model: Path, exact_products: bool
+) -> tuple[int | None, float | None, float]:
+    """Bytes and milliseconds a call of the float model as ONNX, None where it has none; milliseconds of ours."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "float.onnx"
+        path, size = Path(folder) / "float.onnx", None
         try:
             export(program, program.student, path, profile="float")
             size = path.stat().st_size
-            return size, latency(path, program.example)
+            ours, real = latencies([model, path], program.example, exact_products=exact_products)
+            return size, real, ours
         except SqakdError:
-            return size, None
+            pass
+    (ours,) = latencies([model], program.example, exact_products=exact_products)
+    return size, None, ours

@@ -49,15 +49,7 @@ def session(
     Raises:
         ParityError: the runtime refuses the model, or does not get the provider.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    # waiting threads of one session would take the cores from torch and from other sessions
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if exact_products:
-        options.add_session_config_entry(EXACT_PRODUCTS, "1")
+    options = session_options(optimize, threads, exact_products)
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
     if data_folder is not None:
@@ -80,6 +72,20 @@ def session(
             f"ONNX Runtime cannot start {provider} here: sqakd-fx doctor lists what it finds"
         )
     return made
+
+
+def session_options(optimize: bool, threads: int, exact_products: bool) -> ort.SessionOptions:
+    """Options of a session that says nothing and lets the cores to others while it waits."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    # waiting threads of one session would take the cores from torch and from other sessions
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if exact_products:
+        options.add_session_config_entry(EXACT_PRODUCTS, "1")
+    return options
 
 
 def execute(
@@ -162,21 +168,27 @@ def _one_node(
     return made.SerializeToString()  # type: ignore[no-any-return]
 
 
-def latency(
-    model: Path,
+def latencies(
+    models: Sequence[Path],
     inputs: Sequence[Tensor],
     *,
     runs: int = 20,
     threads: int = 1,
     exact_products: bool = False,
-) -> float:
-    """Median milliseconds of one call."""
-    running = session(model, threads=threads, exact_products=exact_products)
-    feeds = {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
-    running.run(None, feeds)
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        running.run(None, feeds)
-        times.append(time.perf_counter() - started)
-    return 1000 * float(np.median(times))
+) -> list[float]:
+    """Median milliseconds of one call of each model; they take turns, so that a busy machine is slow for all."""
+    running = [session(m, threads=threads, exact_products=exact_products) for m in models]
+    feeds = [feeds_of(one, inputs) for one in running]
+    times: list[list[float]] = [[] for _ in models]
+    for turn in range(runs + 1):
+        for one, feed, seen in zip(running, feeds, times, strict=True):
+            started = time.perf_counter()
+            one.run(None, feed)
+            if turn:
+                seen.append(time.perf_counter() - started)
+    return [1000 * float(np.median(seen)) for seen in times]
+
+
+def feeds_of(running: ort.InferenceSession, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """Inputs by the names that a session has for them."""
+    return {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}

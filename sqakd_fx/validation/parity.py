@@ -37,6 +37,9 @@ def count_steps(
     counter: Counter[int], got: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]
 ) -> None:
     """Add how many elements are how many codes apart."""
+    if np.array_equal(got, wanted):
+        counter[0] += wanted.size
+        return
     steps = np.abs(got.astype(np.int32) - wanted.astype(np.int32))
     values, counts = np.unique(steps, return_counts=True)
     counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))

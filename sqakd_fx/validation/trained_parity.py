@@ -33,16 +33,38 @@ def quantizers_met(lowered: fx.GraphModule, names: Mapping[str, str]) -> dict[st
     return found
 
 
+def _constant_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """What no input of the graph changes."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_stored = node.op == "get_attr"
+        reads = node.all_input_nodes
+        if is_stored or (node.op == "call_module" and reads and found.issuperset(reads)):
+            found.add(node)
+    return found
+
+
 class Lockstep(fx.Interpreter):
     """Runs a trained graph from one of its quantizers to the next and counts what differs.
 
-    `counts` has, for each name of a tensor, how many codes are how many steps off, over all batches.
+    `counts` has, for each name of a tensor, how many codes are how many steps off, over all batches. What no input
+    changes, such as quantized weights, is computed once.
     """
 
     def __init__(self, student: fx.GraphModule) -> None:
         super().__init__(student)
+        self.extra_traceback = False  # an error of ours is a sentence already
+        self._constants = _constant_nodes(student.graph)
+        self._kept: dict[fx.Node, Any] = {}
         self.counts: dict[str, Counter[int]] = {}
         self._left: Iterator[fx.Node] = iter(())
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n not in self._constants:
+            return super().run_node(n)
+        if n not in self._kept:
+            self._kept[n] = super().run_node(n)
+        return self._kept[n]
 
     def begin(self, inputs: Sequence[Any]) -> None:
         """Start again at the first node; `inputs` are on the device of the graph."""

@@ -29,6 +29,7 @@ from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.ir.tensor_names import quantized_names
 from sqakd_fx.runtime.external_data import require_own_data
 from sqakd_fx.runtime.fusion import Fusion, fusion_report
+from sqakd_fx.runtime.session import CPU
 from sqakd_fx.targets import TARGETS
 from sqakd_fx.validation.code_shifts import code_shifts
 from sqakd_fx.validation.pair_sums import PairSum, pair_sums
@@ -44,6 +45,9 @@ from sqakd_fx.validation.whole_outputs import Predictions, relative_errors
 _SAMPLES_AT_ONCE = 32
 _CODES_AT_ONCE = 1 << 27
 
+OnAnswers = Callable[[tuple[Tensor, ...], list[Tensor], list[Tensor]], None]
+"""Takes inputs, and what the trained graph and the file return for them."""
+
 
 def validate(
     student: fx.GraphModule,
@@ -52,13 +56,15 @@ def validate(
     batches: Iterable[tuple[Tensor, ...]],
     class_axes: Mapping[int, int] | None = None,
     runtime: str = "onnxruntime",
+    on_answers: OnAnswers = lambda inputs, student, file: None,
 ) -> Validation:
     """Compare on `batches` (inputs in the graph's order), at most 32 samples at a time.
 
     With `runtime="openvino"` OpenVINO runs the file as well.
 
     `class_axes` has the axis of the classes by output; None where the shape of the first output tells it. Codes are
-    held until the last section of the model that reads them has run.
+    held until the last section of the model that reads them has run. `on_answers` is told of each part of a batch what
+    the trained graph and the file, in a session on the CPU with full optimization, return for it.
 
     Raises:
         ParityError: the runtime refuses the model, or a stored tensor lies outside its folder.
@@ -75,7 +81,8 @@ def validate(
         student.eval(), lowered, runs_of(model, full_range, runtime), class_axes
     )
     for inputs in _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE):
-        comparison.add(tuple(x.cpu() for x in inputs))
+        on_cpu = tuple(x.cpu() for x in inputs)
+        on_answers(on_cpu, *comparison.add(on_cpu))
     result = replace(comparison.result(fusion, sums, full_range), target=target)
     failures = (
         *broken_rules(file, target),
@@ -102,8 +109,11 @@ class _Comparison:
         runs: list[Run],
         class_axes: Mapping[int, int] | None,
     ) -> None:
-        self.student, self.lowered, self.runs = student, lowered, runs
+        self.lowered, self.runs = lowered, runs
         self.model = runs[0].model
+        self.deployed = next(
+            r for r in runs if (r.provider, r.label, r.judged) == (CPU, "full", True)
+        )
         given = onnx.load(str(self.model), load_external_data=False).graph.input
         self.inputs = [i.name for i in given]
         sizes = [i.type.tensor_type.shape.dim for i in given]
@@ -120,8 +130,12 @@ class _Comparison:
         self.whole = [_Agreement(class_axes) for _ in self.runs]
         self.samples = 0
 
-    def add(self, inputs: tuple[Tensor, ...]) -> None:
-        """Compare on a batch; raises SourceError where the model does not take it."""
+    def add(self, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
+        """Compare on a batch, and give what the trained graph and the file return for it.
+
+        Raises:
+            SourceError: the model does not take the batch.
+        """
         if not self.sections:
             least = rows(inputs, 0, self.fixed_batch or 1)
             counts = _code_counts(self.lowered, least, self.names, len(inputs[0]))
@@ -142,7 +156,8 @@ class _Comparison:
             )
             reference = tensors_of(recorder.run(*inputs))
             ending = [t.cpu() for t in tensors_of(self.lockstep.finish())]
-            wanted = [t.cpu() for t in tensors_of(self.student(*on_device))]
+            wanted = [t.cpu() for t in tensors_of(self.lockstep.run(*on_device))]
+        answered: list[Tensor] = []
         self.samples += len(inputs[0])
         self.trained.add(wanted, reference, reference)
         self.trained.add_ends(ending, reference)
@@ -150,6 +165,9 @@ class _Comparison:
             got = [torch.from_numpy(y) for y in run.whole(None, feeds)]
             agreement.add(got, reference, wanted)
             agreement.add_ends(run.ends(feeds), reference)
+            if run is self.deployed:
+                answered = got
+        return wanted, answered
 
     def result(self, fusion: Fusion, sums: tuple[PairSum, ...], full_range: bool) -> Validation:
         """All differences, without a verdict."""

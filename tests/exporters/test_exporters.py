@@ -25,6 +25,7 @@ from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import export_program
 from sqakd_fx.exporters.packed import pack_codes, pack_weights
 from sqakd_fx.exporters.profiles import write_profile
+from sqakd_fx.exporters.translation import Form
 from sqakd_fx.runtime.capabilities import CPU, Support, starts, support, table
 from sqakd_fx.runtime.forms import FORMS, INT2_CAST, INT8, stored_codes
 from sqakd_fx.runtime.session import execute, session
@@ -179,9 +180,7 @@ def test_what_the_target_does_not_load_is_not_written(
 
 def test_a_target_without_small_types_gets_int8(residual_net: nn.Module, images: Tensor) -> None:
     _, job = job_of(residual_net, images, "w2a2")
-    model = export_program(
-        job.lowered, job.example, translations=TRANSLATIONS, opset=job.opset, metadata={}
-    )
+    model = export_program(job.lowered, job.example, Form(TRANSLATIONS, job.opset), metadata={})
     stored, notes = pack_weights(model, "NoSuchExecutionProvider")
     assert {weight.bits for weight in stored} == {8}
     assert [note.partition(" ")[0] for note in notes] == ["2-bit", "4-bit"]

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.onnx_program import check_model, export_program, save_model, to_proto
 from sqakd_fx.exporters.profiles import write_profile
+from sqakd_fx.exporters.translation import Form
 from sqakd_fx.ir import meta
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
@@ -160,9 +161,7 @@ def test_onnx_runtime_equals_the_integer_program_and_fuses_everything(
     residual_net: nn.Module, images: Tensor, tmp_path: Path, bits: str
 ) -> None:
     student, lowered = student_and_program(residual_net, images, bits=bits)
-    model = export_program(
-        lowered, (images[:2],), translations=TRANSLATIONS, opset=21, metadata={"a": "b"}
-    )
+    model = export_program(lowered, (images[:2],), Form(TRANSLATIONS, 21), metadata={"a": "b"})
     path = tmp_path / "model.onnx"
     save_model(model, path)
     check_model(path)
@@ -181,9 +180,7 @@ def test_the_same_program_gives_the_same_bytes(residual_net: nn.Module, images: 
     files = []
     for _ in range(2):
         _, lowered = student_and_program(residual_net, images)
-        model = export_program(
-            lowered, (images[:2],), translations=TRANSLATIONS, opset=21, metadata={}
-        )
+        model = export_program(lowered, (images[:2],), Form(TRANSLATIONS, 21), metadata={})
         files.append(to_proto(model).SerializeToString(deterministic=True))
     assert files[0] == files[1]
 
@@ -192,9 +189,7 @@ def test_tensors_are_named_after_the_users_modules_and_annotated(
     residual_net: nn.Module, images: Tensor
 ) -> None:
     _, lowered = student_and_program(residual_net, images)
-    proto = to_proto(
-        export_program(lowered, (images[:2],), translations=TRANSLATIONS, opset=21, metadata={})
-    )
+    proto = to_proto(export_program(lowered, (images[:2],), Form(TRANSLATIONS, 21), metadata={}))
     names = {i.name for i in proto.graph.initializer}
     assert {"layers.1.conv1.weight", "layers.1.conv1.bias", "fc.weight_scale"} <= names
     notes = {a.tensor_name: a for a in proto.graph.quantization_annotation}

@@ -22,6 +22,7 @@ def test_a_name_is_text_in_every_place(name: str) -> None:
         "summary": [(name, name, name)],
         "validation_lines": [name],
         "training_notes": [name],
+        "slower_than_float": name,
     }
     layer = LayerFacts(name, name, 4, 4, name, "channel", 10, name)
     text = markdown(report, [layer], [Note(name, name)])

@@ -87,7 +87,8 @@ def test_data_without_the_examples_size_is_refused() -> None:
 
 def test_a_file_is_validated_on_the_batches_that_it_takes() -> None:
     source, program, _ = calibrated(Convolutional(), [TALL, SQUARE])
-    batches = list(validation_batches(source, program, source_inputs(source, program)))
+    inputs = source_inputs(source, program)
+    batches = [batch for batch, _ in validation_batches(source, program, inputs)]
     assert [x.shape for (x,) in batches] == [SQUARE.shape]
 
 

@@ -1,0 +1,233 @@
+"""From the integer program to ONNX as torch's exporter writes it, translated once for all numbers.
+
+Tracing and decomposing again is most of an export. A run translates its student before training and after it; the
+graph is the same, so the second time the first translation is taken and its stored tensors are replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor, fx
+
+from sqakd_fx.diagnostics.quiet import silent_export
+from sqakd_fx.diagnostics.source_lines import code_line
+from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.kept_translations import kept_translations
+from sqakd_fx.ir.quantized_tensors import is_own_operation
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a program is to be translated: the translations of its own operations, and the target's rules.
+
+    `batch_axis` of every input is dynamic, and all sizes fixed where it is None.
+    """
+
+    translations: Mapping[Any, Callable[..., Any]]
+    opset: int
+    batch_axis: int | None = 0
+
+
+Translated = tuple[ir.Model, dict[str, str]]
+"""The ONNX model, and for its values made by integer ops the lowered node each came from."""
+
+
+class Translator:
+    """Translates integer programs; of the same graph as the last one only the numbers are made again."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._kept: Translated | None = None
+
+    def translate(
+        self, lowered: fx.GraphModule, example_inputs: Sequence[Any], form: Form
+    ) -> Translated:
+        """A model of its own, which the caller may change.
+
+        Raises:
+            ExportError: torch's exporter refuses an operation; the message names it.
+        """
+        stored = dict(_stored_tensors(lowered))
+        key = _what_is_translated(lowered, stored, example_inputs, form)
+        if self._kept is None or key != self._key:
+            model, origins = _translate(lowered, example_inputs, form)
+            if not _is_told_apart(model, stored):
+                return model, origins
+            self._key, self._kept = key, (model, origins)
+        model, origins = self._kept
+        model = model.clone()  # also the first time: what is added to a copy gets other names
+        _refresh(model, stored)
+        return model, origins
+
+
+def _stored_tensors(lowered: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
+    """What the graph reads by name, and what the modules that it calls hold."""
+    for node in lowered.graph.nodes:
+        target = str(node.target)
+        if node.op == "get_attr":
+            value = lowered
+            for part in target.split("."):
+                value = getattr(value, part)
+            if isinstance(value, Tensor):
+                yield target, value
+        elif node.op == "call_module":
+            module = lowered.get_submodule(target)
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                yield f"{target}.{name}", tensor
+
+
+def _what_is_translated(
+    lowered: fx.GraphModule, stored: Mapping[str, Tensor], example: Sequence[Any], form: Form
+) -> Any:
+    """All that a translation depends on, which is all but the numbers in stored tensors."""
+    nodes = [(n.op, n.name, str(n.target), str(n.args), str(n.kwargs)) for n in lowered.graph.nodes]
+    first: dict[int, str] = {}
+    shared = {name: first.setdefault(id(tensor), name) for name, tensor in stored.items()}
+    kinds = {name: _kind(tensor) for name, tensor in stored.items()}
+    return nodes, shared, kinds, [_kind(x) for x in example], form
+
+
+def _kind(x: Any) -> Any:
+    return (tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x
+
+
+def _is_told_apart(model: ir.Model, stored: Mapping[str, Tensor]) -> bool:
+    """Whether each initializer is the stored tensor of its name: then no number is anywhere else."""
+    for name, value in model.graph.initializers.items():
+        if name not in stored or value.const_value is None:
+            return False
+        wanted = TorchTensor(stored[name].detach())
+        if (value.const_value.dtype, value.const_value.shape) != (wanted.dtype, wanted.shape):
+            return False
+    return True
+
+
+def _refresh(model: ir.Model, stored: Mapping[str, Tensor]) -> None:
+    for name, value in model.graph.initializers.items():
+        value.const_value = TorchTensor(stored[str(name)].detach(), name=name)
+
+
+def _translate(lowered: fx.GraphModule, example_inputs: Sequence[Any], form: Form) -> Translated:
+    lowered = _with_tensors_only(lowered, example_inputs)
+    axis = form.batch_axis
+    dynamic = {} if axis is None else {axis: torch.export.Dim.DYNAMIC}
+    shapes = tuple(
+        dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs
+    )
+    program: torch.export.ExportedProgram | None = None
+    with silent_export(), kept_translations():
+        try:
+            program = torch.export.export(
+                lowered,
+                tuple(example_inputs),
+                dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes,
+            )
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=form.opset,
+                custom_translation_table=dict(form.translations),
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                f"the student cannot be written as ONNX: {_reason(error, lowered, program)}"
+            ) from error
+    assert exported is not None
+    assert exported.exported_program is not None
+    origins = {
+        node.name: _origin(node)
+        for node in exported.exported_program.graph.nodes
+        if is_own_operation(node)
+    }
+    return exported.model, origins
+
+
+def _with_tensors_only(lowered: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
+    """The graph without outputs that are None or plain numbers: ONNX has no such outputs."""
+    if all(isinstance(leaf, fx.Node) and _makes_tensors(leaf) for leaf in _outputs(lowered)):
+        return lowered
+    lowered = copy.deepcopy(lowered)
+    running = fx.Interpreter(lowered, garbage_collect_values=False)
+    with torch.no_grad():
+        running.run(*example_inputs)
+    end = lowered.graph.output_node()
+    kept = [leaf for leaf in _outputs(lowered) if isinstance(leaf, fx.Node)]
+    end.args = (tuple(leaf for leaf in kept if isinstance(running.env[leaf], torch.Tensor)),)
+    lowered.recompile()
+    return lowered
+
+
+def _outputs(graph_module: fx.GraphModule) -> list[Any]:
+    """What a graph returns, in order, dataclasses taken apart."""
+    end = graph_module.graph.output_node()
+    found: list[Any] = []
+    pending = list(torch.utils._pytree.tree_leaves(end.args[0]))
+    while pending:
+        leaf = pending.pop(0)
+        if isinstance(leaf, fx.Node) and isinstance(leaf.target, type):
+            pending = [*torch.utils._pytree.tree_leaves((leaf.args, leaf.kwargs)), *pending]
+        else:
+            found.append(leaf)
+    return found
+
+
+def _makes_tensors(node: fx.Node) -> bool:
+    return "tensor_meta" in node.meta or is_own_operation(node)
+
+
+def _origin(node: fx.Node) -> str:
+    """The name of the lowered node, through the graphs that torch.export made on the way."""
+    source: Any = next(iter(node.meta.get("from_node") or ()), None)
+    name = node.name
+    while source is not None:
+        name = source.name
+        source = next(iter(source.from_node), None)
+    return name
+
+
+def _takes_varargs(graph_module: fx.GraphModule) -> bool:
+    return any(
+        str(n.target).startswith("*") for n in graph_module.graph.find_nodes(op="placeholder")
+    )
+
+
+def _reason(
+    error: Exception, lowered: fx.GraphModule, program: torch.export.ExportedProgram | None
+) -> str:
+    text = str(error)
+    if "Constraints violated" in text:
+        return (
+            "it works for the example's size of axis 0 only, which must be the batch axis of every "
+            "input; give example_inputs() with a batch axis, and write no batch size into the model"
+        )
+    failed = re.search(r"translating node %(\w+)[^\n]*?target=([\w.]+)", text)
+    if failed:
+        line = _line_of(failed[1], lowered, program)
+        return (
+            f"{failed[2].removeprefix('torch.ops.')}{f' ({line})' if line else ''} has no ONNX form "
+            "with these arguments; write it in other operations"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "No ONNX function" in line]
+    return (telling or lines or [type(error).__name__])[0].rstrip(".")[:300]
+
+
+def _line_of(
+    name: str, lowered: fx.GraphModule, program: torch.export.ExportedProgram | None
+) -> str | None:
+    """The user's line behind a node that torch's exporter names, also where it took an operation apart."""
+    nodes = {node.name: node for node in lowered.graph.nodes}
+    if name not in nodes and program is not None:
+        parts = program.run_decompositions().graph.nodes
+        name = next((_origin(node) for node in parts if node.name == name), name)
+    return code_line(nodes[name]) if name in nodes else None
