@@ -99,7 +99,7 @@ def quantize(
     data: Iterable[Any],
     *,
     example_inputs: Example,
-    recipe: str | Path | Mapping[str, Any] | Recipe = "w4a4",
+    recipe: str | Path | Mapping[str, Any] | Recipe = "speed",
     out: str | Path | None = None,
     eval_data: Iterable[Any] | None = None,
     metric: Callable[[Any, Any], float] | None = None,
@@ -112,7 +112,7 @@ def quantize(
         model: any traceable nn.Module; it is copied, not changed.
         data: unlabelled inputs: a DataLoader, dataset, tensor, array, or iterable of batches.
         example_inputs: a tensor, tuple or dict: one call of the model, with its batch axis.
-        recipe: a preset ("w4a4"), a TOML file, a mapping, or a Recipe.
+        recipe: a goal ("speed", "size", "accuracy"), another preset ("w4a4"), a TOML file, a mapping, or a Recipe.
         out: result folder; sqakd-out/model-RECIPE where none is given.
         eval_data: labelled batches, only to report accuracy.
         metric: metric(outputs, targets) in place of top-1.

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.progress import (
     BarColumn,
@@ -18,9 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
-from sqakd_fx.cli.terminal import cells, console
+from sqakd_fx.cli.terminal import console
 from sqakd_fx.diagnostics.wording import printable
 
 if TYPE_CHECKING:
@@ -111,19 +107,3 @@ class Live:
     def note(self, text: str) -> None:
         """Something the user should know."""
         self.console.print(f"  note: {printable(text)}", soft_wrap=True)
-
-    def summary(self, report: Mapping[str, Any], out: Path) -> None:
-        """The closing table, on stdout."""
-        table = Table(
-            title=printable(f"{report['name']}: {report['recipe']}"), title_justify="left"
-        )
-        table.add_column("")
-        table.add_column("float", justify="right")
-        table.add_column("quantized", justify="right")
-        for row in report["summary"]:
-            table.add_row(*cells(*row))
-        answer = console(file=sys.stdout)
-        answer.print(table)
-        for line in report["validation_lines"]:
-            answer.print(f"- {printable(line)}", soft_wrap=True)
-        answer.print(f"\nresult: {printable(str(out))}/model.onnx, report.md", soft_wrap=True)

@@ -59,6 +59,15 @@ SourceOption = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+Goal = Annotated[
+    Literal["speed", "size", "accuracy"] | None,
+    typer.Option(
+        "--for",
+        metavar="GOAL",
+        help="What matters most: speed (W8A8, the default), size (W4A8, packed) or accuracy (W8A8, more in float).",
+        rich_help_panel=BITS,
+    ),
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(

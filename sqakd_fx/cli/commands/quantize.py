@@ -16,6 +16,7 @@ from sqakd_fx.cli.options import (
     Data,
     Debug,
     DeviceName,
+    Goal,
     RecipeOption,
     Settings,
     Shape,
@@ -24,6 +25,7 @@ from sqakd_fx.cli.options import (
     Weights,
 )
 from sqakd_fx.cli.terminal import say
+from sqakd_fx.errors import RecipeError
 
 Steps = Annotated[
     int | None,
@@ -77,6 +79,7 @@ def quantize(
     data: Data = None,
     weights: Weights = None,
     input_shape: Shape = None,
+    goal: Goal = None,
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     set_: Settings = None,
@@ -90,10 +93,23 @@ def quantize(
     dump: Dump = None,
     debug: Debug = False,
 ) -> None:
-    """Quantize a trained model with unlabelled inputs, and write integer ONNX."""
+    """Quantize a trained model with unlabelled inputs, and write integer ONNX.
+
+    Without options the file is four times smaller and faster, at no loss: 8 bits, a few training steps.
+    """
+    if goal is not None and (recipe or bits):
+        raise RecipeError("--for chooses the bits, as --recipe and --bits do: give one of them")
     recipe_of_options = recipe_of(
-        recipe, bits, set_, target=target, epochs=epochs, steps=steps, device=device, seed=seed
+        goal or recipe,
+        bits,
+        set_,
+        target=target,
+        epochs=epochs,
+        steps=steps,
+        device=device,
+        seed=seed,
     )
+    from sqakd_fx.cli.closing import print_closing
     from sqakd_fx.cli.live import Live
 
     with Live() as live:
@@ -107,7 +123,9 @@ def quantize(
         result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
     if result is None:
         return
-    live.summary(result.report, folder)
+    given = {"--data": data, "--weights": weights, "--input-shape": input_shape}
+    options = [text for name, value in given.items() if value for text in (name, str(value))]
+    print_closing(result.report, result.model_path, [source, *options])
     if result.validation.failures:
         say(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
         raise typer.Exit(1)

@@ -64,7 +64,7 @@ def sensitivity(
 
     limit = None if budget is None else parse_budget(budget)
     widths = _widths(candidates) if limit is not None else ()
-    recipe_of_options = recipe_of(recipe, bits, set_)
+    recipe_of_options = recipe_of(recipe, bits or (None if recipe else "w4a4"), set_)
     from sqakd_fx.cli.live import Live
     from sqakd_fx.cli.sensitivity import choose_and_write, measure_source, show
 
