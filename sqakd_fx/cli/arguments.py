@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError, StorageError, UnknownFamilyError
 from sqakd_fx.storage import is_result_folder

@@ -10,15 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from sqakd_fx.cli.terminal import cells, console
+from sqakd_fx.diagnostics.terminal import cells, console
 from sqakd_fx.diagnostics.wording import printable
-from sqakd_fx.results.figures import (
-    accuracy_lines,
-    file_size,
-    lost_accuracy,
-    packed_estimate,
-    speed,
-)
+from sqakd_fx.results.figures import figures, lost_accuracy, packed_estimate
 
 
 def print_closing(report: Mapping[str, Any], file: Path, command: Sequence[str]) -> None:
@@ -37,9 +31,7 @@ def print_closing(report: Mapping[str, Any], file: Path, command: Sequence[str])
 
 def closing(report: Mapping[str, Any], file: Path, command: Sequence[str]) -> list[tuple[str, str]]:
     """Label and text of each closing line."""
-    lines = [("file", str(file)), ("size", file_size(report))]
-    lines += [("accuracy", text) for text in accuracy_lines(report)]
-    lines.append(("speed", speed(report)))
+    lines = figures(report, file)
     again = f"sqakd-fx quantize {shlex.join(command)}"
     if lost_accuracy(report):
         lines.append(("nearer", f"{again} --for accuracy, or docs/when-accuracy-drops.md"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _LOSS = 0.5
@@ -10,6 +11,13 @@ _LOSS = 0.5
 _LEAST_AGREEMENT = 0.97
 _WORTH = 0.9
 """Of a file: what a smaller one must be below to be named."""
+
+
+def figures(report: Mapping[str, Any], file: Path) -> list[tuple[str, str]]:
+    """Label and text of what counts: the file, its size, accuracy and speed."""
+    lines = [("file", str(file)), ("size", file_size(report))]
+    lines += [("accuracy", text) for text in accuracy_lines(report)]
+    return [*lines, ("speed", speed(report))]
 
 
 def file_size(report: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from sqakd_fx.cli.options import (
     TransformName,
     Weights,
 )
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.errors import RecipeError
 
 Steps = Annotated[
@@ -120,7 +120,7 @@ def quantize(
     )
     images = ImageOptions(transform, mean, std, resize, crop)
     from sqakd_fx.cli.closing import print_closing
-    from sqakd_fx.cli.live import Live
+    from sqakd_fx.training.live import Live
 
     with Live() as live:
         live.stage("load", source)

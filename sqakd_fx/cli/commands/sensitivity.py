@@ -27,7 +27,7 @@ from sqakd_fx.cli.options import (
     TransformName,
     Weights,
 )
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.errors import RecipeError
 
 BudgetOption = Annotated[
@@ -81,8 +81,8 @@ def sensitivity(
     widths = _widths(candidates) if limit is not None else ()
     recipe_of_options = recipe_of(recipe, bits or (None if recipe else "w4a4"), set_)
     images = ImageOptions(transform, mean, std, resize, crop)
-    from sqakd_fx.cli.live import Live
     from sqakd_fx.cli.sensitivity import choose_and_write, measure_source, show
+    from sqakd_fx.training.live import Live
 
     with Live() as live:
         live.stage("load", source)
