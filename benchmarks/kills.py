@@ -160,8 +160,6 @@ def kills_campaign(
     count: int, names: tuple[str, ...] = tuple(SET_UPS)
 ) -> Iterator[tuple[str, str]]:
     """In each set-up so many kills; the stages that had ended before them are told."""
-    import sqakd_fx.cli.live
-    import sqakd_fx.pipeline  # noqa: F401
 
     for name in names:
         chance = random.Random(name)

@@ -27,7 +27,7 @@ from sqakd_fx.cli.options import (
     SourceOption,
     Weights,
 )
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.diagnostics.wording import printable
 from sqakd_fx.errors import RecipeError
 
