@@ -185,8 +185,8 @@ class _Builder:
         """INT8 codes behind a dequantize; a scale for each index of an axis, or one."""
         stored = self.values[codes].node
         if self.tensor(scale).ndim == 0:
-            numbers = (float(self.tensor(scale)), 0, _LEAST, _MOST, torch.int8)
-            return self.call(_Q.dequantize_per_tensor.default, stored, *numbers)
+            one = (float(self.tensor(scale)), 0, _LEAST, _MOST, torch.int8)
+            return self.call(_Q.dequantize_per_tensor.default, stored, *one)
         scales = self.values[scale].node
         zeros = torch.zeros_like(self.tensor(scale), dtype=torch.int64)
         points = self.constant(f"{codes.target}_zero_point", zeros)
@@ -206,17 +206,22 @@ def _may_hold_codes(node: fx.Node) -> bool:
     return not (node.op == "call_method" and node.target in ("size", "dim", "numel"))
 
 
+def _arguments(node: fx.Node) -> list[Any]:
+    """The arguments of an operation of the integer program, in its order."""
+    return list(node.args)
+
+
 def _quantize(build: _Builder, node: fx.Node) -> _Value:
-    x, scale, zero_point, qmin, qmax = node.args
+    x, scale, zero_point, qmin, qmax = _arguments(node)
     return build.on_grid(build.values[x].node, build.grid(scale, zero_point, qmin, qmax), node.name)
 
 
 def _dequantize(build: _Builder, node: fx.Node) -> _Value:
-    return _Value(build.values[node.args[0]].node)
+    return _Value(build.values[_arguments(node)[0]].node)
 
 
 def _clip(build: _Builder, node: fx.Node) -> _Value:
-    codes, qmin, qmax = node.args
+    codes, qmin, qmax = _arguments(node)
     value = build.values[codes]
     assert value.grid is not None
     ends = (value.grid.real(qmin), value.grid.real(qmax))
@@ -224,7 +229,7 @@ def _clip(build: _Builder, node: fx.Node) -> _Value:
 
 
 def _conv(build: _Builder, node: fx.Node) -> _Value:
-    x, scale, zero_point, weight, weight_scale, unit, bias, *how = node.args
+    x, scale, zero_point, weight, weight_scale, unit, bias, *how = _arguments(node)
     axes = build.tensor(weight).ndim - 2
     function = (torch.ops.aten.conv1d, torch.ops.aten.conv2d, torch.ops.aten.conv3d)[axes - 1]
     layer = build.weight(weight, weight_scale, 0)
@@ -233,14 +238,14 @@ def _conv(build: _Builder, node: fx.Node) -> _Value:
 
 
 def _linear(build: _Builder, node: fx.Node) -> _Value:
-    x, scale, zero_point, weight, weight_scale, unit, bias = node.args
+    x, scale, zero_point, weight, weight_scale, unit, bias = _arguments(node)
     layer = build.weight(weight, weight_scale, 0)
     read = build.read(x, scale, zero_point)
     return _Value(build.call(torch.ops.aten.linear.default, read, layer, build.bias(bias, unit)))
 
 
 def _two_read(build: _Builder, node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    a, a_scale, a_zero_point, b, b_scale, b_zero_point = node.args[:6]
+    a, a_scale, a_zero_point, b, b_scale, b_zero_point = _arguments(node)[:6]
     return build.read(a, a_scale, a_zero_point), build.read(b, b_scale, b_zero_point)
 
 
@@ -251,35 +256,37 @@ def _matmul(build: _Builder, node: fx.Node) -> _Value:
 def _arithmetic(function: Callable[..., Any]) -> Callable[[_Builder, fx.Node], _Value]:
     def translation(build: _Builder, node: fx.Node) -> _Value:
         made = build.call(function, *_two_read(build, node))
-        return build.on_grid(made, build.grid(*node.args[6:10]), node.name)
+        return build.on_grid(made, build.grid(*_arguments(node)[6:10]), node.name)
 
     return translation
 
 
 def _requantize(build: _Builder, node: fx.Node) -> _Value:
-    return build.on_grid(build.values[node.args[0]].node, build.grid(*node.args[3:7]), node.name)
+    return build.on_grid(
+        build.values[_arguments(node)[0]].node, build.grid(*_arguments(node)[3:7]), node.name
+    )
 
 
 def _dequantize_weight(build: _Builder, node: fx.Node) -> _Value:
-    return _Value(build.weight(*node.args))
+    return _Value(build.weight(*_arguments(node)))
 
 
 def _look_up(build: _Builder, node: fx.Node) -> _Value:
-    indices, codes, scale = node.args
+    indices, codes, scale = _arguments(node)
     rows = build.values[indices].node
     return _Value(build.call(F.embedding, rows, build.weight(codes, scale, 0)))
 
 
 def _global_average_pool(build: _Builder, node: fx.Node) -> _Value:
-    x, scale, zero_point, *made = node.args
+    x, scale, zero_point, *made = _arguments(node)
     axes = list(range(2, build.ranks[x]))
     mean = build.call(torch.ops.aten.mean.dim, build.read(x, scale, zero_point), axes, True)
     return build.on_grid(mean, build.grid(*made), node.name)
 
 
 def _average_pool(build: _Builder, node: fx.Node) -> _Value:
-    x, scale, zero_point, *made = node.args[:7]
-    kernel, stride, padding, end_padding, counts_pads = node.args[7:]
+    x, scale, zero_point, *made = _arguments(node)[:7]
+    kernel, stride, padding, end_padding, counts_pads = _arguments(node)[7:]
     if list(padding) != list(end_padding):
         raise ExportError(
             f"{node.name} pads more at one end, which has no form in quantized_decomposed operations: "
@@ -294,7 +301,7 @@ def _average_pool(build: _Builder, node: fx.Node) -> _Value:
 
 
 def _top_k(build: _Builder, node: fx.Node) -> _Value:
-    x, k, dim, largest = node.args
+    x, k, dim, largest = _arguments(node)
     value = build.values[x]
     return replace(value, node=build.call(torch.topk, value.node, k, dim, largest), is_pair=False)
 

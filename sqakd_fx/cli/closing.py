@@ -16,7 +16,7 @@ from sqakd_fx.results.figures import figures, lost_accuracy, packed_estimate
 
 
 def print_closing(report: Mapping[str, Any], file: Path, command: Sequence[str]) -> None:
-    """What is slow and what was checked, then the figures and the next commands; `command` is the model with the options of its data."""
+    """What is slow, what was checked, the figures, the next commands; `command` is the model with its options."""
     answer = console(file=sys.stdout)
     if report.get("slower_than_float"):
         answer.print(printable(report["slower_than_float"]))

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.errors import SqakdError
 
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Of click, which some versions of Typer hold within themselves."""
 
 
@@ -23,10 +23,11 @@ class Commands(TyperGroup):
 
     def main(self, *args: Any, standalone_mode: bool = True, **settings: Any) -> Any:
         """Run a command and, where nothing else is said, end the process with its exit status."""
+        run: Any = super().main
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **settings)
+            return run(*args, standalone_mode=False, **settings)
         try:
-            status = super().main(*args, standalone_mode=False, **settings)
+            status = run(*args, standalone_mode=False, **settings)
         except _UsageError as error:
             say(f"sqakd-fx: {_usage_sentence(error)}", file=sys.stderr)
             sys.exit(2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +14,7 @@ from sqakd_fx.diagnostics.terminal import say
 
 MAIN, RESULT, ABOUT = "Quantize", "Work with a result", "What there is"
 
-COMMANDS = {
+COMMANDS: dict[Callable[..., Any], str] = {
     quantize.quantize: MAIN,
     sensitivity.sensitivity: MAIN,
     inspect.inspect: RESULT,

@@ -24,7 +24,7 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _WITH_WEIGHT = {"Conv": 0, "Gemm": 0, "ConvTranspose": 1}
 """The axis of a weight's output channels; of a Gemm, whose weight is transposed."""
 
-_MOVES = (
+_MOVES: tuple[str, ...] = (
     "Concat",
     "Expand",
     "Flatten",
