@@ -17,17 +17,16 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from kills import kills_campaign
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -238,95 +237,6 @@ def _said(status: int, error: BaseException | None, stderr: str) -> str:
     if status == 2:
         return "sentence" if len(told) == 1 else f"{len(told)} sentences"
     return "success" if status in (0, 1) else f"exit status {status}"
-
-
-# -- kills --------------------------------------------------------------------------------------------
-
-MODEL = """
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-torch.set_num_threads(1)
-ROWS = torch.randn(320, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
-        nn.ReLU(), nn.Flatten(), nn.Linear(64, 3),
-    )
-def example_inputs(): return ROWS[:2]
-def train_data(): return DATA
-DATA = {data}
-"""
-LOADER = (
-    "DataLoader(TensorDataset(ROWS), 32, shuffle=True, generator=torch.Generator().manual_seed(3))"
-)
-SET_UPS = {
-    "tensor": ("ROWS", ()),
-    "loader with a generator": (LOADER, ()),
-    "mixing": ("ROWS", ("mixing=mixup",)),
-    "cached teacher": ("ROWS", ("cache_teacher=true",)),
-    "progressive bits": (
-        "ROWS",
-        ("progressive=[8]", "weight_average=0.9", "freeze_oscillations=0.01"),
-    ),
-}
-
-
-def kills_campaign(count: int) -> Iterator[tuple[str, str]]:
-    """In each set-up a run is killed again and again, then resumed to its end: the same bytes as without a kill."""
-    chance = random.Random(0)
-    each = max(count // len(SET_UPS), 1)
-    for name, (data, settings) in SET_UPS.items():
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            (folder / "model.py").write_text(MODEL.replace("{data}", data))
-            started = time.monotonic()
-            wanted = finished(folder, "whole", settings)
-            seconds = time.monotonic() - started
-            for number in range(each):
-                run = start(folder, "out", settings, resume=number > 0)
-                time.sleep(chance.uniform(0, seconds))
-                run.send_signal(signal.SIGKILL)
-                run.communicate()
-            given = finished(folder, "out", settings, resume=True)
-            assert wanted is not None, "the run without a kill fails as well"
-            left = [p.name for p in (folder / "out").rglob(".*") if "tmp" in p.name or p.is_dir()]
-            same = given == wanted
-            told = "success" if same and not left else f"same bytes: {same}; left: {left}"
-            yield f"{name}: {each} kills", told
-
-
-def start(
-    folder: Path, out: str, settings: Sequence[str], *, resume: bool
-) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "sqakd_fx",
-        "quantize",
-        "model.py",
-        "--steps",
-        "400",
-        "--out",
-        out,
-    ]
-    for text in ("checkpoint_steps=20", "batch_size=32", "batch_norm=absorb", *settings):
-        command += ["--set", text]
-    command += ["--resume"] if resume else []
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finished(
-    folder: Path, out: str, settings: Sequence[str], *, resume: bool = False
-) -> bytes | None:
-    """The file of a run to its end."""
-    run = start(folder, out, settings, resume=resume)
-    run.communicate()
-    path = folder / out / "model.onnx"
-    return path.read_bytes() if path.exists() else None
 
 
 CAMPAIGNS: dict[str, Callable[[int], Iterator[tuple[str, str]]]] = {

@@ -5,23 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from sqakd_fx.exporters.codes_as_floats import CARRIED
 from sqakd_fx.exporters.packed import add_initializer
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 _CLIPS = ("Relu", "Clip")
-_MOVES = frozenset(
-    [
-        "Expand",
-        "Flatten",
-        "Gather",
-        "MaxPool",
-        "Reshape",
-        "Slice",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
 
 
 def prevent_rewrites(model: ir.Model) -> None:
@@ -97,10 +85,14 @@ def _is_read_from_codes(value: ir.Value | None) -> bool:
     return made is not None and made.op_type == "DequantizeLinear"
 
 
+def _moves(node: ir.Node) -> bool:
+    return node.op_type in CARRIED and node.op_type != "Clip"
+
+
 def _is_dequantized(value: ir.Value) -> bool:
-    """Whether a value is read from codes, behind what the runtime computes on codes as well."""
+    """Whether a value is read from codes, as it is or moved."""
     made = value.producer()
-    while made is not None and made.op_type in _MOVES and made.inputs[0] is not None:
+    while made is not None and _moves(made) and made.inputs[0] is not None:
         value = made.inputs[0]
         made = value.producer()
     return _is_read_from_codes(value)

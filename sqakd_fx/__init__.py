@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqakd_fx.errors import SqakdError
     from sqakd_fx.frontend.trace import trace
-    from sqakd_fx.pipeline import Result, quantize
+    from sqakd_fx.pipeline import quantize
     from sqakd_fx.program import Program, build_program, lower
     from sqakd_fx.recipe import Recipe, resolve_recipe
     from sqakd_fx.results.export import export
+    from sqakd_fx.results.result import Result
     from sqakd_fx.stages import calibrate, distil, validate
 
 _HOMES = {
     "Program": "program",
     "Recipe": "recipe",
-    "Result": "pipeline",
+    "Result": "results.result",
     "SqakdError": "errors",
     "build_program": "program",
     "calibrate": "stages",

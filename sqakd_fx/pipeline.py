@@ -46,17 +46,18 @@ from sqakd_fx.results.evaluate import validation_batches, with_evaluation
 from sqakd_fx.results.export import check_export, export
 from sqakd_fx.results.folder import default_folder, held_folder, is_finished, publish, staged
 from sqakd_fx.results.measure import measure
+from sqakd_fx.results.result import Result
 from sqakd_fx.results.student import save_student
 from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, source_inputs
 from sqakd_fx.source.source import Source
 from sqakd_fx.stages import check_outputs, find_ranges, train
 from sqakd_fx.storage import storage_error
-from sqakd_fx.training.keeping import Keeping, forget, kept_in
+from sqakd_fx.training.keeping import Keeping, forget, kept_in, require_nothing_stopped
+from sqakd_fx.training.live import Live
 from sqakd_fx.training.loop import Distilled
 from sqakd_fx.training.progress import Listener, StepReport
 from sqakd_fx.training.tensorboard import clear_scalars, require_tensorboard, scalar_log
 from sqakd_fx.validation.validate import validate
-from sqakd_fx.validation.verdict import Validation
 
 
 class Observer(Protocol):
@@ -83,30 +84,20 @@ class Silent:
     def note(self, text: str) -> None: ...
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished run: the trained student, the integer program, the files and the figures."""
-
-    out: Path
-    student: fx.GraphModule
-    lowered: fx.GraphModule
-    model_path: Path
-    validation: Validation
-    report: Mapping[str, Any]
-
-
 # More than seven parameters: a user tells a whole run in one call, all but two by keyword.
 def quantize(
     model: nn.Module,
     data: Iterable[Any],
     *,
     example_inputs: Example,
-    recipe: str | Path | Mapping[str, Any] | Recipe = "w4a4",
+    recipe: str | Path | Mapping[str, Any] | Recipe = "speed",
     out: str | Path | None = None,
     eval_data: Iterable[Any] | None = None,
     metric: Callable[[Any, Any], float] | None = None,
     resume: bool = False,
+    force: bool = False,
     observer: Observer | None = None,
+    progress: bool = True,
 ) -> Result | None:
     """Quantize a trained float model by label-free distillation and export integer ONNX.
 
@@ -114,10 +105,13 @@ def quantize(
         model: any traceable nn.Module; it is copied, not changed.
         data: unlabelled inputs: a DataLoader, dataset, tensor, array, or iterable of batches.
         example_inputs: a tensor, tuple or dict: one call of the model, with its batch axis.
-        recipe: a preset ("w4a4"), a TOML file, a mapping, or a Recipe.
+        recipe: a goal ("speed", "size", "accuracy"), another preset ("w4a4"), a TOML file, a mapping, or a Recipe.
         out: result folder; sqakd-out/model-RECIPE where none is given.
         eval_data: labelled batches, only to report accuracy.
         metric: metric(outputs, targets) in place of top-1.
+        resume: go on from the last checkpoint in the folder.
+        force: begin anew where a stopped run lies in the folder.
+        observer: hears of the run in place of the view that `progress` shows on stderr.
 
     Returns the result; None in the processes of torchrun but the first, and where there is nothing to resume because
     the run in the folder is finished.
@@ -138,7 +132,10 @@ def quantize(
         eval_data=eval_data,
         metric=metric,
     )
-    return run(source, resolved, folder, resume=resume, observer=observer)
+    if observer is not None or not progress:
+        return run(source, resolved, folder, resume=resume, force=force, observer=observer)
+    with Live() as live:
+        return run(source, resolved, folder, resume=resume, force=force, observer=live)
 
 
 def run(
@@ -147,6 +144,7 @@ def run(
     out: Path,
     *,
     resume: bool = False,
+    force: bool = False,
     dump: Path | None = None,
     observer: Observer | None = None,
 ) -> Result | None:
@@ -155,7 +153,7 @@ def run(
     Under torchrun every process trains on its share of each batch; the first writes, reports and has the
     result, the others have None. Nothing is done where `resume` finds a finished run.
 
-    A result of before stands until this one is whole.
+    A result of before stands until this one is whole. Checkpoints of a stopped run are deleted with `force` alone.
 
     Raises:
         SqakdError: with nothing half-written; checkpoints of an interrupted run stay for `resume`.
@@ -164,6 +162,8 @@ def run(
         text = f"the run in {out} is finished: without --resume it is made again"
         (observer or Silent()).note(text)
         return None
+    if not (resume or force):
+        require_nothing_stopped(out)
     device = choose_device(recipe.device)
     if recipe.tensorboard:
         require_tensorboard()
@@ -222,7 +222,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
         journal.say.note(output.sentence)
     inputs = source_inputs(job.source, program)
     steps_per_epoch = inputs.count()
-    keeping = kept_in(job.out, resume=job.resume)
+    keeping = kept_in(job.out, resume=job.resume, force=True)
     _calibrate(job, journal, program, inputs)
     program, inputs = _relieve(job, journal, program, inputs)
     translator = _check(job, journal, program)
@@ -314,7 +314,7 @@ def _distil(
         journal.stage("distil", f"{total} steps on {device.type}, {labels}"),
         _recorded(job, journal) as on_report,
     ):
-        listener = Listener(on_report, journal.say.note)
+        listener = Listener(on_report, journal.say.note, journal.say.progress)
         return train(program, inputs, steps_per_epoch, device, keeping, listener)
 
 

@@ -20,6 +20,7 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
     if lowest >= 7:
         # calibration is nearer to the teacher than training in large steps ends
         values |= {"learning_rate": 1e-5, "quantizer_learning_rate": 1e-5, "epochs": 2}
+        values |= {"initialization": "output", "bias_correction": True}
     elif lowest >= 4:
         values |= {"epochs": 4, "learning_rate": 3e-4}
     else:
@@ -81,14 +82,26 @@ def _paper_preset(family: str, run: str | None, weight: int, activation: int) ->
 
 
 def preset_names() -> list[str]:
-    """The presets worth listing; any wNaM with bits from 1 to 8 works as well, and
+    """The goals and the presets worth listing; any wNaM with bits from 1 to 8 works as well, and
     paper/DATASET/FAMILY-wNaM with the data sets of `PAPER_RUNS`."""
     short = [f"w{b}a{b}" for b in (8, 4, 3, 2, 1)] + ["w4a8", "w2a8"]
-    return short + [f"paper/{f}-w{b}a{b}" for f in PAPER_FAMILIES for b in (8, 4, 3, 2, 1)]
+    return [*GOALS, *short] + [
+        f"paper/{f}-w{b}a{b}" for f in PAPER_FAMILIES for b in (8, 4, 3, 2, 1)
+    ]
 
+
+GOALS: dict[str, dict[str, Any]] = {
+    "speed": _bits_preset(8, 8) | {"name": "w8a8", "steps": 64},
+    "size": _bits_preset(4, 8) | {"name": "w4a8-packed", "steps": 256, "profile": "packed"},
+    "accuracy": _bits_preset(8, 8) | {"name": "w8a8-accuracy", "tolerance": 0.02},
+}
+"""What `--for` chooses: a file that is fast, small, or nearest to the float model."""
 
 _WHEN = {
-    "w8a8": "four times smaller and faster, at no loss: the first choice",
+    "speed": "the default: W8A8 in 64 steps, four times smaller and faster, at no loss",
+    "size": "weights of 4 bits in 4 bits of the file (W4A8, packed), 256 steps",
+    "accuracy": "W8A8, two passes over the data, and more in float where 8 bits cost more than 2 %",
+    "w8a8": "as speed, with two passes over the data",
     "w4a8": 'weights of half the size at little loss; stored at 4 bits with profile = "packed"',
     "w4a4": "as w4a8, for hardware with 4-bit arithmetic; ONNX Runtime computes in 8 bits",
     "w3a3": "research at low bits: expect some loss, and train longer",
@@ -136,6 +149,8 @@ def preset_values(name: str) -> dict[str, Any]:
     Raises:
         RecipeError: no such preset; names the nearest.
     """
+    if name in GOALS:
+        return dict(GOALS[name])
     name = _spelt_out(name)
     match = re.fullmatch(
         r"(?:paper/(?:(?P<run>[\w-]+)/)?(?P<family>[\w+]+)-)?w(?P<w>\d+)a(?P<a>\d+)", name

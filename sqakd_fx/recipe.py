@@ -45,7 +45,7 @@ LossKind = Literal["auto", "kl", "probabilities", "bce", "kl+mse", "mse", "cosin
 T = TypeVar("T")
 LARGEST_COUNT = _MANY = 2**31 - 1
 """The largest count: more steps, samples or batches than any run has."""
-_DEFAULT = "w4a4"
+_DEFAULT = "speed"
 
 
 class Override(BaseModel):
@@ -116,7 +116,7 @@ class Recipe(BaseModel):
     tolerance: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
         description="relative error that all 8-bit activations may cost an output: with auto 0.03 of values, "
-        "0.12 of others",
+        "0.06 of class scores, 0.12 of others",
     )
     tolerance_work: float = Field(
         1.0,
@@ -372,7 +372,8 @@ def resolve_recipe(
 ) -> Recipe:
     """Build a recipe: preset or file, then `bits` ("w4a4"), then "key=value" settings, then fields.
 
-    A file is TOML; its key `preset` names the preset that it starts from.
+    Without preset, file and bits it is the preset "speed". A file is TOML; its key `preset` names the preset that it
+    starts from. Epochs that are asked for stand in place of a preset's steps.
 
     Raises:
         RecipeError: an unknown preset or key, or a value out of range.
@@ -393,6 +394,8 @@ def resolve_recipe(
         values |= {k: parsed[k] for k in ("weight_bits", "activation_bits")}
     changes = dict(map(parse_setting, settings))
     changes |= {key: value for key, value in fields.items() if value is not None}
+    if "epochs" in changes and "steps" not in changes:
+        values.pop("steps", None)
     values = _changed(values, changes)
     if any(values.get(f"{role}_family") in _SLOW_FAMILIES for role in ("weight", "activation")):
         values = {"quantizer_learning_rate": _SLOW_RATE} | values

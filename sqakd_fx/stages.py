@@ -102,16 +102,19 @@ def distil(
     *,
     folder: str | Path | None = None,
     resume: bool = False,
+    force: bool = False,
     listener: Listener = NOBODY,
 ) -> loop.Distilled:
     """Train the calibrated student in place on the teacher's outputs, as the program's recipe says.
 
     It ends on the CPU in evaluation mode. As in `quantize`, a part of the data (`held_out`) may be kept back to
-    measure agreement on. `folder` is for checkpoints, from which `resume` goes on; `listener` hears of the steps.
+    measure agreement on. `folder` is for checkpoints: `resume` goes on from them, `force` deletes those of a stopped
+    run. `listener` hears of the steps.
 
     Raises:
         TrainingError: the student is not calibrated, or the loss diverges even at lower learning rates.
         SourceError: the data cannot be loaded, or the model does not take a batch.
+        StorageError: the folder holds a stopped run, and neither `resume` nor `force` is given.
         Interrupted: SIGINT or SIGTERM; the state is saved where there is a folder.
     """
     recipe = program.recipe
@@ -120,7 +123,7 @@ def distil(
     check_outputs(program)
     device = choose_device(recipe.device)
     inputs = training_inputs(data, program)
-    keeping = NOTHING_KEPT if folder is None else kept_in(Path(folder), resume=resume)
+    keeping = NOTHING_KEPT if folder is None else kept_in(Path(folder), resume=resume, force=force)
     arithmetic = repeatable_arithmetic(device, recipe.tf32, recipe.deterministic)
     with undisturbed_randomness(), arithmetic:
         steps_per_epoch = inputs.count()

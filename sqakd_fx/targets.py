@@ -8,6 +8,8 @@ from typing import Literal
 
 TargetName = Literal["onnxruntime", "tensorrt", "openvino"]
 """The targets that a recipe can name; their files are validated in ONNX Runtime."""
+ExportTargetName = Literal["onnxruntime", "tensorrt", "openvino", "executorch", "qonnx"]
+"""The targets that a result can be exported for: all rows of `TARGETS`."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,17 @@ TARGETS: Mapping[str, Target] = {
         package="openvino",
         seen="the example and 11 networks on a CPU, by `validate --runtime openvino`",
     ),
+    "executorch": Target(
+        title="ExecuTorch",
+        profile="pt2e",
+        signed=False,
+        smallest_weights=8,
+        quantized_constants=True,
+        adds_pairs=False,
+        rules=(),
+        package="executorch",
+        seen="the example and 12 networks, lowered to XNNPACK and run on a CPU, by `benchmarks/on_executorch.py`",
+    ),
     "qonnx": Target(
         title="FINN and other QONNX flows",
         profile="qonnx",
@@ -93,4 +106,5 @@ TARGETS: Mapping[str, Target] = {
         seen="files of the tests, executed by the qonnx package",
     ),
 }
-"""The rows, by what `--target` calls them. `qonnx` needs no grids of its own: it is exported from any result."""
+"""The rows, by what `--target` calls them. `qonnx` and `executorch` are exported from any result: they need no grids of
+their own."""

@@ -85,7 +85,7 @@ def test_five_lines_run_the_file(
     program = sqakd_fx.build_program(net.eval(), images, "w4a4")
     sqakd_fx.calibrate(program, [images])
     lowered = sqakd_fx.lower(program.student).graph_module
-    folder = Path("sqakd-out/fashion-w4a4")
+    folder = Path("sqakd-out/fashion-w8a8")
     folder.mkdir(parents=True)
     sqakd_fx.export(program, lowered, folder / "model.onnx")
     exec(compile(example_with("InferenceSession", README), str(README), "exec"), {})

@@ -92,3 +92,22 @@ def test_float_formats_are_refused_with_what_there_is(written: str) -> None:
 def test_bits_that_no_file_has_are_refused_by_their_number(written: str) -> None:
     with pytest.raises(RecipeError, match="1 to 8"):
         resolve_recipe(None, bits=written)
+
+
+def test_without_options_a_run_is_the_goal_speed() -> None:
+    default = resolve_recipe()
+    assert default == resolve_recipe("speed")
+    assert (default.weight_bits, default.activation_bits, default.steps) == (8, 8, 64)
+    assert default.name == "w8a8"
+
+
+def test_goals_differ_in_bits_profile_and_tolerance() -> None:
+    small, near = resolve_recipe("size"), resolve_recipe("accuracy")
+    assert (small.weight_bits, small.profile) == (4, "packed")
+    assert (near.weight_bits, near.steps, near.tolerance) == (8, None, 0.02)
+
+
+def test_epochs_that_are_asked_for_stand_in_place_of_the_steps_of_a_goal() -> None:
+    assert resolve_recipe("speed", epochs=3).steps is None
+    assert resolve_recipe("speed", settings=["epochs=3"]).steps is None
+    assert resolve_recipe("speed", epochs=3, steps=5).steps == 5

@@ -93,7 +93,12 @@ def test_an_interrupted_run_goes_on_from_its_folder(tmp_path: Path) -> None:
     program = calibrated(checkpoint_steps=1)
     with pytest.raises(sqakd_fx.SqakdError, match="Killed"):
         sqakd_fx.distil(program, Batches(), folder=tmp_path)
-    assert list(tmp_path.rglob("step-*"))
+    kept = sorted(tmp_path.rglob("step-*"))
+    with pytest.raises(
+        sqakd_fx.SqakdError, match=r"stopped run, trained to step \d+: .*force=True"
+    ):
+        sqakd_fx.distil(calibrated(checkpoint_steps=1), ROWS.split(8), folder=tmp_path)
+    assert kept == sorted(tmp_path.rglob("step-*"))
     program = calibrated(checkpoint_steps=1)
     sqakd_fx.distil(program, ROWS.split(8), folder=tmp_path, resume=True)
     assert equal(program.student.state_dict(), wanted)

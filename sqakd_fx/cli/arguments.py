@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError, StorageError, UnknownFamilyError
 from sqakd_fx.storage import is_result_folder
@@ -18,6 +20,55 @@ from sqakd_fx.storage import is_result_folder
 if TYPE_CHECKING:
     from sqakd_fx.recipe import Recipe
     from sqakd_fx.source.source import Source
+    from sqakd_fx.source.transform import Transform
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What the options say of the images of --data."""
+
+    name: str | None
+    mean: str | None
+    std: str | None
+    resize: int | None
+    crop: int | None
+
+    def transform(self) -> Transform | None:
+        """The named transform with what the other options change of it; None where nothing is said."""
+        from sqakd_fx.source.transform import Transform, named_transform
+
+        said = {
+            "mean": _numbers("--mean", self.mean),
+            "std": _numbers("--std", self.std),
+            "resize": self.resize,
+            "crop": self.crop,
+        }
+        changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+        if self.name is None and not changes:
+            return None
+        return replace(Transform() if self.name is None else named_transform(self.name), **changes)
+
+    def given(self) -> dict[str, str | int | None]:
+        """The options as they were written."""
+        return {
+            "--transform": self.name,
+            "--mean": self.mean,
+            "--std": self.std,
+            "--resize": self.resize,
+            "--crop": self.crop,
+        }
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise RecipeError(f"{option} takes numbers like 0.485,0.456,0.406, not {text!r}")
+    return numbers
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
@@ -50,19 +101,33 @@ def refuse_without_source(folder: Path, given: Mapping[str, Any]) -> None:
             )
 
 
-def default_file(profile: str, target: str | None, own: str) -> str:
+def default_file(profile: str | None, target: str | None, own: str) -> str:
     """What `export` writes in a result folder whose recipe has the target `own`."""
+    from sqakd_fx.exporters.profiles import PROFILES
+    from sqakd_fx.targets import TARGETS
+
     if profile:
-        from sqakd_fx.exporters.profiles import PROFILES
-
         return PROFILES[profile][0]
-    return "model.onnx" if target in (None, own) else f"model.{target}.onnx"
+    if target is None or target == own:
+        return "model.onnx"
+    form = TARGETS[target].profile
+    return f"model.{target}{'.onnx' if form is None else Path(PROFILES[form][0]).suffix}"
 
 
-def source_of(spec: str, weights: Path | None, data: Path | None, shape: str | None) -> Source:
+def source_of(
+    spec: str,
+    weights: Path | None,
+    data: Path | None,
+    shape: str | None,
+    images: ImageOptions | None = None,
+) -> Source:
+    """The model and data of the options; raises SqakdError."""
     from sqakd_fx.source.source import load_source
 
-    return load_source(spec, weights=weights, data=data, input_shape=sizes_of(shape))
+    transform = None if images is None else images.transform()
+    return load_source(
+        spec, weights=weights, data=data, input_shape=sizes_of(shape), transform=transform
+    )
 
 
 def sizes_of(text: str | None) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from rich.table import Table
 
-from sqakd_fx.cli.terminal import console
+from sqakd_fx.diagnostics.terminal import console
 from sqakd_fx.engine.compilation import has_compiler
 from sqakd_fx.runtime.capabilities import starts, table
 from sqakd_fx.runtime.packages import clash, installed_runtimes

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.diagnostics.wording import did_you_mean, printable
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.exporters.container import QUANTIZER_FORM, onnx_form

@@ -17,7 +17,7 @@ from torch import fx
 from sqakd_fx.cli.arguments import check_choice
 from sqakd_fx.cli.explain import operation
 from sqakd_fx.cli.graphs import Graphs
-from sqakd_fx.cli.terminal import cells, console, say, wide_console
+from sqakd_fx.diagnostics.terminal import cells, console, say, wide_console
 from sqakd_fx.diagnostics.wording import printable
 from sqakd_fx.errors import ExportError, RecipeError
 from sqakd_fx.ir import meta

@@ -9,7 +9,7 @@ import typer
 
 from sqakd_fx.cli.commands import about, inspect, quantize, results, sensitivity
 from sqakd_fx.cli.friendly import Commands, friendly
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 
 MAIN, RESULT, ABOUT = "Quantize", "Work with a result", "What there is"
 

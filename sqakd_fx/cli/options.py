@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from sqakd_fx.cli.completion import bits_like, presets_like, settings_like
-from sqakd_fx.targets import TargetName
+from sqakd_fx.targets import ExportTargetName, TargetName
 
 INPUT, BITS, TRAINING, OUTPUT = "Model and data", "Bits and recipe", "Training", "Output"
 
-ProfileName = Literal["container", "packed", "typed", "tensorrt", "qonnx", "float", "pt2"]
+ProfileName = Literal["container", "packed", "typed", "tensorrt", "qonnx", "float", "pt2", "pt2e"]
 StageName = Literal["traced", "folded", "quantized", "lowered"]
 FormatName = Literal["table", "tree", "code", "dot", "svg", "json"]
 RuntimeName = Literal["onnxruntime", "openvino"]
@@ -41,6 +41,49 @@ Data = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+TransformName = Annotated[
+    str | None,
+    typer.Option(
+        "--transform",
+        metavar="NAME|FILE",
+        help="What images of --data go through: imagenet, clip, inception, none, or a preprocessor_config.json.",
+        rich_help_panel=INPUT,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBERS",
+        help="Mean of each channel, of pixels between 0 and 1: 0.485,0.456,0.406.",
+        rich_help_panel=INPUT,
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBERS",
+        help="Standard deviation of each channel: 0.229,0.224,0.225.",
+        rich_help_panel=INPUT,
+    ),
+]
+Resize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Short side of an image before the crop; the aspect ratio is kept.",
+        rich_help_panel=INPUT,
+    ),
+]
+Crop = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Side of the centre crop; the model's input size where none is given.",
+        rich_help_panel=INPUT,
+    ),
+]
 Shape = Annotated[
     str | None,
     typer.Option(
@@ -57,6 +100,15 @@ SourceOption = Annotated[
         metavar="MODEL",
         help="The model of the result. Its Python code runs, as a result folder's never does.",
         rich_help_panel=INPUT,
+    ),
+]
+Goal = Annotated[
+    Literal["speed", "size", "accuracy"] | None,
+    typer.Option(
+        "--for",
+        metavar="GOAL",
+        help="What matters most: speed (W8A8, the default), size (W4A8, packed) or accuracy (W8A8, more in float).",
+        rich_help_panel=BITS,
     ),
 ]
 RecipeOption = Annotated[
@@ -95,6 +147,15 @@ Target = Annotated[
         metavar="RUNTIME",
         help="Where the file will run: onnxruntime, tensorrt or openvino. It decides which grids are trained.",
         rich_help_panel=BITS,
+    ),
+]
+ExportTarget = Annotated[
+    ExportTargetName | None,
+    typer.Option(
+        metavar="RUNTIME",
+        help="Where the file will run: onnxruntime, tensorrt, openvino, executorch or qonnx (FINN). "
+        "The recipe's own where none is given.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Json = Annotated[

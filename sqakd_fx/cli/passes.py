@@ -6,7 +6,7 @@ import json
 
 from rich.table import Table
 
-from sqakd_fx.cli.terminal import console
+from sqakd_fx.diagnostics.terminal import console
 from sqakd_fx.program import all_passes
 
 

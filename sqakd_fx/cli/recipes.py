@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from sqakd_fx.cli.recipe_keys import recipe_keys
-from sqakd_fx.cli.terminal import console, say
+from sqakd_fx.diagnostics.terminal import console, say
 from sqakd_fx.presets import preset_names, when_to_use
 from sqakd_fx.recipe import resolve_recipe, to_toml
 

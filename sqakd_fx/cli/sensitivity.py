@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.table import Table
 from torch import Tensor
 
-from sqakd_fx.cli.live import Live
-from sqakd_fx.cli.terminal import cells, wide_console
+from sqakd_fx.diagnostics.terminal import cells, wide_console
 from sqakd_fx.ir.batches import rows
 from sqakd_fx.mixed_precision.budget import Budget, choose_bits, totals, with_bits
 from sqakd_fx.mixed_precision.sensitivity import (
@@ -24,6 +23,7 @@ from sqakd_fx.recipe import Recipe, to_toml
 from sqakd_fx.source.inputs import source_inputs
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_text
+from sqakd_fx.training.live import Live
 
 
 def measure_source(

@@ -30,6 +30,7 @@ from sqakd_fx.recipe import Override, Recipe
 _SAMPLES = 8
 _MOVES = (Kind.TRANSPARENT, Kind.JOINT, Kind.NOISE)
 _VALUES = 0.03
+_SCORES = 0.06
 _OTHERS = 0.12
 """A cosine of 0.993 to float."""
 
@@ -97,11 +98,13 @@ class Relief:
 def tolerances_of(recipe: Recipe, outputs: Sequence[OutputKind]) -> tuple[float, ...]:
     """By output, the relative error that 8-bit activations may cost it.
 
-    `auto` asks more of values, which are used as they are, than of scores and embeddings, which are compared.
+    `auto` asks most of values, which are used as they are, and more of class scores, the largest of which decides, than
+    of probabilities and embeddings.
     """
     if recipe.tolerance != "auto":
         return (recipe.tolerance,) * len(outputs)
-    return tuple(_VALUES if one.nature == "values" else _OTHERS for one in outputs)
+    known = {"values": _VALUES, "scores": _SCORES, "classes": _SCORES}
+    return tuple(known.get(one.nature, _OTHERS) for one in outputs)
 
 
 @torch.no_grad()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.program import LayerFacts, Program, layer_facts
 from sqakd_fx.results import markdown as reporting
 from sqakd_fx.results.against_float import OutputDistance
+from sqakd_fx.results.machine import processor
 from sqakd_fx.results.measure import Measured
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_json, write_text
+from sqakd_fx.targets import TARGETS
 from sqakd_fx.training.loop import Distilled
 from sqakd_fx.validation.verdict import Validation
 
@@ -37,8 +41,9 @@ def make_report(
     lines = reporting.validation_lines(checked)
     if measured.unmeasured is not None:
         lines.insert(0, f"accuracy was not measured: {measured.unmeasured}")
+    metric = "metric" if source.metric else "top-1"
     summary = [
-        *_accuracy_rows("metric" if source.metric else "top-1 (%)", measured),
+        *_accuracy_rows(metric if source.metric else "top-1 (%)", measured),
         *_output_rows(measured.outputs),
         ("ONNX file", _kib(measured.float_bytes), _kib(measured.onnx_bytes)),
         ("weights at their nominal bits", _kib(4 * weights), _kib(packed)),
@@ -51,6 +56,15 @@ def make_report(
         "version": version("sqakd-fx"),
         "torch": torch.__version__,
         "slower_than_float": slower_sentence(measured),
+        "onnxruntime": onnxruntime.__version__,
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "processor": processor(),
+        "bits": f"w{program.recipe.weight_bits}a{program.recipe.activation_bits}",
+        "profile": TARGETS[program.recipe.target].profile or program.recipe.profile,
+        "target": program.recipe.target,
+        "seed": program.recipe.seed,
+        "metric": metric,
+        "batch": len(program.example[0]),
         "summary": summary,
         "accuracy": measured.accuracy,
         "outputs": [asdict(one) for one in measured.outputs],

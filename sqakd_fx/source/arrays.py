@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from sqakd_fx.diagnostics.wording import require_exists
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.source.images import ImageFolder
+from sqakd_fx.source.transform import Transform
 
 _ARRAY_NAMES = ("images", "x", "data")
 _LARGEST_RATIO = 200
@@ -45,10 +46,18 @@ class ArraySamples(Dataset[Tensor]):
         return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def read_data(path: Path, shape: tuple[int, ...] | None) -> Dataset[Tensor]:
+def read_data(
+    path: Path, shape: tuple[int, ...] | None, transform: Transform | None = None
+) -> Dataset[Tensor]:
+    """Samples for a model whose input has `shape`; `transform` is what images go through."""
     require_exists(path, "--data")
     if path.is_dir():
-        return _read_images(path, shape)
+        return _read_images(path, shape, transform or Transform())
+    if transform is not None:
+        raise SourceError(
+            f"--data {path} is an array, and --transform, --mean, --std, --resize and --crop are for images: "
+            "save the array as the model takes it"
+        )
     if path.suffix in (".npy", ".npz"):
         return _read_array(path, shape)
     raise SourceError(
@@ -56,7 +65,7 @@ def read_data(path: Path, shape: tuple[int, ...] | None) -> Dataset[Tensor]:
     )
 
 
-def _read_images(folder: Path, shape: tuple[int, ...] | None) -> Dataset[Tensor]:
+def _read_images(folder: Path, shape: tuple[int, ...] | None, transform: Transform) -> ImageFolder:
     if shape is None:
         raise SourceError(
             f"the images in {folder} need a size: give --input-shape such as 1,3,224,224, "
@@ -67,7 +76,8 @@ def _read_images(folder: Path, shape: tuple[int, ...] | None) -> Dataset[Tensor]
             f"images in {folder} cannot become inputs of shape {shape}, which is not "
             "(N, channels, height, width): give --data as .npy, or train_data() in model.py"
         )
-    return ImageFolder(folder, channels=shape[1], height=shape[2], width=shape[3])
+    _, channels, height, width = shape
+    return ImageFolder(folder, channels=channels, height=height, width=width, transform=transform)
 
 
 def _read_array(path: Path, shape: tuple[int, ...] | None) -> ArraySamples:

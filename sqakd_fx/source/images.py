@@ -12,19 +12,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sqakd_fx.errors import SourceError
+from sqakd_fx.source.transform import Transform
 
 _WHITE_16 = 65535.0
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 
 
 class ImageFolder(Dataset[Tensor]):
-    """Images at any depth below a folder, each (channels, height, width), float32 in [0, 1].
+    """Images at any depth below a folder, each (channels, height, width), float32, as the transform makes them.
 
     Raises:
         SourceError: there are no images, or one does not decode; names the file.
     """
 
-    def __init__(self, folder: Path, *, channels: int, height: int, width: int) -> None:
+    def __init__(
+        self, folder: Path, *, channels: int, height: int, width: int, transform: Transform
+    ) -> None:
         self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
         if not self.files:
             raise SourceError(
@@ -34,8 +37,10 @@ class ImageFolder(Dataset[Tensor]):
             raise SourceError(
                 f"images have 1, 3 or 4 channels, the model takes {channels}: give .npy data"
             )
+        transform.check(channels, height, width)
+        self.transform = transform
         self.mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-        self.size = (width, height)
+        self.height, self.width = height, width
 
     def __len__(self) -> int:
         return len(self.files)
@@ -44,7 +49,7 @@ class ImageFolder(Dataset[Tensor]):
         path = self.files[index]
         try:
             with Image.open(path) as image:
-                return self._pixels(image, path)
+                return self.transform.normalized(self._pixels(image, path))
         except (
             UnidentifiedImageError,
             Image.DecompressionBombError,
@@ -64,8 +69,8 @@ class ImageFolder(Dataset[Tensor]):
             )
         if image.mode.startswith("I"):
             return self._of_16_bits(np.asarray(image, dtype=np.float32), path)
-        resized = image.convert(self.mode).resize(self.size, Image.Resampling.BILINEAR)
-        pixels = np.asarray(resized, dtype=np.float32) / 255
+        cropped = self.transform.cropped(image.convert(self.mode), self.height, self.width)
+        pixels = np.asarray(cropped, dtype=np.float32) / 255
         tensor = torch.from_numpy(pixels)
         return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
 
@@ -77,6 +82,6 @@ class ImageFolder(Dataset[Tensor]):
                 "takes them"
             )
         scaled = Image.fromarray(pixels / _WHITE_16)
-        grey = torch.from_numpy(np.array(scaled.resize(self.size, Image.Resampling.BILINEAR)))
+        grey = torch.from_numpy(np.array(self.transform.cropped(scaled, self.height, self.width)))
         colours = [grey] * (1 if self.mode == "L" else 3)
         return torch.stack([*colours, *([torch.ones_like(grey)] if self.mode == "RGBA" else [])])

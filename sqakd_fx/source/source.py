@@ -20,8 +20,11 @@ from sqakd_fx.frontend.example_call import call_of, named_parameters
 from sqakd_fx.frontend.readable import require_readable
 from sqakd_fx.source.arrays import read_data
 from sqakd_fx.source.batches import Batch, Loading, input_batches
+from sqakd_fx.source.images import ImageFolder
 from sqakd_fx.source.items import TARGET_KEYS, Form, form_of
 from sqakd_fx.source.model_file import find_user_code
+from sqakd_fx.source.torchvision_models import torchvision_default
+from sqakd_fx.source.transform import Transform
 from sqakd_fx.source.user_functions import UserFunctions, plain_tensor
 from sqakd_fx.source.weights import load_weights
 
@@ -67,6 +70,7 @@ def load_source(
     weights: Path | None = None,
     data: Path | None = None,
     input_shape: tuple[int, ...] | None = None,
+    transform: Transform | None = None,
 ) -> Source:
     """Load a model and its data from "path/to/model.py" or "package.module:callable".
 
@@ -75,32 +79,32 @@ def load_source(
             file holds several.
         data: a folder of images, an .npy or an .npz file, in place of `train_data()`.
         input_shape: shape of the one input, batch axis first, in place of `example_inputs()`.
+        transform: what the images of `data` go through.
 
     Raises:
         SourceError: anything is missing, fails or does not fit; where the fault is in the user's
             code, `location` is its file and line.
         TraceError: the model is not Python code with dense weights.
     """
-    if input_shape is not None and (not input_shape or min(input_shape) < 1):
-        raise SourceError(
-            f"--input-shape {input_shape} is not a shape: give positive sizes with the batch "
-            "axis first, such as 1,3,224,224"
-        )
-    if input_shape is not None and math.prod(input_shape) > _MOST_VALUES:
-        raise SourceError(
-            f"--input-shape {','.join(map(str, input_shape))} is a call of more than {_MOST_VALUES} values: give the "
-            "sizes of one or two samples"
-        )
+    _check_shape(input_shape)
     module, factory, name, folder = find_user_code(spec)
     user = UserFunctions(module, folder)
-    model = user.model(factory, spec)
-    notes = () if weights is None else load_weights(model, weights)
+    pretrained = None if weights is not None else torchvision_default(factory)
+    model = user.model(factory, spec) if pretrained is None else pretrained.model
+    if weights is not None:
+        notes = [*load_weights(model, weights)]
+    elif pretrained is not None:
+        notes = [pretrained.note]
+        transform = transform or (pretrained.transform if _has_images(data) else None)
+    else:
+        notes = _about_weights(spec, factory)
     require_readable(model)
     model = model.cpu().float().eval()
 
     example = _random_example(input_shape) if input_shape else user.example()
     shape = tuple(_first_tensor(example.args, example.kwargs).shape) if example else None
-    train_data = read_data(data, shape) if data is not None else user.data("train_data")
+    train_data, said = _training_data(user, data, shape, transform)
+    notes += said
     if example is None:
         example = _example_from_data(model, train_data, spec)
     _check_runs(model, example, folder, input_shape)
@@ -114,8 +118,61 @@ def load_source(
         train_data=train_data,
         eval_data=user.data("eval_data"),
         metric=user.metric(),
-        notes=notes,
+        notes=tuple(notes),
     )
+
+
+def _check_shape(input_shape: tuple[int, ...] | None) -> None:
+    if input_shape is None:
+        return
+    if not input_shape or min(input_shape) < 1:
+        raise SourceError(
+            f"--input-shape {input_shape} is not a shape: give positive sizes with the batch "
+            "axis first, such as 1,3,224,224"
+        )
+    if math.prod(input_shape) > _MOST_VALUES:
+        raise SourceError(
+            f"--input-shape {','.join(map(str, input_shape))} is a call of more than {_MOST_VALUES} values: give the "
+            "sizes of one or two samples"
+        )
+
+
+def _has_images(data: Path | None) -> bool:
+    return data is not None and data.is_dir()
+
+
+def _about_weights(spec: str, factory: Any) -> list[str]:
+    """A warning where a package's function makes the model, and nothing says with which weights."""
+    if ":" not in spec or isinstance(factory, nn.Module):
+        return []
+    return [
+        f"WARNING: the weights are those that {spec} makes, which may be random: give trained ones with --weights"
+    ]
+
+
+def _training_data(
+    user: UserFunctions,
+    data: Path | None,
+    shape: tuple[int, ...] | None,
+    transform: Transform | None,
+) -> tuple[Any, list[str]]:
+    """The samples of --data or of train_data(), and what is said of images: what happens to them, and what does not."""
+    if data is None and transform is not None:
+        raise SourceError(
+            "--transform, --mean, --std, --resize and --crop are for images of --data: name a folder of them"
+        )
+    if data is None:
+        return user.data("train_data"), []
+    samples = read_data(data, shape, transform)
+    if not isinstance(samples, ImageFolder):
+        return samples, []
+    lines = [samples.transform.sentence(samples.height, samples.width)]
+    if transform is None:
+        lines.append(
+            "WARNING: no mean and std are taken off the images. If the model was trained with some, give --mean and "
+            "--std, or a --transform such as imagenet; --transform none says that there are none"
+        )
+    return samples, lines
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqakd_fx.engine.distributed import is_first
+from sqakd_fx.errors import StorageError
 from sqakd_fx.training.checkpoint import clear_checkpoints
 from sqakd_fx.training.teacher_cache import clear_teacher_cache
 
@@ -28,12 +29,33 @@ class Keeping:
 NOTHING_KEPT = Keeping()
 
 
-def kept_in(folder: Path, *, resume: bool) -> Keeping:
-    """All in one folder, which is first cleared of an earlier run's where this one is not to go on."""
-    keeping = Keeping(folder / "checkpoints", folder / "teacher-outputs", resume)
+def kept_in(folder: Path, *, resume: bool, force: bool) -> Keeping:
+    """All in one folder, which is first cleared where this run is not to go on.
+
+    Raises:
+        StorageError: a stopped run's checkpoints lie there, and neither `resume` nor `force` says what becomes of them.
+    """
+    keeping = Keeping(_checkpoints(folder), folder / "teacher-outputs", resume)
     if not resume:
+        if not force:
+            require_nothing_stopped(folder)
         forget(keeping)
     return keeping
+
+
+def require_nothing_stopped(folder: Path) -> None:
+    """Raise StorageError where checkpoints of a stopped run lie in a folder."""
+    names = [path.stem for path in _checkpoints(folder).glob("step-*.safetensors")]
+    step = max((int(name[5:]) for name in names if name[5:].isdecimal()), default=0)
+    if step:
+        raise StorageError(
+            f"{folder} holds a stopped run, trained to step {step}: go on with --resume (resume=True), choose another "
+            "folder with --out, or begin anew with --force (force=True), which deletes its checkpoints"
+        )
+
+
+def _checkpoints(folder: Path) -> Path:
+    return folder / "checkpoints"
 
 
 def forget(keeping: Keeping) -> None:

@@ -41,6 +41,7 @@ class Listener:
 
     on_report: Callable[[StepReport], None] = lambda report: None
     on_note: Callable[[str], None] = lambda text: None
+    on_step: Callable[[int, int], None] = lambda done, total: None
 
 
 NOBODY = Listener()
@@ -83,6 +84,7 @@ class Reporter:
     def add(self, loss: Tensor, step: int) -> None:
         """One more step is done, `step` in all; the pace leaves out the first one of a compiled run."""
         self.losses += loss
+        self.listener.on_step(step, self.total)
         if not self.awaits_compiling:
             return
         self.awaits_compiling, self.compile_seconds = False, time.monotonic() - self.clock

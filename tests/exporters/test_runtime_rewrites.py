@@ -51,6 +51,8 @@ FLOAT_LAYERS = {
     "transposed": (pixels, nn.ConvTranspose2d(8, 8, 2, 2), IMAGES),
     "moved": (pixels, Patches(), IMAGES),
     "pooled": (pixels, nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(8, 8, 1)), IMAGES),
+    "padded": (pixels, nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), IMAGES),
+    "resized": (pixels, nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 1)), IMAGES),
     "linear": (nn.Linear, nn.Linear(8, 8), ROWS),
 }
 
@@ -69,4 +71,5 @@ def test_a_float_layer_between_quantized_ones_keeps_its_weights(
     checked = validate(program.student, job.lowered, exported.path, [(x,)])
     assert checked.failures == ()
     (reason,) = checked.fusion.reasons.values()
-    assert reason.endswith(("its weight or a constant is float", "is float, made by Clip"))
+    ends = ("its weight or a constant is float", "is float, made by Clip", "is float, made by Pad")
+    assert reason.endswith(ends)

@@ -148,14 +148,15 @@ class Notes(Silent):
         self.told.append(text)
 
 
-def quantized(out: Path, *, resume: bool = False, **keys: Any) -> tuple[Any, list[str]]:
+def quantized(
+    out: Path, *, resume: bool = False, force: bool = False, **keys: Any
+) -> tuple[Any, list[str]]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     rows, notes = torch.randn(64, 6), Notes()
     recipe = {"steps": 2, "batch_size": 16, "held_out": 0} | keys
-    made = sqakd_fx.quantize(
-        net, rows, example_inputs=rows[:2], recipe=recipe, out=out, resume=resume, observer=notes
-    )
+    going_on = {"resume": resume, "force": force, "observer": notes}
+    made = sqakd_fx.quantize(net, rows, example_inputs=rows[:2], recipe=recipe, out=out, **going_on)
     return made, notes.told
 
 
@@ -185,8 +186,30 @@ def test_a_late_fault_leaves_the_old_result_and_the_trained_student(
     assert files == {
         p.name: p.read_bytes() for p in out.iterdir() if p.is_file() and p.name != ".lock"
     }
+    kept = {p: p.read_bytes() for p in (out / "checkpoints").iterdir()}
+    with pytest.raises(StorageError, match=r"stopped run, trained to step 4: go on with --resume"):
+        quantized(out, steps=4)
+    assert kept == {p: p.read_bytes() for p in (out / "checkpoints").iterdir()}
+    assert (out / ".new" / "student.safetensors").exists()
     rescued, notes = quantized(out, steps=4, resume=True)
     assert any("resumed at step 4 of 4" in note for note in notes)
     assert rescued.model_path.read_bytes() == model
     assert not (out / ".new").exists()
     assert not (out / "checkpoints").exists()
+
+
+def test_a_stopped_run_is_begun_anew_with_force_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise StorageError("late")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sqakd_fx.pipeline.make_report", fails)
+        with pytest.raises(StorageError, match="late"):
+            quantized(out)
+    _, notes = quantized(out, steps=3, force=True)
+    assert not any("resumed" in note for note in notes)
+    quantized(out)

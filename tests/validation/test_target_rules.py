@@ -171,7 +171,7 @@ def test_every_rule_is_broken_by_a_test_and_named_by_a_target() -> None:
     assert {rule for rule, _ in BREAKING} == set(RULES) == named
 
 
-def _product(left: str) -> onnx.ModelProto:
+def _product(kind: str, left: str) -> onnx.ModelProto:
     """A product of quantized x and of: its quantized transpose through a pair or without one, or a softmax."""
     quantize = ("QuantizeLinear", ["x", "s", "zero_point_int8"], "codes")
     pair = ("QuantizeLinear", ["moved", "s", "zero_point_int8"], "again")
@@ -182,9 +182,9 @@ def _product(left: str) -> onnx.ModelProto:
         pair,
         ("DequantizeLinear", ["again", "s"], "read"),
         ("Softmax", ["moved"], "weights"),
-        ("MatMul", [left, "floats"], "y"),
+        (kind, [left, "floats"], "y"),
     ]
-    made = [helper.make_node(kind, inputs, [out], name=out) for kind, inputs, out in nodes]
+    made = [helper.make_node(op, inputs, [out], name=out) for op, inputs, out in nodes]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 4]) for n in ("x", "y")]
     model = helper.make_model(helper.make_graph(made, "product", ends[:1], ends[1:]))
     _store(model, "s", np.array(0.1, np.float32))
@@ -192,9 +192,10 @@ def _product(left: str) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.parametrize("kind", ["MatMul", "Mul"])
 @pytest.mark.parametrize(("left", "found"), [("read", 0), ("weights", 0), ("moved", 1)])
 def test_a_product_reads_a_pair_unless_one_factor_is_float(
-    left: str, found: int, tmp_path: Path
+    kind: str, left: str, found: int, tmp_path: Path
 ) -> None:
-    onnx.save(_product(left), tmp_path / "product.onnx")
+    onnx.save(_product(kind, left), tmp_path / "product.onnx")
     assert len(list(RULES["layers read pairs"](TargetFile(tmp_path / "product.onnx")))) == found

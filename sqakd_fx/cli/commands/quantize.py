@@ -8,22 +8,29 @@ from typing import Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import recipe_of, source_of
+from sqakd_fx.cli.arguments import ImageOptions, recipe_of, source_of
 from sqakd_fx.cli.options import (
     OUTPUT,
     TRAINING,
     BitsOption,
+    Crop,
     Data,
     Debug,
     DeviceName,
+    Goal,
+    Mean,
     RecipeOption,
+    Resize,
     Settings,
     Shape,
     SourceArgument,
+    Std,
     Target,
+    TransformName,
     Weights,
 )
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
+from sqakd_fx.errors import RecipeError
 
 Steps = Annotated[
     int | None,
@@ -63,6 +70,14 @@ Resume = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Begin anew where a stopped run lies in the result folder: its checkpoints are deleted.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Dump = Annotated[
     Path | None,
     typer.Option(
@@ -75,8 +90,14 @@ Dump = Annotated[
 def quantize(
     source: SourceArgument,
     data: Data = None,
+    transform: TransformName = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
     weights: Weights = None,
     input_shape: Shape = None,
+    goal: Goal = None,
     recipe: RecipeOption = None,
     bits: BitsOption = None,
     set_: Settings = None,
@@ -87,27 +108,48 @@ def quantize(
     seed: Seed = None,
     out: Out = None,
     resume: Resume = False,
+    force: Force = False,
     dump: Dump = None,
     debug: Debug = False,
 ) -> None:
-    """Quantize a trained model with unlabelled inputs, and write integer ONNX."""
+    """Quantize a trained model with unlabelled inputs, and write integer ONNX.
+
+    Without options the file is four times smaller and faster, at no loss: 8 bits, a few training steps.
+    """
+    _refuse_two_choices(goal, recipe or bits)
     recipe_of_options = recipe_of(
-        recipe, bits, set_, target=target, epochs=epochs, steps=steps, device=device, seed=seed
+        goal or recipe,
+        bits,
+        set_,
+        target=target,
+        epochs=epochs,
+        steps=steps,
+        device=device,
+        seed=seed,
     )
-    from sqakd_fx.cli.live import Live
+    images = ImageOptions(transform, mean, std, resize, crop)
+    from sqakd_fx.cli.closing import print_closing
+    from sqakd_fx.training.live import Live
 
     with Live() as live:
         live.stage("load", source)
         from sqakd_fx.pipeline import run
         from sqakd_fx.results.folder import default_folder
 
-        loaded = source_of(source, weights, data, input_shape)
+        loaded = source_of(source, weights, data, input_shape, images)
         resolved = recipe_of_options()
         folder = out or default_folder(loaded.name, resolved)
-        result = run(loaded, resolved, folder, resume=resume, dump=dump, observer=live)
+        result = run(loaded, resolved, folder, resume=resume, force=force, dump=dump, observer=live)
     if result is None:
         return
-    live.summary(result.report, folder)
+    given = {"--data": data, **images.given(), "--weights": weights, "--input-shape": input_shape}
+    options = [text for name, value in given.items() if value for text in (name, str(value))]
+    print_closing(result.report, result.model_path, [source, *options])
     if result.validation.failures:
         say(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _refuse_two_choices(goal: str | None, other: str | None) -> None:
+    if goal is not None and other is not None:
+        raise RecipeError("--for chooses the bits, as --recipe and --bits do: give one of them")

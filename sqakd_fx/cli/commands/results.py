@@ -18,16 +18,16 @@ from sqakd_fx.cli.options import (
     OUTPUT,
     Data,
     Debug,
+    ExportTarget,
     Json,
     ProfileName,
     ResultArgument,
     RuntimeName,
     Shape,
     SourceOption,
-    Target,
     Weights,
 )
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.diagnostics.wording import printable
 from sqakd_fx.errors import RecipeError
 
@@ -39,11 +39,11 @@ def export(
         typer.Option(
             metavar="FORM",
             help="Form of the file: container (INT8 weights), packed (weights at their own bits), typed, tensorrt, "
-            "qonnx, float or pt2. The recipe's own where none is given.",
+            "qonnx, float, pt2 or pt2e. The recipe's own where none is given.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    target: Target = None,
+    target: ExportTarget = None,
     out: Annotated[
         Path | None,
         typer.Option(

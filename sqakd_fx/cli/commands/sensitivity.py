@@ -7,49 +7,64 @@ from typing import Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import recipe_of, source_of
+from sqakd_fx.cli.arguments import ImageOptions, recipe_of, source_of
 from sqakd_fx.cli.options import (
     BITS,
     INPUT,
     OUTPUT,
     BitsOption,
+    Crop,
     Data,
     Debug,
     Json,
+    Mean,
     RecipeOption,
+    Resize,
     Settings,
     Shape,
     SourceArgument,
+    Std,
+    TransformName,
     Weights,
 )
-from sqakd_fx.cli.terminal import say
+from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.errors import RecipeError
+
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BUDGET",
+        help="bits=3.2 (mean bits of weights) or size=1.5MB.",
+        rich_help_panel=BITS,
+    ),
+]
+RecipeFile = Annotated[
+    Path,
+    typer.Option(help="File for the recipe that meets the budget.", rich_help_panel=OUTPUT),
+]
+Candidates = Annotated[
+    str,
+    typer.Option(metavar="BITS", help="Bits of weights to choose from.", rich_help_panel=BITS),
+]
+Samples = Annotated[
+    int, typer.Option(min=1, help="Unlabelled inputs to measure on.", rich_help_panel=INPUT)
+]
 
 
 def sensitivity(
     source: SourceArgument,
     data: Data = None,
+    transform: TransformName = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
     weights: Weights = None,
     input_shape: Shape = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BUDGET",
-            help="bits=3.2 (mean bits of weights) or size=1.5MB.",
-            rich_help_panel=BITS,
-        ),
-    ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(help="File for the recipe that meets the budget.", rich_help_panel=OUTPUT),
-    ] = Path("mixed.toml"),
-    candidates: Annotated[
-        str,
-        typer.Option(metavar="BITS", help="Bits of weights to choose from.", rich_help_panel=BITS),
-    ] = "2,3,4,6,8",
-    samples: Annotated[
-        int, typer.Option(min=1, help="Unlabelled inputs to measure on.", rich_help_panel=INPUT)
-    ] = 128,
+    budget: BudgetOption = None,
+    out: RecipeFile = Path("mixed.toml"),
+    candidates: Candidates = "2,3,4,6,8",
+    samples: Samples = 128,
     json_: Json = False,
     recipe: RecipeOption = None,
     bits: BitsOption = None,
@@ -64,13 +79,14 @@ def sensitivity(
 
     limit = None if budget is None else parse_budget(budget)
     widths = _widths(candidates) if limit is not None else ()
-    recipe_of_options = recipe_of(recipe, bits, set_)
-    from sqakd_fx.cli.live import Live
+    recipe_of_options = recipe_of(recipe, bits or (None if recipe else "w4a4"), set_)
+    images = ImageOptions(transform, mean, std, resize, crop)
     from sqakd_fx.cli.sensitivity import choose_and_write, measure_source, show
+    from sqakd_fx.training.live import Live
 
     with Live() as live:
         live.stage("load", source)
-        loaded = source_of(source, weights, data, input_shape)
+        loaded = source_of(source, weights, data, input_shape, images)
         resolved = recipe_of_options()
         layers = measure_source(loaded, resolved, widths, samples, live)
     chosen = {} if limit is None else choose_and_write(resolved, layers, limit, out)

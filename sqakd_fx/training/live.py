@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
-from sqakd_fx.cli.terminal import cells, console
+from sqakd_fx.diagnostics.terminal import console
 from sqakd_fx.diagnostics.wording import printable
 
 if TYPE_CHECKING:
     from sqakd_fx.training.progress import StepReport
 
 _PLAIN_SECONDS = 5.0
+_SILENT_SECONDS = 30.0
+"""After which a stage says how far it is, where there is no live view."""
+_WIDE = 110
+
+
+class _Count(ProgressColumn):
+    """120 of 240, where a stage says of how many."""
+
+    def render(self, task: Task) -> Text:
+        """How many are done."""
+        known = task.total is not None
+        return Text(f"{task.completed:.0f} of {task.total:.0f}" if known else "")
+
+
+class _Left(ProgressColumn):
+    """The time that is left, or the time that a stage has taken where it does not say how long it is."""
+
+    def render(self, task: Task) -> Text:
+        """Minutes and seconds."""
+        if task.time_remaining is not None:
+            return Text(f"{_clock(task.time_remaining)} left")
+        return Text(_clock(task.elapsed or 0))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Live:
@@ -43,15 +61,16 @@ class Live:
         self.agreement = ""
 
     def __enter__(self) -> Live:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_jupyter:
             self.progress_bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=28),
+                TextColumn("{task.description:<9}", markup=False),
+                BarColumn(bar_width=24 if self.console.width >= _WIDE else 8),
+                _Count(),
                 TextColumn("{task.fields[detail]}", markup=False),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                _Left(),
                 console=self.console,
                 transient=True,
+                refresh_per_second=4,
             )
             self.progress_bar.start()
         return self
@@ -73,7 +92,9 @@ class Live:
         self.current = (name, detail)
         self.started = self.spoke = time.monotonic()
         if self.progress_bar is not None:
-            self.task = self.progress_bar.add_task(name, total=None, detail=detail)
+            room = max(self.console.width - 50, 10)
+            shown = detail if len(detail) <= room else f"{detail[: room - 1]}…"
+            self.task = self.progress_bar.add_task(name, total=None, detail=shown)
 
     def _close(self, *, done: bool) -> None:
         if self.progress_bar is not None and self.task is not None:
@@ -86,21 +107,26 @@ class Live:
         self.current = None
 
     def progress(self, done: int, total: int) -> None:
-        """Batches of a stage."""
+        """Batches or steps of a stage."""
         if self.progress_bar is not None and self.task is not None:
             self.progress_bar.update(self.task, completed=done, total=total)
+        elif time.monotonic() - self.spoke > _SILENT_SECONDS:
+            self.spoke = time.monotonic()
+            left = (self.spoke - self.started) / done * (total - done) if done else 0.0
+            line = f"  {done} of {total}, about {left:.0f} s left"
+            self.console.print(line, soft_wrap=True)
 
     def training(self, report: StepReport) -> None:
         """Steps of the distillation."""
         if report.agreement is not None:
             self.agreement = f"  agreement {report.agreement:.1%}"
+        short = f"loss {report.loss:.4f}{self.agreement}"
         memory = "" if report.peak_bytes is None else f"  peak {report.peak_bytes / 2**30:.2f} GiB"
-        detail = (
-            f"loss {report.loss:.4f}{self.agreement}  {report.steps_per_second:.1f} steps/s{memory}"
-        )
+        detail = f"{short}  {report.steps_per_second:.1f} steps/s{memory}"
         if self.progress_bar is not None and self.task is not None:
+            shown = detail if self.console.width >= _WIDE else short
             self.progress_bar.update(
-                self.task, completed=report.step, total=report.steps, detail=detail
+                self.task, completed=report.step, total=report.steps, detail=shown
             )
         elif time.monotonic() - self.spoke > _PLAIN_SECONDS or report.step == report.steps:
             self.spoke = time.monotonic()
@@ -111,21 +137,3 @@ class Live:
     def note(self, text: str) -> None:
         """Something the user should know."""
         self.console.print(f"  note: {printable(text)}", soft_wrap=True)
-
-    def summary(self, report: Mapping[str, Any], out: Path) -> None:
-        """The closing table, on stdout."""
-        table = Table(
-            title=printable(f"{report['name']}: {report['recipe']}"), title_justify="left"
-        )
-        table.add_column("")
-        table.add_column("float", justify="right")
-        table.add_column("quantized", justify="right")
-        for row in report["summary"]:
-            table.add_row(*cells(*row))
-        answer = console(file=sys.stdout)
-        if report.get("slower_than_float"):
-            answer.print(printable(report["slower_than_float"]), soft_wrap=True)
-        answer.print(table)
-        for line in report["validation_lines"]:
-            answer.print(f"- {printable(line)}", soft_wrap=True)
-        answer.print(f"\nresult: {printable(str(out))}/model.onnx, report.md", soft_wrap=True)

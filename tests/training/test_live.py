@@ -1,0 +1,56 @@
+"""What a run shows while it goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from sqakd_fx.training import live as live_module
+from sqakd_fx.training.live import Live
+from sqakd_fx.training.progress import StepReport
+
+REPORT = StepReport(
+    step=12_000,
+    steps=240_000,
+    loss=0.0478,
+    learning_rate=1e-3,
+    steps_per_second=2.7,
+    seconds_left=84_000.0,
+    agreement=0.977,
+    peak_bytes=2**30,
+    compile_seconds=0.0,
+)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_live_view_fits_the_terminal_and_says_step_and_time_left(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with Live() as live:
+        live.stage("distil", "240000 steps on cpu, no labels, and more that may be said of it")
+        assert live.progress_bar is not None
+        for step in (10, 11_000):
+            live.progress(step, 240_000)
+        live.training(REPORT)
+        lines = live.console.render_lines(live.progress_bar.get_renderable())
+    (line,) = ("".join(part.text for part in one).rstrip() for one in lines)
+    assert len(line) <= columns
+    assert "12000 of 240000" in line
+    assert "loss 0.0478  agreement 97.7%" in line
+    assert line.endswith("left")
+    assert ("2.7 steps/s" in line) == (columns == 120)
+
+
+def test_a_slow_stage_says_how_far_it_is_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: float(next(clock)))
+    with Live() as live:
+        live.stage("distil", "6 steps")
+        for step in range(1, 7):
+            live.progress(step, 6)
+    told = [line for line in capsys.readouterr().err.splitlines() if " of 6, about" in line]
+    assert 1 <= len(told) < 6
