@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.pt2 import save_program
+from sqakd_fx.ir.integer_ops import both_ends, sides
 from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import drop_unused, get_attribute, set_attribute
 
@@ -230,10 +231,17 @@ def _clip(build: _Builder, node: fx.Node) -> _Value:
 
 def _conv(build: _Builder, node: fx.Node) -> _Value:
     x, scale, zero_point, weight, weight_scale, unit, bias, *how = _arguments(node)
+    stride, padding, dilation, groups = how
     axes = build.tensor(weight).ndim - 2
+    starts, ends = sides(padding, axes)
     function = (torch.ops.aten.conv1d, torch.ops.aten.conv2d, torch.ops.aten.conv3d)[axes - 1]
     layer = build.weight(weight, weight_scale, 0)
     read = build.read(x, scale, zero_point)
+    if starts != ends:  # torch's convolutions pad both sides alike
+        padded = build.call(F.pad, read, both_ends(starts, ends))
+        read = build.pair(padded, build.grid(scale, zero_point), f"{node.name}_padded")
+        starts = [0] * axes
+    how = [stride, starts, dilation, groups]
     return _Value(build.call(function.default, read, layer, build.bias(bias, unit), *how))
 
 

@@ -93,9 +93,9 @@ def conv(
     kind = _exact_type(weight, x_zero_point)
     function = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
     shifted = x.to(kind) - x_zero_point.to(kind)
-    starts, ends = _sides(padding, weight.ndim - 2)
+    starts, ends = sides(padding, weight.ndim - 2)
     if starts != ends:
-        shifted, starts = F.pad(shifted, _both_ends(starts, ends)), [0] * len(starts)
+        shifted, starts = F.pad(shifted, both_ends(starts, ends)), [0] * len(starts)
     total = function(shifted, weight.to(kind), None, stride, starts, dilation, groups)
     return _with_bias(total, bias, 1)
 
@@ -114,7 +114,7 @@ def _(  # type: ignore[no-untyped-def]
     dilation,
     groups,
 ):
-    pads = _sides(padding, weight.ndim - 2)
+    pads = sides(padding, weight.ndim - 2)
     reach = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
     sizes = [
         (size + start + end - far - 1) // step + 1
@@ -123,7 +123,7 @@ def _(  # type: ignore[no-untyped-def]
     return x.new_empty((x.shape[0], weight.shape[0], *sizes), dtype=torch.int32)
 
 
-def _sides(padding: Sequence[int], axes: int) -> tuple[list[int], list[int]]:
+def sides(padding: Sequence[int], axes: int) -> tuple[list[int], list[int]]:
     """The padding at the start and at the end of each axis."""
     return list(padding[:axes]), list(padding[-axes:])
 
@@ -342,14 +342,14 @@ def average_pool(
 ) -> Tensor:
     """Average pooling over windows, in 1 to 3 dimensions, padded at each end of each axis."""
     real = (x.to(torch.float32) - x_zero_point.to(torch.float32)) * x_scale
-    pads = _both_ends(padding, end_padding)
+    pads = both_ends(padding, end_padding)
     ones = torch.ones_like(real[:1, :1])
     counted = F.pad(ones, pads, value=float(count_include_pad))
     y = _window_sums(F.pad(real, pads), kernel, stride) / _window_sums(counted, kernel, stride)
     return _saturate(torch.round(y / scale), zero_point, qmin, qmax)
 
 
-def _both_ends(starts: Sequence[int], ends: Sequence[int]) -> list[int]:
+def both_ends(starts: Sequence[int], ends: Sequence[int]) -> list[int]:
     """Padding as F.pad takes it: the last axis first."""
     return [p for pair in zip(reversed(starts), reversed(ends)) for p in pair]
 
@@ -376,5 +376,5 @@ def _(  # type: ignore[no-untyped-def]
     end_padding,
     count_include_pad,
 ):
-    padded = F.pad(x.float(), _both_ends(padding, end_padding))
+    padded = F.pad(x.float(), both_ends(padding, end_padding))
     return torch.empty_like(_window_sums(padded, kernel, stride), dtype=torch.uint8)

@@ -97,3 +97,17 @@ def test_an_operation_without_such_a_form_is_refused_by_name(tmp_path: Path) -> 
     with pytest.raises(ExportError, match=r"average_pool\w* pads more at one end"):
         write_profile("pt2e", job, tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 1, 0, 1)])
+def test_a_padded_multiplier_and_groups_give_the_same_outputs(pads: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ZeroPad2d(pads), nn.Conv2d(8, 32, 3, groups=8), nn.ReLU(),
+        nn.ConvTranspose2d(32, 32, 2, 2, groups=32), nn.ReLU(), nn.Conv2d(32, 16, 1, groups=8),
+    )  # fmt: skip
+    images = torch.randn(4, 3, 8, 8)
+    _, job = job_of(model.eval(), images, "w8a8")
+    with torch.no_grad():
+        wanted, got = job.lowered(images), decomposed(job.lowered, (images,))(images)
+    assert torch.allclose(got, wanted, atol=1e-4)
