@@ -141,8 +141,9 @@ def _kill_group(leader: int, *, alone: bool) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(random.choice(workers), signal.SIGKILL)
         return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+    for pid in (leader, *workers):  # each worker has a session of its own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def model_of(folder: Path, out: str) -> bytes | None:
@@ -192,7 +193,7 @@ def _killed(
             run.stop()
             stages[run.last_stage()] += 1
             if not run.ended(_ENDS):
-                os.killpg(run.pid, signal.SIGKILL)
+                _kill_group(run.pid, alone=False)
                 yield f"{name}, kill {number + 1}", "one process lived on without the other"
             resume = True
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ def write_profile(
         raise ExportError(f"there is no profile {profile!r}: choose {', '.join(PROFILES)}")
     _, exporter = PROFILES[profile]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".export-{os.getpid()}-") as folder:
         made = Path(folder) / path.name
         weights, notes = exporter(job, made)
         if profile in _LOADED:

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,6 @@ _MARKER = ".sqakd-fx"
 _FORMAT = 1
 _EXPORT = ".export-"
 """What the folders begin with in which a file is exported."""
-_HOUR = 3600.0
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -159,10 +157,11 @@ def is_result_folder(path: Path) -> bool:
 
 def remove_temporaries(path: Path) -> None:
     """Delete temporary files that dead processes left in a result folder, which this process holds."""
-    for leftover in path.rglob(".*"):
+    for leftover in list(path.rglob(".*")):
         with suppress(OSError):
-            if leftover.name.startswith(_EXPORT) and _age(leftover) > _HOUR:
-                shutil.rmtree(leftover)
+            if leftover.name.startswith(_EXPORT):
+                if not _is_alive(_exporter(leftover)):
+                    shutil.rmtree(leftover)
             elif _is_temporary(leftover) and not _is_alive(_maker(leftover)):
                 leftover.unlink()
 
@@ -179,8 +178,10 @@ def _maker(path: Path) -> int | None:
     return int(digits) if named else None
 
 
-def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
+def _exporter(folder: Path) -> int | None:
+    """The process that exports in a folder .export-PROCESS-..."""
+    digits = folder.name.removeprefix(_EXPORT).partition("-")[0]
+    return int(digits) if digits.isdecimal() else None
 
 
 def _is_alive(process: int | None) -> bool:

@@ -93,8 +93,9 @@ def parts(detector: nn.Module) -> dict[str, nn.Module]:
         return {"network": Network(whole.backbone, whole.head).eval()}
     found: dict[str, nn.Module] = {"proposals": Proposals(whole.backbone, whole.rpn.head).eval()}
     for name, stages in _STAGES.items():
-        modules: list[Any] = [getattr(whole.roi_heads, stage, None) for stage in stages]
-        if all(isinstance(module, nn.Module) for module in modules):
+        heads = dict(whole.roi_heads.named_children())
+        modules = [heads[stage] for stage in stages if stage in heads]
+        if len(modules) == len(stages):
             found[name] = nn.Sequential(*modules).eval()
     return found
 

@@ -25,18 +25,9 @@ _WITH_WEIGHT = {"Conv": 0, "Gemm": 0, "ConvTranspose": 1}
 """The axis of a weight's output channels; of a Gemm, whose weight is transposed."""
 
 _MOVES: tuple[str, ...] = (
-    "Concat",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "MaxPool",
-    "Pad",
-    "Reshape",
-    "Slice",
-    "Split",
-)
-_MOVES += ("Squeeze", "Tile", "Transpose", "Unsqueeze")
+    "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Split", "Squeeze",
+    "Tile", "Transpose", "Unsqueeze",
+)  # fmt: skip
 
 
 class TargetFile:

@@ -22,6 +22,7 @@ from sqakd_fx.program import build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe import resolve_recipe
 from sqakd_fx.training.features import training_pair
+from sqakd_fx.training.optimizer import make_optimizer
 from sqakd_fx.training.step import GradientStep
 
 MODEL = """
@@ -139,6 +140,7 @@ def in_a_process(rank: int, folder: str) -> None:
         "gradients": first_gradients(),
         "teacher": sharded_teacher(),
         "normalized": normalized_share(rank),
+        "losses": losses_with_adam(),
     }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -150,6 +152,31 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(in_a_process, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def losses_with_adam(order: Tensor | None = None) -> list[float]:
+    """Of 12 steps at W4A4 on one batch, whose rows come in an order."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4)
+    net = nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+    images = torch.randn(31, 1, 6, 6)
+    recipe = resolve_recipe("w4a4", batch_norm="absorb", weight_family="lsq", optimizer="adam")
+    program = build_program(net, images[:2], recipe)
+    calibrate(program.student, [(images,)])
+    student = program.student.train()
+    pair = training_pair(student, distillation_teacher(program), recipe)
+    step = GradientStep(pair, recipe, torch.device("cpu"), print)
+    optimizer, found = make_optimizer(student, recipe), []
+    rows = images if order is None else images[order]
+    with synchronized(student):
+        for _ in range(12):
+            loss = step((rows,)).double()
+            if dist.is_initialized():
+                dist.all_reduce(loss)
+                loss /= dist.get_world_size()
+            optimizer.step()
+            found.append(float(loss))
+    return found
 
 
 def first_gradients() -> dict[str, Tensor]:
@@ -188,6 +215,22 @@ def test_two_processes_with_unequal_shares_have_the_gradients_of_one(
             )  # 0 of a gain that the BatchNorm takes out again
             error = float((found[name] - gradient).norm()) / size
             assert error < 2e-4, (name, error)
+
+
+def apart(losses: list[float], others: list[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, others, strict=True))
+
+
+def test_with_adam_two_processes_differ_by_no_more_than_the_order_of_rows(
+    processes: list[dict[str, Any]],
+) -> None:
+    orders = [torch.randperm(31, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    wanted, two = losses_with_adam(), processes[0]["losses"]
+    reordered = [losses_with_adam(order) for order in orders]
+    assert two == processes[1]["losses"]
+    assert two[0] == pytest.approx(wanted[0], rel=1e-6)
+    assert apart(two, wanted) <= 3 * max(apart(losses, wanted) for losses in reordered)
 
 
 def sharded_teacher() -> dict[str, Any]:

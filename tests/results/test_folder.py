@@ -108,11 +108,12 @@ def test_leftovers_of_dead_processes_are_removed_and_other_hidden_files_stay(
     stay = [".gitignore", f".report.tmp-{os.getpid()}.md", ".tmpfile-of-mine"]
     for name in (*gone, *stay):
         (tmp_path / name).touch()
-    (tmp_path / ".export-abc").mkdir()
-    os.utime(tmp_path / ".export-abc", (0, 0))
+    alive = f".export-{os.getpid()}-abc"
+    for folder in (".export-abc", ".export-99999999-abc", alive):
+        (tmp_path / folder / ".within").mkdir(parents=True)
     remove_temporaries(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert left == {".sqakd-fx", "checkpoints", *stay}
+    assert left == {".sqakd-fx", "checkpoints", alive, f"{alive}/.within", *stay}
 
 
 @pytest.mark.parametrize("left", [[], [".tmpAb3dE9"], ["..sqakd-fx.tmp-99999999"]], ids=str)
