@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import InlinePass
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, fx
 
@@ -149,6 +150,7 @@ def _translate(lowered: fx.GraphModule, example_inputs: Sequence[Any], form: For
         for node in exported.exported_program.graph.nodes
         if is_own_operation(node)
     }
+    InlinePass()(exported.model)  # torch 2.8 leaves some operations as functions
     return exported.model, origins
 
 
