@@ -19,7 +19,9 @@ RECIPE = resolve_recipe("w4a4", steps=4, calibration_batches=2, held_out=0, comp
 def _quantize(
     model: nn.Module, data: list[Any], folder: Path, recipe: Recipe = RECIPE, **more: Any
 ) -> None:
-    sqakd_fx.quantize(model, data, example_inputs=data[0], recipe=recipe, out=folder, **more)
+    sqakd_fx.quantize(
+        model, data, example_inputs=data[0], recipe=recipe, out=folder, progress=False, **more
+    )
 
 
 def test_a_batch_of_another_width_is_named_where_training_meets_it(

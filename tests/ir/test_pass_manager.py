@@ -122,9 +122,10 @@ def test_a_dump_has_one_numbered_graph_a_pass(images: Tensor, tmp_path: Path) ->
         "03-propagate_shapes.txt",
         "04-canonicalize.txt",
         "05-propagate_shapes.txt",
-        "06-stable_top_k.txt",
-        "07-fold_batch_norm.txt",
-        "08-insert_quantizers.txt",
-        "09-lower_to_integer.txt",
+        "06-fold_channel_constants.txt",
+        "07-stable_top_k.txt",
+        "08-fold_batch_norm.txt",
+        "09-insert_quantizers.txt",
+        "10-lower_to_integer.txt",
     ]
-    assert "sqakd_fx.linear" in (tmp_path / "09-lower_to_integer.txt").read_text(encoding="utf-8")
+    assert "sqakd_fx.linear" in (tmp_path / "10-lower_to_integer.txt").read_text(encoding="utf-8")
