@@ -16,8 +16,8 @@ import torch
 from onnxscript import opset21 as op
 from onnxscript.function_libs.torch_lib.ops.core import aten_slice_scatter
 
-import sqakd_fx.ir.integer_ops
-import sqakd_fx.ir.top_k  # noqa: F401  (both register torch.ops.sqakd_fx)
+import sqakd_fx.ir.top_k  # noqa: F401  (registers torch.ops.sqakd_fx, as integer_ops does)
+from sqakd_fx.ir.integer_ops import sides
 from sqakd_fx.ir.op_table import Kind, Op
 
 _OPS = torch.ops.sqakd_fx
@@ -66,8 +66,9 @@ def _dequantized_bias(bias: Value, accumulator_scale: Value) -> Value:
 
 
 def _pads(padding: Sequence[int], axes: int) -> list[int]:
-    """At the start of each axis, then at its end; of one number for an axis, the same at both."""
-    return [*padding[:axes], *padding[-axes:]]
+    """At the start of each axis, then at its end."""
+    starts, ends = sides(padding, axes)
+    return [*starts, *ends]
 
 
 def _conv(

@@ -25,7 +25,7 @@ from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.pt2 import save_program
 from sqakd_fx.ir.integer_ops import both_ends, sides
 from sqakd_fx.ir.quantized_tensors import is_own_operation
-from sqakd_fx.ir.rewriting import drop_unused, get_attribute, set_attribute
+from sqakd_fx.ir.rewriting import constant_of, drop_unused, set_attribute
 
 _Q = torch.ops.quantized_decomposed
 _LEAST, _MOST = -128, 127
@@ -125,7 +125,7 @@ class _Builder:
 
         def floats(source: fx.Node) -> Any:
             value = self.values[source]
-            stored = self._stored(source) if source.op == "get_attr" else None
+            stored = constant_of(self.lowered, source)
             if grid is None or stored is None or stored.dtype != torch.uint8:
                 return value.node
             real = (stored.float() - grid.zero_point) * grid.scale
@@ -136,13 +136,9 @@ class _Builder:
             new.kwargs = {**new.kwargs, "value": grid.real(cast(int, node.kwargs["value"]))}
         return _Value(new, grid if _may_hold_codes(node) else None)
 
-    def _stored(self, node: fx.Node) -> Tensor | None:
-        value = get_attribute(self.lowered, str(node.target))
-        return value if isinstance(value, Tensor) else None
-
     def tensor(self, node: fx.Node) -> Tensor:
         """A stored scale, zero point, weight or bias."""
-        value = self._stored(node) if node.op == "get_attr" else None
+        value = constant_of(self.lowered, node)
         if value is None:
             raise ExportError(
                 f"{node.name} is computed, not stored: this profile cannot hold it as a scale or a weight"

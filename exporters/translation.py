@@ -23,6 +23,7 @@ from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.ir.quantized_tensors import is_own_operation
+from sqakd_fx.ir.rewriting import constant_of
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,8 @@ def _stored_tensors(lowered: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
     for node in lowered.graph.nodes:
         target = str(node.target)
         if node.op == "get_attr":
-            value = lowered
-            for part in target.split("."):
-                value = getattr(value, part)
-            if isinstance(value, Tensor):
+            value = constant_of(lowered, node)
+            if value is not None:
                 yield target, value
         elif node.op == "call_module":
             module = lowered.get_submodule(target)

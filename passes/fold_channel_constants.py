@@ -9,6 +9,7 @@ by hand. It works where the layer has no other consumer and its weight no other 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,22 +33,23 @@ class FoldChannelConstants(Pass):
             raise PassError("folding needs the graph in evaluation mode: call eval() first")
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        reads = reads_of(graph_module.graph)
         changed = False
         for node in list(graph_module.graph.nodes):
             op = op_of(node, {}) if node.op == "call_function" else None
             if op is None or op.kind not in (Kind.SUM, Kind.PRODUCT):
                 continue
-            changed = _fold(graph_module, node, op) or changed
+            changed = _fold(graph_module, node, op, reads) or changed
         changed = graph_module.graph.eliminate_dead_code() or changed
         drop_unused(graph_module)
         return PassResult(graph_module, changed)
 
 
-def _fold(graph_module: fx.GraphModule, node: fx.Node, op: Op) -> bool:
+def _fold(graph_module: fx.GraphModule, node: fx.Node, op: Op, reads: Mapping[str, int]) -> bool:
     layer, constant = _operands(graph_module, node, op)
     if layer is None or constant is None:
         return False
-    found = sole_compute(graph_module, layer, reads_of(graph_module.graph))
+    found = sole_compute(graph_module, layer, reads)
     if isinstance(found, str):
         return False
     values = _of_channels(found, constant)

@@ -27,7 +27,7 @@ from sqakd_fx.ir.constants import compute, insert_constant, is_computable
 from sqakd_fx.ir.op_names import op_name
 from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
-from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path
+from sqakd_fx.ir.rewriting import constant_of, drop_unused, get_attribute, node_path
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,10 @@ def _fold_slice_bounds(graph_module: fx.GraphModule) -> bool:
     """Bounds of a slice that are buffers of one integer become numbers: torch.export of torch 2.8 takes no others."""
 
     def bound(value: Any) -> Any:
-        if not isinstance(value, fx.Node) or value.op != "get_attr":
+        constant = constant_of(graph_module, value)
+        if constant is None or constant.numel() != 1 or constant.is_floating_point():
             return value
-        constant = get_attribute(graph_module, str(value.target))
-        if not isinstance(constant, torch.Tensor) or constant.numel() != 1:
-            return value
-        return value if constant.is_floating_point() else int(constant)
+        return int(constant)
 
     changed = False
     for node in graph_module.graph.nodes:
