@@ -123,18 +123,23 @@ class _Builder:
         if node.op in ("output", "placeholder", "get_attr"):
             return _Value(self.made.graph.node_copy(node, lambda n: self.values[n].node))
 
-        def floats(source: fx.Node) -> Any:
-            value = self.values[source]
-            stored = constant_of(self.lowered, source)
-            if grid is None or stored is None or stored.dtype != torch.uint8:
-                return value.node
-            real = (stored.float() - grid.zero_point) * grid.scale
-            return self.constant(f"{source.target}_float", real)
+        def given(source: fx.Node) -> Any:
+            if grid is not None and source.op == "get_attr":
+                return self.floats(source, grid)
+            return self.values[source].node
 
-        new = self.made.graph.node_copy(node, floats)
+        new = self.made.graph.node_copy(node, given)
         if grid is not None and node.target is F.pad:
             new.kwargs = {**new.kwargs, "value": grid.real(cast(int, node.kwargs["value"]))}
         return _Value(new, grid if _may_hold_codes(node) else None)
+
+    def floats(self, codes: fx.Node, grid: _Grid) -> Any:
+        """What codes stand for, of a tensor that is stored as well; of anything else what it became."""
+        stored = constant_of(self.lowered, codes)
+        if stored is not None and stored.dtype == torch.uint8:
+            real = (stored.float() - grid.zero_point) * grid.scale
+            return self.constant(f"{codes.target}_float", real)
+        return self.values[codes].node
 
     def tensor(self, node: fx.Node) -> Tensor:
         """A stored scale, zero point, weight or bias."""
@@ -175,7 +180,12 @@ class _Builder:
             return cast(fx.Node, value.node)
         if node not in self.pairs:
             grid = self.grid(scale, zero_point)
-            self.pairs[node] = self.pair(value.node, grid, f"{node.name}_moved")
+            if value.grid is None and constant_of(self.lowered, node) is None:
+                raise ExportError(
+                    f"{node.name} moves stored codes, which has no form in quantized_decomposed operations: leave what "
+                    "reads it in float with an override"
+                )
+            self.pairs[node] = self.pair(self.floats(node, grid), grid, f"{node.name}_moved")
         return self.pairs[node]
 
     def weight(self, codes: fx.Node, scale: fx.Node, axis: int) -> fx.Node:
@@ -214,6 +224,11 @@ def _quantize(build: _Builder, node: fx.Node) -> _Value:
 
 
 def _dequantize(build: _Builder, node: fx.Node) -> _Value:
+    codes, scale, zero_point = _arguments(node)
+    return _Value(build.floats(codes, build.grid(scale, zero_point)))
+
+
+def _dequantize_accumulator(build: _Builder, node: fx.Node) -> _Value:
     return _Value(build.values[_arguments(node)[0]].node)
 
 
@@ -318,7 +333,7 @@ _TRANSLATIONS: dict[str, Callable[[_Builder, fx.Node], _Value]] = {
     "linear": _linear,
     "matmul": _matmul,
     "requantize": _requantize,
-    "dequantize_accumulator": _dequantize,
+    "dequantize_accumulator": _dequantize_accumulator,
     "dequantize_weight": _dequantize_weight,
     "look_up": _look_up,
     "add": _arithmetic(torch.add),

@@ -82,6 +82,30 @@ def test_codes_below_eight_bits_are_clamped_floats_in_front_of_their_pair(
     assert all(user.target is QUANTIZE for clamp in clamps for user in clamp.users)
 
 
+class ScaledByAConstant(nn.Module):
+    """A layer scale on a layer that is used twice cannot be folded: the constant is stored as codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.scale = nn.Parameter(torch.linspace(0.1, 1, 8).reshape(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = x + self.scale * self.b(x)
+        return self.b(x + self.scale * self.b(torch.relu(x)))
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_a_stored_activation_is_what_its_codes_stand_for(bits: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    _, job = job_of(ScaledByAConstant().eval(), x, bits)
+    wanted, got = job.lowered(x), decomposed(job.lowered, job.example)(x)
+    assert [n for n in job.lowered.graph.nodes if n.op == "get_attr" and "codes" in str(n.target)]
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0.02 * float(wanted[0].std()))
+
+
 class UnevenAverage(nn.Module):
     def __init__(self) -> None:
         super().__init__()
