@@ -31,6 +31,7 @@ from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
 from sqakd_fx.mixed_precision.sensitive import (
+    Relief,
     choose,
     measure_tensors,
     tolerances_of,
@@ -40,7 +41,7 @@ from sqakd_fx.mixed_precision.sensitive import (
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.results.answers import Answers
-from sqakd_fx.results.collect import make_report, write_report
+from sqakd_fx.results.collect import Course, make_report, write_report
 from sqakd_fx.results.deploy_script import write_deploy_script
 from sqakd_fx.results.evaluate import validation_batches, with_evaluation
 from sqakd_fx.results.export import check_export, export
@@ -48,10 +49,12 @@ from sqakd_fx.results.folder import default_folder, held_folder, is_finished, pu
 from sqakd_fx.results.measure import measure
 from sqakd_fx.results.result import Result
 from sqakd_fx.results.student import save_student
+from sqakd_fx.results.tensors import tensor_facts
 from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, source_inputs
+from sqakd_fx.source.sizes import has_example_size
 from sqakd_fx.source.source import Source
 from sqakd_fx.stages import check_outputs, find_ranges, train
-from sqakd_fx.storage import storage_error
+from sqakd_fx.storage import storage_error, write_json
 from sqakd_fx.training.keeping import Keeping, forget, kept_in, require_nothing_stopped
 from sqakd_fx.training.live import Live
 from sqakd_fx.training.loop import Distilled
@@ -147,11 +150,14 @@ def run(
     force: bool = False,
     dump: Path | None = None,
     observer: Observer | None = None,
+    command: str | None = None,
 ) -> Result | None:
     """All stages from a loaded source to a validated result folder.
 
     Under torchrun every process trains on its share of each batch; the first writes, reports and has the
     result, the others have None. Nothing is done where `resume` finds a finished run.
+
+    `command` is how a command line called it, for the report.
 
     A result of before stands until this one is whole. Checkpoints of a stopped run are deleted with `force` alone.
 
@@ -176,7 +182,7 @@ def run(
             journal.say.note(
                 f"the result in {out} stands until this run is finished, and is then replaced"
             )
-        return _stages(_Job(source, recipe, out, device, resume, after), journal)
+        return _stages(_Job(source, recipe, out, device, resume, after, command), journal)
 
 
 def _held(out: Path, resume: bool) -> AbstractContextManager[None]:
@@ -194,6 +200,7 @@ class _Job:
     device: torch.device
     resume: bool
     after: GraphObserver | None
+    command: str | None
 
 
 class _Journal:
@@ -224,7 +231,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     steps_per_epoch = inputs.count()
     keeping = kept_in(job.out, resume=job.resume, force=True)
     _calibrate(job, journal, program, inputs)
-    program, inputs = _relieve(job, journal, program, inputs)
+    program, inputs, relief = _relieve(job, journal, program, inputs)
     translator = _check(job, journal, program)
     distilled = _distil(job, journal, program, inputs, steps_per_epoch, keeping)
     if not is_first():
@@ -245,10 +252,10 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     journal.say.stage("report", "accuracy and speed")
     exact_products = checked.deployed.exact_products
     measured = measure(program, exported.path, answers, exact_products=exact_products)
-    report = make_report(
-        job.source, program, distilled, exported, checked, measured, journal.seconds
-    )
+    course = Course(journal.seconds, job.command, steps_per_epoch, relief)
+    report = make_report(job.source, program, distilled, exported, checked, measured, course)
     write_report(report, program, staged(job.out))
+    write_json(staged(job.out) / "tensors.json", _tensors(program, inputs))
     publish(job.out)
     forget(keeping)
     path = job.out / exported.path.name
@@ -350,24 +357,33 @@ def _export(
 
 def _relieve(
     job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs
-) -> tuple[Program, TrainingInputs]:
+) -> tuple[Program, TrainingInputs, Relief | None]:
     """The calibrated program, with sensitive activations in float where 8 bits cost the outputs too much."""
     recipe = program.recipe
     if recipe.sensitive == "off":
-        return program, inputs
+        return program, inputs, None
     few = itertools.islice(calibration_batches(inputs, job.device), 2)
     tensors = measure_tensors(program.student, few)
     tolerances = tolerances_of(recipe, program.outputs)
     relief = choose(tensors, tolerances, recipe.tolerance_work, total_work(program.student))
     if not relief.chosen:
-        return program, inputs
+        return program, inputs, relief
     journal.say.note(relief.sentence(program.outputs))
     relieved = replace(job, recipe=with_relief(recipe, relief))
     made = _trace(relieved, journal)
     program = replace(made, outputs=program.outputs, recipe=relieved.recipe)
     inputs = replace(inputs, program=program)
     _calibrate(relieved, journal, program, inputs)
-    return program, inputs
+    return program, inputs, relief
+
+
+def _tensors(program: Program, inputs: TrainingInputs) -> list[dict[str, Any]]:
+    """What tensors.json holds, measured on the first batch of the training data; nothing where that is gone."""
+    with undisturbed_randomness():
+        seed_everything(program.recipe.seed)
+        fitting = (batch for batch in inputs.epoch(0) if has_example_size(program, batch))
+        batch = next(fitting, None)
+    return [] if batch is None else [asdict(one) for one in tensor_facts(program, batch)]
 
 
 def _append_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,18 +12,39 @@ from typing import Any
 
 import onnxruntime
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sqakd_fx.exporters.profiles import Exported
+from sqakd_fx.mixed_precision.sensitive import Relief
 from sqakd_fx.program import LayerFacts, Program, layer_facts
 from sqakd_fx.results import markdown as reporting
 from sqakd_fx.results.against_float import OutputDistance
 from sqakd_fx.results.machine import processor
 from sqakd_fx.results.measure import Measured
+from sqakd_fx.source.inputs import batch_size_of
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_json, write_text
 from sqakd_fx.targets import TARGETS
 from sqakd_fx.training.loop import Distilled
 from sqakd_fx.validation.verdict import Validation
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run itself knows.
+
+    Attributes:
+        seconds: by stage.
+        command: how it was called, where a command line did.
+        batches: in an epoch of the training data.
+        relief: the search for activations that cost the outputs too much; None where there was none.
+    """
+
+    seconds: Mapping[str, float]
+    command: str | None
+    batches: int
+    relief: Relief | None
 
 
 def make_report(
@@ -32,7 +54,7 @@ def make_report(
     exported: Exported,
     checked: Validation,
     measured: Measured,
-    timings: Mapping[str, float],
+    course: Course,
 ) -> dict[str, Any]:
     """Everything that report.json holds: sizes, accuracy, speed, validation, timings."""
     facts = layer_facts(program.student)
@@ -76,7 +98,13 @@ def make_report(
         "loss": distilled.loss,
         "before_training": None if distilled.before is None else asdict(distilled.before),
         "after_training": None if distilled.after is None else asdict(distilled.after),
-        "seconds": dict(timings),
+        "seconds": dict(course.seconds),
+        "command": course.command,
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "data": _data(source, program, course.batches),
+        "steps": distilled.steps,
+        "farthest_samples": [asdict(one) for one in measured.farthest],
+        "sensitive_tensors": None if course.relief is None else _search(course.relief),
         "training_notes": list(distilled.notes),
         "layers": [asdict(f) for f in facts],
         "stored_weights": [asdict(w) for w in exported.weights],
@@ -84,6 +112,47 @@ def make_report(
         "stays_in_float": [asdict(n) for n in program.notes],
         "validation": checked.as_dict(),
         "validation_lines": lines,
+    }
+
+
+def _data(source: Source, program: Program, batches: int) -> dict[str, Any]:
+    """What was trained on, and what was validated and compared on."""
+    return {
+        "training": _words_of(source.train_data),
+        "batches": batches,
+        "batch_size": batch_size_of(program),
+        "evaluation": None if source.eval_data is None else _words_of(source.eval_data),
+    }
+
+
+def _words_of(data: Any) -> str:
+    """The kind of the data, and how many samples or batches it has, where it says so."""
+    held: Any = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(held, Tensor):
+        return f"tensor of shape {tuple(held.shape)}"
+    try:
+        return f"{type(held).__name__} of {len(held)}"
+    except Exception:
+        return type(held).__name__
+
+
+def _search(relief: Relief) -> dict[str, Any]:
+    """Which 8-bit activations were measured, what each alone costs each output, and which are left in float."""
+    chosen = {tensor.name for tensor in relief.chosen}
+    return {
+        "tolerances": list(relief.tolerances),
+        "before": list(relief.before),
+        "after": list(relief.after),
+        "share_of_work": relief.share,
+        "tensors": [
+            {
+                "quantizer": tensor.name,
+                "errors": list(tensor.errors),
+                "in_float": tensor.name in chosen,
+                "layers": list(tensor.layers),
+            }
+            for tensor in relief.tensors
+        ],
     }
 
 
