@@ -77,7 +77,6 @@ def make_report(
         "recipe": program.recipe.name,
         "version": version("sqakd-fx"),
         "torch": torch.__version__,
-        "slower_than_float": slower_sentence(measured),
         "onnxruntime": onnxruntime.__version__,
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "processor": processor(),
@@ -88,13 +87,8 @@ def make_report(
         "metric": metric,
         "batch": len(program.example[0]),
         "summary": summary,
-        "accuracy": measured.accuracy,
-        "outputs": [asdict(one) for one in measured.outputs],
-        "float_onnx_bytes": measured.float_bytes,
-        "onnx_bytes": measured.onnx_bytes,
+        **_figures(measured),
         "nominal_weight_bytes": packed,
-        "float_ms": measured.float_ms,
-        "integer_ms": measured.integer_ms,
         "loss": distilled.loss,
         "before_training": None if distilled.before is None else asdict(distilled.before),
         "after_training": None if distilled.after is None else asdict(distilled.after),
@@ -103,7 +97,6 @@ def make_report(
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "data": _data(source, program, course.batches),
         "steps": distilled.steps,
-        "farthest_samples": [asdict(one) for one in measured.farthest],
         "sensitive_tensors": None if course.relief is None else _search(course.relief),
         "training_notes": list(distilled.notes),
         "layers": [asdict(f) for f in facts],
@@ -112,6 +105,20 @@ def make_report(
         "stays_in_float": [asdict(n) for n in program.notes],
         "validation": checked.as_dict(),
         "validation_lines": lines,
+    }
+
+
+def _figures(measured: Measured) -> dict[str, Any]:
+    """What was measured, as report.json has it."""
+    return {
+        "slower_than_float": slower_sentence(measured),
+        "accuracy": measured.accuracy,
+        "outputs": [asdict(one) for one in measured.outputs],
+        "float_onnx_bytes": measured.float_bytes,
+        "onnx_bytes": measured.onnx_bytes,
+        "float_ms": measured.float_ms,
+        "integer_ms": measured.integer_ms,
+        "farthest_samples": [asdict(one) for one in measured.farthest],
     }
 
 
