@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sqakd_fx.cli.commands import about, inspect, quantize, results, sensitivity
+from sqakd_fx.cli.commands import about, inspect, quantize, report, results, sensitivity
 from sqakd_fx.cli.friendly import Commands, friendly
 from sqakd_fx.diagnostics.terminal import say
 
@@ -18,6 +18,7 @@ COMMANDS: dict[Callable[..., Any], str] = {
     quantize.quantize: MAIN,
     sensitivity.sensitivity: MAIN,
     inspect.inspect: RESULT,
+    report.report: RESULT,
     results.export: RESULT,
     results.validate: RESULT,
     about.recipes: ABOUT,

@@ -22,6 +22,7 @@ from sqakd_fx.results import markdown as reporting
 from sqakd_fx.results.against_float import OutputDistance
 from sqakd_fx.results.machine import processor
 from sqakd_fx.results.measure import Measured
+from sqakd_fx.source.batches import Replay
 from sqakd_fx.source.inputs import batch_size_of
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_json, write_text
@@ -137,10 +138,11 @@ def _words_of(data: Any) -> str:
     held: Any = data.dataset if isinstance(data, DataLoader) else data
     if isinstance(held, Tensor):
         return f"tensor of shape {tuple(held.shape)}"
+    name = "stream" if isinstance(held, Replay) else type(held).__name__
     try:
-        return f"{type(held).__name__} of {len(held)}"
+        return f"{name} of {len(held)}"
     except Exception:
-        return type(held).__name__
+        return name
 
 
 def _search(relief: Relief) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,9 @@ def tensor_facts(program: Program, inputs: Sequence[Tensor]) -> list[TensorFacts
     """Every quantized tensor of the trained student, on the first eight samples of a batch, in graph order."""
     few = tuple(x[:_SAMPLES] if x.ndim else x for x in inputs)
     calls = _calls(program.student)
-    wanted = {node.all_input_nodes[0].name for node, quantizer in calls.items()}
+    wanted = {
+        name for node in calls for name in (node.all_input_nodes[0].name, _tensor(node, calls))
+    }
     comparable = program.recipe.equalize == "off"
     floats = _Kept(distillation_teacher(program), wanted).values_of(few) if comparable else {}
     seen = _Kept(program.student, wanted).values_of(few)
@@ -63,8 +65,19 @@ def tensor_facts(program: Program, inputs: Sequence[Tensor]) -> list[TensorFacts
     for node, quantizer in calls.items():
         name = node.all_input_nodes[0].name
         if name in seen and seen[name].numel():
-            found.append(_facts(node, quantizer, seen[name], floats.get(name)))
+            tensor = _tensor(node, calls)
+            found.append(
+                _facts((str(node.target), tensor), quantizer, seen[name], floats.get(tensor))
+            )
     return found
+
+
+def _tensor(call: fx.Node, calls: Mapping[fx.Node, Quantizer]) -> str:
+    """The node that makes what is quantized, perhaps with more bits before."""
+    source = call.all_input_nodes[0]
+    while source in calls:
+        source = source.all_input_nodes[0]
+    return source.name
 
 
 def _calls(student: fx.GraphModule) -> dict[fx.Node, Quantizer]:
@@ -97,7 +110,9 @@ class _Kept(fx.Interpreter):
         return made
 
 
-def _facts(node: fx.Node, quantizer: Quantizer, x: Tensor, wanted: Tensor | None) -> TensorFacts:
+def _facts(
+    names: tuple[str, str], quantizer: Quantizer, x: Tensor, wanted: Tensor | None
+) -> TensorFacts:
     x = x.detach().float()
     made = quantizer(x)
     values, lowest, step = _in_unit(quantizer, x)
@@ -110,8 +125,7 @@ def _facts(node: fx.Node, quantizer: Quantizer, x: Tensor, wanted: Tensor | None
         end = start + step
     outside = (values < lowest - step / 2) | (values > highest + step / 2)
     return TensorFacts(
-        str(node.target),
-        node.all_input_nodes[0].name,
+        *names,
         quantizer.role,
         quantizer.bits,
         lowest,
