@@ -254,7 +254,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     measured = measure(program, exported.path, answers, exact_products=exact_products)
     course = Course(journal.seconds, job.command, steps_per_epoch, relief)
     report = make_report(job.source, program, distilled, exported, checked, measured, course)
-    write_report(report, program, staged(job.out))
+    write_report(report, staged(job.out))
     write_json(staged(job.out) / "tensors.json", _tensors(program, inputs))
     publish(job.out)
     forget(keeping)

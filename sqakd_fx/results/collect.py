@@ -63,7 +63,7 @@ def make_report(
     packed = _packed_bytes(weights, facts)
     lines = reporting.validation_lines(checked)
     if measured.unmeasured is not None:
-        lines.insert(0, f"accuracy was not measured: {measured.unmeasured}")
+        lines.insert(0, f"{reporting.UNMEASURED}{measured.unmeasured}")
     metric = "metric" if source.metric else "top-1"
     summary = [
         *_accuracy_rows(metric if source.metric else "top-1 (%)", measured),
@@ -165,11 +165,10 @@ def _search(relief: Relief) -> dict[str, Any]:
     }
 
 
-def write_report(report: Mapping[str, Any], program: Program, out: Path) -> None:
+def write_report(report: Mapping[str, Any], out: Path) -> None:
     """report.json and report.md."""
     write_json(out / "report.json", report)
-    text = reporting.markdown(report, layer_facts(program.student), program.notes)
-    write_text(out / "report.md", text)
+    write_text(out / "report.md", reporting.markdown(report))
 
 
 def _packed_bytes(weights: int, facts: Sequence[LayerFacts]) -> float:
