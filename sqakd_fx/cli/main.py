@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sqakd_fx.cli.commands import about, inspect, quantize, report, results, sensitivity
+from sqakd_fx.cli.commands import about, compare, inspect, quantize, report, results, sensitivity
 from sqakd_fx.cli.friendly import Commands, friendly
 from sqakd_fx.diagnostics.terminal import say
 
@@ -19,6 +19,7 @@ COMMANDS: dict[Callable[..., Any], str] = {
     sensitivity.sensitivity: MAIN,
     inspect.inspect: RESULT,
     report.report: RESULT,
+    compare.compare: RESULT,
     results.export: RESULT,
     results.validate: RESULT,
     about.recipes: ABOUT,

@@ -1,1 +1,1 @@
-"""The HTML report: one offline page of a result folder, of which nothing is trusted and nothing is run."""
+"""What is shown of result folders, of which nothing is trusted and nothing is run: the HTML page, a comparison."""
