@@ -9,6 +9,7 @@ from typing import Any
 from sqakd_fx.report.markup import text
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2457a6", "#d9730d", "#2f8f5b", "#9aa3ad", "#c0392b"
+_LOG, _FROM_ZERO = {"type": "log"}, {"rangemode": "tozero"}
 _GRID, _INK = "#e6e9ed", "#1f2933"
 
 Json = Mapping[str, Any]
@@ -85,8 +86,15 @@ def axis(title: str, **settings: Any) -> dict[str, Any]:
     return {**plain, "automargin": True, **settings}
 
 
-def bars(names: Sequence[str], values: Sequence[float | None], title: str, form: str) -> Choice:
-    """Horizontal bars in order, the first on top; what is not known has none."""
+def bars(
+    names: Sequence[str],
+    values: Sequence[float | None],
+    title: str,
+    form: str,
+    *,
+    log: bool = False,
+) -> Choice:
+    """Horizontal bars in order, the first on top; what is not known has none, nor has zero on a logarithmic axis."""
     shown = ["–" if value is None else form.format(value) for value in values]
     places = list(range(len(names)))
     trace = {
@@ -106,7 +114,7 @@ def bars(names: Sequence[str], values: Sequence[float | None], title: str, form:
         "hovertext": [f"{text(name)}<br>{value}" for name, value in zip(names, shown, strict=True)],
     }
     layout = {
-        "xaxis": {"visible": False, "fixedrange": True, "rangemode": "tozero"},
+        "xaxis": {"visible": False, "fixedrange": True, **(_LOG if log else _FROM_ZERO)},
         "yaxis": {
             "tickvals": places,
             "ticktext": [text(short(name)) for name in names],

@@ -13,13 +13,13 @@ from sqakd_fx.results.tensors import TensorFacts
 
 _Column = tuple[str, Sequence[float | None], str]
 """Title, values, form."""
+_KL = "KL where it alone "
 
 
 def layer_columns(held: Held) -> list[_Column]:
     """What is known of each layer, in graph order."""
     layers = held.report.layers
     weights = [_weight_of(held, layer) for layer in layers]
-    measured = {one.name: one.divergence.get(one.weight_bits) for one in held.sensitivity}
     found: list[_Column] = [
         ("weight bits", [layer.weight_bits for layer in layers], "{:.0f}"),
         ("bits of its input", [layer.activation_bits for layer in layers], "{:.0f}"),
@@ -30,9 +30,23 @@ def layer_columns(held: Held) -> list[_Column]:
             [None if one is None else one.grid_noise for one in weights],
             "{:.1f}",
         ),
-        ("KL where it alone is quantized", [measured.get(x.name) for x in layers], "{:.2g}"),
+        *_sensitivity(held),
     ]
     return _known(found)
+
+
+def _sensitivity(held: Held) -> list[_Column]:
+    """What each layer alone costs at its own bits, and at others that every layer was measured with."""
+    measured = {one.name: one for one in held.sensitivity}
+    rows = [measured.get(layer.name) for layer in held.report.layers]
+    own = [row and row.divergence.get(row.weight_bits) for row in rows]
+    found: list[_Column] = [(f"{_KL}is quantized", own, "{:.2g}")]
+    shared = [set(row.divergence) for row in rows if row is not None]
+    for bits in sorted(set.intersection(*shared)) if shared else ():
+        values = [row and row.divergence.get(bits) for row in rows]
+        if values != own:
+            found.append((f"{_KL}has {bits} bits", values, "{:.2g}"))
+    return found
 
 
 def _known(columns: Sequence[_Column]) -> list[_Column]:
@@ -93,7 +107,10 @@ def names_of(tensors: Sequence[TensorFacts]) -> list[str]:
 
 
 def _choices(names: Sequence[str], columns: Sequence[_Column]) -> list[Choice]:
-    return [bars(names, values, title, form) for title, values, form in columns]
+    return [
+        bars(names, values, title, form, log=title.startswith(_KL))
+        for title, values, form in columns
+    ]
 
 
 def layer_chart(held: Held) -> Chart:

@@ -110,7 +110,7 @@ def _tensors(held: Held, chart: Chart) -> tuple[str, ...]:
 
 _ABOUT_TENSORS = paragraph(
     "Measured on eight training samples. The difference to float is that of the whole network up to this tensor; the "
-    "noise of the grid is what this tensor's own quantizer adds. Higher is better."
+    "noise of the grid is what this tensor's own quantizer adds. More decibels are better."
 )
 _ABOUT_GRIDS = paragraph(
     "The shaded interval is what the grid covers; lines are the numbers of a grid with few levels. What lies outside "
