@@ -6,7 +6,6 @@ result folder.
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,15 +29,8 @@ from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
-from sqakd_fx.mixed_precision.sensitive import (
-    Relief,
-    choose,
-    measure_tensors,
-    tolerances_of,
-    total_work,
-    with_relief,
-)
-from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.mixed_precision.sensitive import Relief, with_relief
+from sqakd_fx.program import Program, build_program, lower, with_recipe
 from sqakd_fx.recipe import Recipe, resolve_recipe
 from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.collect import Course, make_report, write_report
@@ -50,10 +42,10 @@ from sqakd_fx.results.measure import measure
 from sqakd_fx.results.result import Result
 from sqakd_fx.results.student import save_student
 from sqakd_fx.results.tensors import tensor_facts
-from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, source_inputs
+from sqakd_fx.source.inputs import TrainingInputs, source_inputs
 from sqakd_fx.source.sizes import has_example_size
 from sqakd_fx.source.source import Source
-from sqakd_fx.stages import check_outputs, find_ranges, train
+from sqakd_fx.stages import check_outputs, find_ranges, sensitive_tensors, train
 from sqakd_fx.storage import storage_error, write_json
 from sqakd_fx.training.keeping import Keeping, forget, kept_in, require_nothing_stopped
 from sqakd_fx.training.live import Live
@@ -359,22 +351,14 @@ def _relieve(
     job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs
 ) -> tuple[Program, TrainingInputs, Relief | None]:
     """The calibrated program, with sensitive activations in float where 8 bits cost the outputs too much."""
-    recipe = program.recipe
-    if recipe.sensitive == "off":
-        return program, inputs, None
-    few = itertools.islice(calibration_batches(inputs, job.device), 2)
-    tensors = measure_tensors(program.student, few)
-    tolerances = tolerances_of(recipe, program.outputs)
-    relief = choose(tensors, tolerances, recipe.tolerance_work, total_work(program.student))
-    if not relief.chosen:
+    relief = sensitive_tensors(program, inputs, job.device)
+    if relief is None or not relief.chosen:
         return program, inputs, relief
     journal.say.note(relief.sentence(program.outputs))
-    relieved = replace(job, recipe=with_relief(recipe, relief))
-    made = _trace(relieved, journal)
-    program = replace(made, outputs=program.outputs, recipe=relieved.recipe)
-    inputs = replace(inputs, program=program)
-    _calibrate(relieved, journal, program, inputs)
-    return program, inputs, relief
+    relieved = with_recipe(program, with_relief(program.recipe, relief), after=job.after)
+    inputs = replace(inputs, program=relieved)
+    _calibrate(replace(job, recipe=relieved.recipe), journal, relieved, inputs)
+    return relieved, inputs, relief
 
 
 def _tensors(program: Program, inputs: TrainingInputs) -> list[dict[str, Any]]:

@@ -39,11 +39,11 @@ def _sensitivity(held: Held) -> list[_Column]:
     """What each layer alone costs at its own bits, and at others that every layer was measured with."""
     measured = {one.name: one for one in held.sensitivity}
     rows = [measured.get(layer.name) for layer in held.report.layers]
-    own = [row and row.divergence.get(row.weight_bits) for row in rows]
+    own = [None if row is None else row.divergence.get(row.weight_bits) for row in rows]
     found: list[_Column] = [(f"{_KL}is quantized", own, "{:.2g}")]
     shared = [set(row.divergence) for row in rows if row is not None]
     for bits in sorted(set.intersection(*shared)) if shared else ():
-        values = [row and row.divergence.get(bits) for row in rows]
+        values = [None if row is None else row.divergence.get(bits) for row in rows]
         if values != own:
             found.append((f"{_KL}has {bits} bits", values, "{:.2g}"))
     return found
