@@ -31,7 +31,8 @@ from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
 from sqakd_fx.mixed_precision.sensitive import Relief, with_relief
 from sqakd_fx.program import Program, build_program, lower, with_recipe
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.collect import Course, make_report, write_report
 from sqakd_fx.results.deploy_script import write_deploy_script
