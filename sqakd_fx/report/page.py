@@ -109,7 +109,7 @@ def _tensors(held: Held, chart: Chart) -> tuple[str, ...]:
 
 
 _ABOUT_TENSORS = paragraph(
-    "Measured on eight training samples. The difference to float is that of the whole network up to this tensor; the "
+    "Measured on a few training samples. The difference to float is that of the whole network up to this tensor; the "
     "noise of the grid is what this tensor's own quantizer adds. More decibels are better."
 )
 _ABOUT_GRIDS = paragraph(
