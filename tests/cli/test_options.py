@@ -29,10 +29,11 @@ def answer(*arguments: str, columns: int = 200) -> Result:
     return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "TERMINAL_WIDTH": None})
 
 
-def test_help_and_version_do_not_import_torch() -> None:
+def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
     code = "import sys, sqakd_fx.cli.main as m\ntry: m.app(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
     for asked, said in (("--help", "quantize"), ("--version", version("sqakd-fx"))):
-        done = subprocess.run([sys.executable, "-c", code, asked], capture_output=True, text=True)
+        command = [sys.executable, "-c", code, asked]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
 
