@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "paper" / "README.md"]
 )
 HISTORY = {"CHANGELOG.md", "docs/accuracy-notebook.md"}
+MOST_WORDS = 40
+PAST = r"no longer|preset before|of now\b|[Tt]he last time|since then|[Ii]n the past|used to be|\bwas mended"
+"""What tells of an earlier state; the changelog and the notebook may."""
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 GENERATE = runpy.run_path(str(ROOT / "docs" / "_generate.py"), run_name="read")
 
@@ -53,6 +57,36 @@ def example_with(text: str, name: str) -> str:
 def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
     exec(compile(code, "page.md", "exec", dont_inherit=True), names)
     return names
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences, items of lists and cells of tables; code stands alone."""
+    text = re.sub(r"^```.*?^```|<!--.*?-->|^    (?!\|).*?$", "", text, flags=re.S | re.M)
+    cells = [
+        cell for row in re.findall(r"^\|.*$", text, re.M) for cell in re.split(r"(?<!\\)\|", row)
+    ]
+    prose = re.sub(r"^\|.*$", "\n", text, flags=re.M)
+    parts = re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) |^#.*$", prose, flags=re.M)
+    return cells + [one for part in parts for one in re.split(r"(?<=[.?!])\s+(?=[^a-z])", part)]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "CHANGELOG.md"])
+def test_no_sentence_has_more_than_forty_words(name: str) -> None:
+    longest = max(sentences(text_of(name)), key=lambda sentence: len(sentence.split()))
+    assert len(longest.split()) <= MOST_WORDS or "differs from the model by" in longest, longest
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/tutorial.md", "docs/choosing.md", "docs/faq.md"]
+)
+def test_pages_for_beginners_have_short_sentences(name: str) -> None:
+    counts = [len(sentence.split()) for sentence in sentences(text_of(name)) if sentence.strip()]
+    assert statistics.median(counts) <= 20
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in HISTORY])
+def test_pages_tell_no_history(name: str) -> None:
+    assert re.findall(PAST, text_of(name)) == []
 
 
 def test_every_python_block_has_what_runs_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -44,6 +45,12 @@ def test_every_option_has_a_help_text_of_several_words(command: str) -> None:
     assert answer(command, "-h").exit_code == 0
     for option in group.commands[command].params:
         assert len((option.help or "").split()) >= 3, option.name
+
+
+def test_help_has_no_line_that_ends_where_the_source_file_does() -> None:
+    for command in COMMANDS:
+        for paragraph in inspect.cleandoc(command.__doc__ or "").split("\n\n"):
+            assert "\n" not in paragraph, command.__name__
 
 
 def test_options_stand_in_groups() -> None:

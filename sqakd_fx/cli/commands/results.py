@@ -102,8 +102,7 @@ def validate(
 ) -> None:
     """Compare the exported file with the trained graph again; exit status 1 where it differs.
 
-    Without --source it is the student that the folder holds, on the files of --data, or on the example inputs and
-    samples drawn within the trained ranges.
+    The student is that of the folder. Without --data its example inputs are taken, and samples drawn for it.
     """
     from sqakd_fx.cli.validate import validate_saved, validate_with_source
     from sqakd_fx.results.markdown import tensor_table, validation_lines
