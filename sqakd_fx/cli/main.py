@@ -22,6 +22,7 @@ COMMANDS: dict[Callable[..., Any], str] = {
     compare.compare: RESULT,
     results.export: RESULT,
     results.validate: RESULT,
+    about.example: ABOUT,
     about.recipes: ABOUT,
     about.passes: ABOUT,
     about.capabilities: ABOUT,
@@ -66,7 +67,7 @@ def start(
 ) -> None:
     """Quantize trained PyTorch models without labels, and export integer ONNX.
 
-    First command: sqakd-fx quantize model.py
+    First command: sqakd-fx quantize model.py. Without a model: sqakd-fx example
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

@@ -18,6 +18,10 @@ _WHITE_16 = 65535.0
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 
 
+def image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+
+
 class ImageFolder(Dataset[Tensor]):
     """Images at any depth below a folder, each (channels, height, width), float32, as the transform makes them.
 
@@ -28,7 +32,7 @@ class ImageFolder(Dataset[Tensor]):
     def __init__(
         self, folder: Path, *, channels: int, height: int, width: int, transform: Transform
     ) -> None:
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        self.files = image_files(folder)
         if not self.files:
             raise SourceError(
                 f"there are no images in {folder}: give a folder of .jpg or .png files"
