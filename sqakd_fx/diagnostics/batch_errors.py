@@ -21,6 +21,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a process that trains with this one has ended, as gloo and NCCL say it."""
+    said = (
+        "gloo/transport",
+        "connection closed by peer",
+        "connection reset by peer",
+        "ncclremoteerror",
+    )
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in said)
+
+
 @contextlib.contextmanager
 def batch_named(batch: str, inputs: tuple[Tensor, ...]) -> Iterator[None]:
     """Inside, what torch raises because the model does not take `inputs` becomes one sentence.
@@ -31,7 +42,8 @@ def batch_named(batch: str, inputs: tuple[Tensor, ...]) -> Iterator[None]:
     try:
         yield
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
-        if is_out_of_memory(error) or isinstance(error, TorchDynamoException):
+        known = is_out_of_memory(error) or is_lost_process(error)
+        if known or isinstance(error, TorchDynamoException):
             raise
         raise SourceError(
             f"{batch}, {_form(inputs)}, does not run through the model "

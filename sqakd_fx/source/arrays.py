@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from sqakd_fx.diagnostics.wording import require_exists
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.source.images import ImageFolder
+from sqakd_fx.source.replay import memory
 from sqakd_fx.source.transform import Transform
 
 _ARRAY_NAMES = ("images", "x", "data")
@@ -120,7 +120,7 @@ def _from_archive(path: Path) -> np.ndarray[Any, Any]:
         with zipfile.ZipFile(path) as archive:
             member = next(m for m in (f"{name}.npy", name) if m in archive.namelist())
             packed, unpacked = archive.getinfo(member).compress_size, _array_bytes(archive, member)
-        if unpacked > _memory() / 2 or unpacked > max(_LARGEST_RATIO * packed, _SMALL):
+        if unpacked > memory() / 2 or unpacked > max(_LARGEST_RATIO * packed, _SMALL):
             raise SourceError(
                 f"the array {name!r} in {path} unpacks from {packed / 2**20:.1f} MiB to {unpacked / 2**20:.0f} MiB, "
                 "more than is taken unasked: save it with np.save as .npy, which is read piece by piece"
@@ -140,13 +140,6 @@ def _array_bytes(archive: zipfile.ZipFile, member: str) -> int:
         )
         shape, _, dtype = read(file)
     return max(math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size)
-
-
-def _memory() -> float:
-    """Bytes of the machine's memory; no limit where it does not tell."""
-    if not hasattr(os, "sysconf"):
-        return math.inf
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _fitted(

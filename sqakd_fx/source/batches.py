@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.source.items import Form, Layout, Record, collate_items, collated
+from sqakd_fx.source.replay import Replay, replayable
 
 T = TypeVar("T")
 
@@ -31,28 +32,6 @@ class Batch:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-
-class Replay(Generic[T]):
-    """A one-shot iterator made re-iterable: what was drawn is kept in memory and given again.
-
-    Nothing is drawn before it is asked for. Memory grows with the number of items drawn.
-    """
-
-    def __init__(self, source: Iterator[T]) -> None:
-        self._source = source
-        self._seen: list[T] = []
-
-    def __iter__(self) -> Iterator[T]:
-        index = 0
-        while True:
-            if index == len(self._seen):
-                try:
-                    self._seen.append(next(self._source))
-                except StopIteration:
-                    return
-            yield self._seen[index]
-            index += 1
 
 
 @dataclass(frozen=True)
@@ -98,6 +77,11 @@ class Batches(Generic[T]):
     @property
     def labels_ignored(self) -> bool:
         return self._labels_ignored
+
+    @property
+    def overflows(self) -> bool:
+        """Whether the data is an iterator that has given more than memory keeps."""
+        return isinstance(self._data, Replay) and self._data.overflows
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iterations: it depends on (seed, epoch) alone.
@@ -230,7 +214,7 @@ def input_batches(
     """Batches of inputs; labels are never looked at.
 
     `data` is a DataLoader, a Dataset, a tensor or array of shape (N, ...), or any iterable. A one-shot
-    iterator is kept in memory as it is drawn, so that it lasts several epochs.
+    iterator is kept in memory as it is drawn, so that it lasts several epochs (`Replay`).
 
     Iteration raises:
         SourceError: no batch, an item that cannot be loaded or has the wrong form.
@@ -257,11 +241,6 @@ def labelled_batches(
         lambda record: (Batch(record.args, record.kwargs), record.target),
         loading,
     )
-
-
-def replayable(data: Any) -> Any:
-    """`data` itself, or for a one-shot iterator a `Replay` of it."""
-    return Replay(data) if isinstance(data, Iterator) and iter(data) is data else data
 
 
 def _generators_of(data: Any) -> list[torch.Generator]:
