@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from sqakd_fx.diagnostics.batch_errors import length_of
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.source.items import Form, Layout, Record, collate_items, collated
@@ -97,7 +98,7 @@ class Batches(Generic[T]):
         """Batches in an epoch, or None where the data does not say."""
         data = self._data
         if _is_array(data) or _is_map_style(data):
-            total = len(data)
+            total = length_of(data, self._layout.what)
             if total == 0 or not self._holds_samples():
                 return total
             if self._drops(total):
@@ -259,7 +260,7 @@ def _is_array(data: Any) -> TypeGuard[Tensor | np.ndarray[Any, Any]]:
 
 
 def _is_map_style(data: Any) -> bool:
-    if isinstance(data, DataLoader | IterableDataset | Mapping | str | Tensor | np.ndarray):
+    if isinstance(data, DataLoader | IterableDataset | Mapping | str | type | Tensor | np.ndarray):
         return False
     return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 

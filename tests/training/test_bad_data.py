@@ -11,7 +11,7 @@ from weakref import WeakSet
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import sqakd_fx
 from sqakd_fx.cli.main import wait_without_spinning
@@ -176,6 +176,37 @@ def test_an_example_that_requires_gradients_is_taken(tmp_path: Any) -> None:
     made = sqakd_fx.quantize(net(), ROWS, example_inputs=example, recipe=recipe, **out)
     assert made is not None
     assert not made.validation.failures
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        (torch.full((2, 6), float("nan")), "the example holds NaN or infinity, in sample 0"),
+        (ROWS[:2].to_sparse(), "the example has a sparse_coo tensor"),
+        (ROWS[:2].to("meta"), "the example has a meta tensor"),
+    ],
+    ids=["NaN", "sparse", "without values"],
+)
+def test_an_example_without_values_is_refused(tmp_path: Any, example: Tensor, said: str) -> None:
+    with pytest.raises(SourceError, match=said):
+        sqakd_fx.quantize(
+            net(), ROWS, example_inputs=example, out=tmp_path / "out", observer=Silent()
+        )
+
+
+class Unmeasured(Dataset[Tensor]):
+    """Says a length that is none."""
+
+    def __len__(self) -> int:
+        return -1
+
+    def __getitem__(self, index: int) -> Tensor:
+        return ROWS[index]
+
+
+def test_data_that_does_not_say_how_long_it_is_is_refused() -> None:
+    with pytest.raises(SourceError, match="does not say how long it is .* its __len__ gives"):
+        calibrated(Unmeasured(), held_out=8)
 
 
 def test_data_that_requires_gradients_is_taken() -> None:
