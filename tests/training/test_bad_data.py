@@ -205,7 +205,7 @@ class Unmeasured(Dataset[Tensor]):
 
 
 def test_data_that_does_not_say_how_long_it_is_is_refused() -> None:
-    with pytest.raises(SourceError, match="does not say how long it is .* its __len__ gives"):
+    with pytest.raises(SourceError, match=r"does not say how long it is .* its __len__ gives"):
         calibrated(Unmeasured(), held_out=8)
 
 
