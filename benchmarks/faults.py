@@ -4,6 +4,7 @@
     python benchmarks/faults.py options           every option of the command line with hostile texts
     python benchmarks/faults.py data              data that should not be given, of many kinds and in many places
     python benchmarks/faults.py folders           result folders of somebody else: each file, damaged in many ways
+    python benchmarks/faults.py files             files that were made to do harm: code, bombs, links, escapes
     python benchmarks/faults.py kills --count 40  a run killed at random moments, in several set-ups, then resumed
 
 What is not success or one sentence is a fault, and is listed. Exit status 1 where there is one.
@@ -27,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kills import kills_campaign
 
@@ -216,14 +217,16 @@ def time_limit() -> Iterator[None]:
         signal.alarm(0)
 
 
-def answer_of(arguments: Sequence[str]) -> str:
-    """What a command line answers: "success", "sentence", or what it should not."""
+def answer_of(arguments: Sequence[str], printed: IO[str] | None = None) -> str:
+    """What a command line answers: "success", "sentence", or what it should not; what it prints goes to `printed`."""
     from typer.testing import CliRunner
 
     from sqakd_fx.cli.main import app
 
     with time_limit():
         done = CliRunner().invoke(app, list(arguments))
+    if printed is not None:
+        printed.write(done.output)
     return _said(done.exit_code, done.exception, done.stderr)
 
 
@@ -298,6 +301,50 @@ def folders_campaign(count: int) -> Iterator[tuple[str, str]]:
             yield f"{name}: {told} ({' '.join(command)})", answer
 
 
+# -- files of somebody else ---------------------------------------------------------------------------
+
+_ORDERS = ("\x1b", "\x07", "\x9b", "\u202e", "\r")
+"""What gives a terminal orders."""
+
+
+def files_campaign(count: int) -> Iterator[tuple[str, str]]:
+    """Files that were made to do harm: nothing is run, nothing written outside, no order reaches the terminal."""
+    from hostile_files import cases
+
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "net"
+        made_folder(result)
+        try:
+            made = cases()
+            random.Random(0).shuffle(made)
+            for index, (what, make) in enumerate(made[:count]):
+                folder = Path(scratch) / str(index)
+                folder.mkdir()
+                yield what, _harm_of(make, folder, result)
+        finally:
+            os.chdir(before)
+
+
+def _harm_of(make: Callable[[Any], list[str]], folder: Path, result: Path) -> str:
+    """What a hostile file did, or how a command answered to it."""
+    from hostile_files import prepared, state_of
+
+    place = prepared(folder, result)
+    arguments = make(place)
+    untouched = state_of(folder)
+    os.chdir(place.folder)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        told = answer_of(arguments, said)
+    if place.mark.exists():
+        return "code was run"
+    if state_of(folder) != untouched:
+        return "something outside was changed"
+    orders = [order for order in _ORDERS if order in said.getvalue()]
+    return f"orders for the terminal: {orders}" if orders else told
+
+
 def _said(status: int, error: BaseException | None, stderr: str) -> str:
     if error is not None and not isinstance(error, SystemExit):
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -313,6 +360,7 @@ CAMPAIGNS: dict[str, Callable[[int], Iterator[tuple[str, str]]]] = {
     "options": options_campaign,
     "data": data_campaign,
     "folders": folders_campaign,
+    "files": files_campaign,
     "kills": kills_campaign,
 }
 

@@ -117,7 +117,9 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; raises StorageError where it is missing or damaged."""
+    """Read JSON; raises StorageError where it is missing or damaged, a folder, or a device without an end."""
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is not a file: make it again")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

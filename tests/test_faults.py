@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import bad_data
 import faults
+import hostile_files
 
 from sqakd_fx.recipe import Recipe, resolve_recipe
 
@@ -97,6 +98,26 @@ def test_data_of_many_kinds_has_a_case_in_every_place() -> None:
 def test_a_sample_of_bad_data_ends_in_sentences() -> None:
     found = dict(faults.data_campaign(8))
     assert set(found.values()) <= faults.GOOD, found
+
+
+def test_a_sample_of_files_that_were_made_to_do_harm_does_none() -> None:
+    assert len(hostile_files.cases()) > 100
+    found = dict(faults.files_campaign(12))
+    assert set(found.values()) <= faults.GOOD, found
+
+
+def test_the_campaign_sees_code_that_runs_and_what_is_changed_outside(tmp_path: Path) -> None:
+    def runs(place: hostile_files.Place) -> list[str]:
+        return ["inspect", "evil.py"]
+
+    def changes(place: hostile_files.Place) -> list[str]:
+        place.write("model.py", "open('../outside/secret', 'w').close()\n")
+        return ["inspect", "model.py"]
+
+    (tmp_path / "net").mkdir()
+    for name, make, told in (("a", runs, "code was run"), ("b", changes, "something outside")):
+        (tmp_path / name).mkdir()
+        assert faults._harm_of(make, tmp_path / name, tmp_path / "net").startswith(told)
 
 
 def test_the_campaign_calls_a_traceback_a_fault() -> None:

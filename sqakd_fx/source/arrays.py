@@ -58,7 +58,7 @@ def read_data(
             f"--data {path} is an array, and --transform, --mean, --std, --resize and --crop are for images: "
             "save the array as the model takes it"
         )
-    if path.suffix in (".npy", ".npz"):
+    if path.suffix in (".npy", ".npz") and path.is_file():
         return _read_array(path, shape)
     raise SourceError(
         f"--data {path} is neither a folder of images nor .npy or .npz: give one of these"
