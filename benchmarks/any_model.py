@@ -192,7 +192,7 @@ the example), because what is measured is whether the compiler gives up and whet
   float model.
 - **float modules**: what stays whole in float, and why.
 - **traced - eager**: largest relative difference of the outputs.
-- **ORT full**: ONNX Runtime at full optimization against the integer program, over all quantized tensors:
+- **ORT full**: ONNX Runtime at full optimization against the integer program, over all quantized tensors. Two figures:
   the most steps that any code is off, and the largest share of codes of one tensor that are off at all.
 - **ORT unoptimized**: the most steps off there.
 - **products in float**: convolutions, linear layers and products that the optimized graph runs in float.

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
+from sqakd_fx.diagnostics.batch_errors import require_finite
 from sqakd_fx.engine.determinism import (
     repeatable_arithmetic,
     seed_everything,
@@ -266,6 +267,7 @@ def _trace(job: _Job, journal: _Journal) -> Program:
             example_kwargs=source.example_kwargs,
             after=job.after,
         )
+        require_finite(program.example, "the example")
         check_outputs(program)
     return program
 

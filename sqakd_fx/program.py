@@ -177,7 +177,9 @@ def build_program(
     ("w4a4"), a TOML file, a mapping or a Recipe. `after` is called behind every pass.
 
     Raises:
-        TraceError, PassError, RecipeError.
+        TraceError: the model cannot become a graph.
+        PassError: a rewrite cannot keep its promise on this graph.
+        RecipeError: the recipe has an unknown key, a value out of range, or an override that matches nothing.
     """
     recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
     traced = _traced_copy(model, example, example_kwargs or {}, recipe)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sqakd_fx.diagnostics.batch_errors import require_finite
 from sqakd_fx.engine.determinism import (
     repeatable_arithmetic,
     seed_everything,
@@ -258,7 +259,9 @@ def validate(program: Program, lowered: fx.GraphModule, path: str | Path, data: 
 def _in_order(program: Program, data: Any) -> Iterator[tuple[Tensor, ...]]:
     call = program.traced.call
     loading = Loading(_SAMPLES_AT_ONCE, drop_last=False)
-    for batch in input_batches(data, form_of(call), loading, what="data to validate on"):
+    batches = input_batches(data, form_of(call), loading, what="data to validate on")
+    for index, batch in enumerate(batches):
         inputs = call.flatten(batch.args, batch.kwargs)
+        require_finite(inputs, f"batch {index} of the data to validate on")
         require_example_size(program, inputs, "data to validate on")
         yield inputs

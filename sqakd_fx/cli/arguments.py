@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """What the options say of the images of --data."""
+class DataOptions:
+    """What the options say of the images and the sentences of --data."""
 
-    name: str | None
-    mean: str | None
-    std: str | None
-    resize: int | None
-    crop: int | None
+    name: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+    tokenizer: str | None = None
 
     def transform(self) -> Transform | None:
         """The named transform with what the other options change of it; None where nothing is said."""
@@ -56,6 +57,7 @@ class ImageOptions:
             "--std": self.std,
             "--resize": self.resize,
             "--crop": self.crop,
+            "--tokenizer": self.tokenizer,
         }
 
 
@@ -119,14 +121,18 @@ def source_of(
     weights: Path | None,
     data: Path | None,
     shape: str | None,
-    images: ImageOptions | None = None,
+    said: DataOptions | None = None,
 ) -> Source:
     """The model and data of the options; raises SqakdError."""
     from sqakd_fx.source.source import load_source
 
-    transform = None if images is None else images.transform()
     return load_source(
-        spec, weights=weights, data=data, input_shape=sizes_of(shape), transform=transform
+        spec,
+        weights=weights,
+        data=data,
+        input_shape=sizes_of(shape),
+        transform=None if said is None else said.transform(),
+        tokenizer=None if said is None else said.tokenizer,
     )
 
 

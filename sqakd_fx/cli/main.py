@@ -10,6 +10,7 @@ import typer
 
 from sqakd_fx.cli.commands import about, compare, inspect, quantize, report, results, sensitivity
 from sqakd_fx.cli.friendly import Commands, friendly
+from sqakd_fx.cli.stopping import stop_on_signals
 from sqakd_fx.diagnostics.terminal import say
 
 MAIN, RESULT, ABOUT = "Quantize", "Work with a result", "What there is"
@@ -22,6 +23,7 @@ COMMANDS: dict[Callable[..., Any], str] = {
     compare.compare: RESULT,
     results.export: RESULT,
     results.validate: RESULT,
+    about.example: ABOUT,
     about.recipes: ABOUT,
     about.passes: ABOUT,
     about.capabilities: ABOUT,
@@ -66,7 +68,7 @@ def start(
 ) -> None:
     """Quantize trained PyTorch models without labels, and export integer ONNX.
 
-    First command: sqakd-fx quantize model.py
+    First command: sqakd-fx quantize model.py. Without a model: sqakd-fx example
     """
     if context.invoked_subcommand is None:
         say(context.get_help())
@@ -85,4 +87,5 @@ def wait_without_spinning() -> None:
 def main() -> None:
     """Entry point of the console script."""
     wait_without_spinning()
+    stop_on_signals()
     app()

@@ -81,9 +81,9 @@ def compiler_settings() -> contextlib.AbstractContextManager[None]:
     """Inside, torch compiles a student as suits it.
 
     What a quantizer gives a convolution is computed again for the backward pass, from what the quantizer
-    was given, where torch would keep both. And the compiled graphs are kept on disk for the next process:
-    torch leaves out those that hold an autograd function, as ours do, and would trace them again, which is
-    half of the seconds and a third of the memory of a start from a warm cache.
+    was given, where torch would keep both. The compiled graphs are kept on disk for the next process.
+    torch by itself leaves out those that hold an autograd function, as ours do, and traces them again. That
+    is half of the seconds and a third of the memory of a start from a warm cache.
     """
     return functorch_config.patch(  # type: ignore[no-any-return]
         ban_recompute_materialized_backward=False,

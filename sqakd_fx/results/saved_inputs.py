@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sqakd_fx.diagnostics.batch_errors import require_finite
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.results.student import SavedStudent
@@ -23,8 +24,10 @@ _DATA_SAMPLES = 512
 _SAMPLES_AT_ONCE = 256
 
 
-def inputs_of(saved: SavedStudent, data: Path) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of at most 512 samples of a folder of images, an .npy or an .npz file.
+def inputs_of(
+    saved: SavedStudent, data: Path, tokenizer: str | None = None
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of at most 512 samples of --data; `tokenizer` is for sentences.
 
     Raises:
         SourceError: the data cannot be read, or is not what the student takes.
@@ -33,11 +36,14 @@ def inputs_of(saved: SavedStudent, data: Path) -> Iterator[tuple[Tensor, ...]]:
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, positional) for name in names])
     call = Call(signature, saved.example, {})
-    samples = read_data(data, tuple(saved.example[0].shape))
+    shape = tuple(saved.example[0].shape)
+    samples = read_data(data, shape, tokenizer=tokenizer, takes=names)
     loading = Loading(_SAMPLES_AT_ONCE, drop_last=False)
     seen = 0
-    for batch in input_batches(samples, form_of(call), loading, what="data to validate on"):
+    batches = input_batches(samples, form_of(call), loading, what="data to validate on")
+    for index, batch in enumerate(batches):
         inputs = call.flatten(batch.args, batch.kwargs)
+        require_finite(inputs, f"batch {index} of the data to validate on")
         require_example_size(saved, inputs, "data to validate on")
         yield inputs
         seen += len(inputs[0])

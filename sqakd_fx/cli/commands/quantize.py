@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import ImageOptions, recipe_of, source_of
+from sqakd_fx.cli.arguments import DataOptions, recipe_of, source_of
 from sqakd_fx.cli.command_line import as_written
 from sqakd_fx.cli.options import (
     OUTPUT,
@@ -27,6 +27,7 @@ from sqakd_fx.cli.options import (
     SourceArgument,
     Std,
     Target,
+    Tokenizer,
     TransformName,
     Weights,
 )
@@ -100,6 +101,7 @@ def quantize(
     std: Std = None,
     resize: Resize = None,
     crop: Crop = None,
+    tokenizer: Tokenizer = None,
     weights: Weights = None,
     input_shape: Shape = None,
     goal: Goal = None,
@@ -124,7 +126,7 @@ def quantize(
     _refuse_two_choices(goal, recipe or bits)
     numbers = {"epochs": epochs, "steps": steps, "device": device, "seed": seed}
     recipe_of_options = recipe_of(goal or recipe, bits, set_, target=target, **numbers)
-    images = ImageOptions(transform, mean, std, resize, crop)
+    said = DataOptions(transform, mean, std, resize, crop, tokenizer)
     from sqakd_fx.training.live import Live
 
     with Live() as live:
@@ -132,7 +134,7 @@ def quantize(
         from sqakd_fx.pipeline import run
         from sqakd_fx.results.folder import default_folder
 
-        loaded = source_of(source, weights, data, input_shape, images)
+        loaded = source_of(source, weights, data, input_shape, said)
         resolved = recipe_of_options()
         folder = out or default_folder(loaded.name, resolved)
         result = run(
@@ -147,7 +149,7 @@ def quantize(
         )
     if result is None:
         return
-    given = {"--data": data, **images.given(), "--weights": weights, "--input-shape": input_shape}
+    given = {"--data": data, **said.given(), "--weights": weights, "--input-shape": input_shape}
     options = [text for name, value in given.items() if value for text in (name, str(value))]
     _close(result, [source, *options])
 
