@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import build_program, lower, multiply_accumulates
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 

@@ -17,7 +17,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from sqakd_fx.cli.main import COMMANDS
 from sqakd_fx.cli.recipe_keys import Key, recipe_keys
-from sqakd_fx.presets import preset_names, when_to_use
+from sqakd_fx.recipe.presets import preset_names, when_to_use
 
 DOCS = Path(__file__).parent
 WRITTEN_BY = "<!-- Written by `python docs/_generate.py`. -->"

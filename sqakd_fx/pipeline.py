@@ -38,7 +38,8 @@ from sqakd_fx.mixed_precision.sensitive import (
     with_relief,
 )
 from sqakd_fx.program import Program, build_program, lower
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.collect import make_report, write_report
 from sqakd_fx.results.deploy_script import write_deploy_script

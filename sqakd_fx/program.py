@@ -34,7 +34,8 @@ from sqakd_fx.passes.smooth_activations import SmoothActivations
 from sqakd_fx.passes.stable_top_k import StableTopK
 from sqakd_fx.quant.input_statistics import input_statistics
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 @dataclass(frozen=True)

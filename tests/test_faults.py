@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import faults
 
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 def key_and_value() -> st.SearchStrategy[str]:

@@ -12,7 +12,7 @@ from torch import nn
 import sqakd_fx
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.quant.families import FAMILIES
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 ROOT = Path(__file__).parent.parent
 LIBRARY, FAMILY, README = ROOT / "docs" / "library.md", ROOT / "CONTRIBUTING.md", ROOT / "README.md"

@@ -18,7 +18,7 @@ from sqakd_fx.errors import RecipeError, StorageError, UnknownFamilyError
 from sqakd_fx.storage import is_result_folder
 
 if TYPE_CHECKING:
-    from sqakd_fx.recipe import Recipe
+    from sqakd_fx.recipe.keys import Recipe
     from sqakd_fx.source.source import Source
     from sqakd_fx.source.transform import Transform
 
@@ -155,7 +155,7 @@ def recipe_of(
 
     A mistake is told before that, except a family that is not known: model.py may register it.
     """
-    from sqakd_fx.recipe import resolve_recipe
+    from sqakd_fx.recipe.resolution import resolve_recipe
 
     resolved = partial(resolve_recipe, recipe, bits=bits, settings=settings or (), **fields)
     with suppress(UnknownFamilyError), warnings.catch_warnings(record=True) as told:

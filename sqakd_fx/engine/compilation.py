@@ -13,7 +13,7 @@ from torch import fx
 
 from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 
 _SAVED_ON_CPU = 5e-9, 0.0
 _SAVED_ON_GPU = 2e-11, 7e-5

@@ -20,8 +20,8 @@ from sqakd_fx.cli.main import COMMANDS, app
 from sqakd_fx.cli.options import DeviceName, ProfileName, StageName
 from sqakd_fx.cli.recipe_keys import recipe_keys
 from sqakd_fx.exporters.profiles import PROFILES
-from sqakd_fx.presets import preset_names
-from sqakd_fx.recipe import KNOWN_FAMILIES, Override, Recipe
+from sqakd_fx.recipe.keys import KNOWN_FAMILIES, Override, Recipe
+from sqakd_fx.recipe.presets import preset_names
 
 NAMES = [command.__name__ for command in COMMANDS]
 

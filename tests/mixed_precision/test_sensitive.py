@@ -22,7 +22,8 @@ from sqakd_fx.mixed_precision.sensitive import (
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 

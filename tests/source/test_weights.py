@@ -12,7 +12,7 @@ from torch import nn
 
 from sqakd_fx.errors import SourceError
 from sqakd_fx.pipeline import Silent, run
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import Source, load_source
 
 pytestmark = pytest.mark.usefixtures("clean_imports")

@@ -1,6 +1,6 @@
 """Presets: settings for a bit width, and those of the paper's runs.
 
-What is not said here is a recipe's default (`recipe.py`). Settings for a width are those that measured best.
+What is not said here is a recipe's default (`keys.py`). Settings for a width are those that measured best.
 """
 
 from __future__ import annotations
