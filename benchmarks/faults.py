@@ -2,7 +2,9 @@
 
     python benchmarks/faults.py settings          every recipe key with hostile values, each through a small run
     python benchmarks/faults.py options           every option of the command line with hostile texts
+    python benchmarks/faults.py data              data that should not be given, of many kinds and in many places
     python benchmarks/faults.py folders           result folders of somebody else: each file, damaged in many ways
+    python benchmarks/faults.py files             files that were made to do harm: code, bombs, links, escapes
     python benchmarks/faults.py kills --count 40  a run killed at random moments, in several set-ups, then resumed
 
 What is not success or one sentence is a fault, and is listed. Exit status 1 where there is one.
@@ -13,18 +15,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kills import kills_campaign
 
@@ -122,45 +126,120 @@ TEXTS = (
     "steps=" + "[" * 50_000, "a=1", "=", "é", "\ud800", "os:getcwd",
 )  # fmt: skip
 """What a user, or a script, may give for any option."""
-OPTIONS = {
-    "quantize": (
-        "--recipe", "--bits", "--set", "--epochs", "--steps", "--device", "--seed", "--out", "--data", "--weights",
-        "--input-shape", "SOURCE",
-    ),
-    "inspect": ("--stage", "--after", "--format", "--explain", "--recipe", "--source", "SOURCE"),
-    "sensitivity": ("--budget", "--candidates", "--samples", "SOURCE"),
-    "export": ("--profile", "--source", "SOURCE"),
-    "validate": ("--data", "--source", "SOURCE"),
-}  # fmt: skip
+USUAL = {
+    "quantize": {"source": "model.py", "--steps": "0"},
+    "sensitivity": {"source": "model.py", "--candidates": "8", "--samples": "8"},
+    "inspect": {"target": "model.py"},
+    "export": {"result": "net"},
+    "validate": {"target": "net"},
+}
+"""What else a command is given."""
+DANGEROUS = frozenset((("quantize", "--dump", "/"),))
+"""Options that write where they are told to."""
 SMALL = """
 import torch
 def model(): return torch.nn.Linear(4, 4)
 def example_inputs(): return torch.zeros(2, 4)
 def train_data(): return torch.zeros(64, 4)
 """
+_ENDS = 120
+"""Seconds after which a case has hung."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option or an argument of a command, and how many texts it takes."""
+
+    command: str
+    name: str
+    texts: int
+
+    def arguments(self, text: str, usual: Mapping[str, str]) -> list[str]:
+        """A command line with `text` for this one, and what is usual for the others."""
+        given = {**usual, self.name: text}
+        line = [self.command]
+        for name, value in given.items():
+            count = self.texts if name == self.name else 1
+            line += [value] if not name.startswith("-") else [name, *[value] * count]
+        return line
+
+
+def all_options() -> list[Option]:
+    """Every option and argument of every command that takes a text."""
+    import typer
+
+    from sqakd_fx.cli.main import app
+
+    commands: Any = typer.main.get_command(app)
+    found = []
+    for command, one in commands.commands.items():
+        for param in one.params:
+            if getattr(param, "is_flag", False) or param.name == "help":
+                continue
+            found.append(Option(command, param.opts[0], param.nargs))
+    return found
 
 
 def options_campaign(count: int) -> Iterator[tuple[str, str]]:
-    """Every option of every command with hostile texts, in a folder of its own with a small model."""
+    """Every option of every command with hostile texts, in a folder of its own with a small model and its result."""
+    cases = [(option, text) for option in all_options() for text in TEXTS]
+    cases = [(o, text) for o, text in cases if (o.command, o.name, text) not in DANGEROUS]
+    random.Random(0).shuffle(cases)
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        made_folder(Path(scratch) / "inner" / "net")
+        os.chdir(Path(scratch) / "inner")
+        Path("model.py").write_text(SMALL)
+        precious = {path: path.read_bytes() for path in (Path("model.py"), Path("net/graph.json"))}
+        try:
+            for option, text in cases[:count]:
+                usual = USUAL.get(option.command, {})
+                told = answer_of(option.arguments(text, usual))
+                if any(path.read_bytes() != content for path, content in precious.items()):
+                    told = "something was lost"
+                yield f"{option.command} {option.name} {text[:40]!r}", told
+        finally:
+            os.chdir(before)
+
+
+@contextlib.contextmanager
+def time_limit() -> Iterator[None]:
+    """Inside, what has no end raises TimeoutError."""
+
+    def hang(*_: Any) -> None:
+        raise TimeoutError(f"no end within {_ENDS} s")
+
+    signal.signal(signal.SIGALRM, hang)
+    signal.alarm(_ENDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def answer_of(arguments: Sequence[str], printed: IO[str] | None = None) -> str:
+    """What a command line answers: "success", "sentence", or what it should not; what it prints goes to `printed`."""
     from typer.testing import CliRunner
 
     from sqakd_fx.cli.main import app
 
-    cases = [(c, o, t) for c, options in OPTIONS.items() for o in options for t in TEXTS]
-    random.Random(0).shuffle(cases)
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as scratch:
-        os.chdir(scratch)
-        Path("model.py").write_text(SMALL)
-        try:
-            for command, option, text in sorted(cases[:count]):
-                given = [text] if option == "SOURCE" else ["model.py", option, text]
-                steps = ["--steps", "0"] if command == "quantize" and option != "--steps" else []
-                done = CliRunner().invoke(app, [command, *given, *steps])
-                told = _said(done.exit_code, done.exception, done.stderr)
-                yield f"{command} {option} {text[:40]!r}", told
-        finally:
-            os.chdir(before)
+    with time_limit():
+        done = CliRunner().invoke(app, list(arguments))
+    if printed is not None:
+        printed.write(done.output)
+    return _said(done.exit_code, done.exception, done.stderr)
+
+
+# -- data ---------------------------------------------------------------------------------------------
+
+
+def data_campaign(count: int) -> Iterator[tuple[str, str]]:
+    """Runs on data that should not be given."""
+    from bad_data import cases, run
+
+    for case in itertools.islice(cases(), count):
+        with time_limit():
+            yield case.what, outcome_of(lambda: run(case))  # noqa: B023
 
 
 # -- result folders -----------------------------------------------------------------------------------
@@ -196,10 +275,6 @@ def damages(content: bytes, chance: random.Random) -> Iterator[tuple[str, bytes]
 
 def folders_campaign(count: int) -> Iterator[tuple[str, str]]:
     """Each file of a result damaged; every command must give one sentence or succeed, and nothing is run or written."""
-    from typer.testing import CliRunner
-
-    from sqakd_fx.cli.main import app
-
     commands = (["validate"], ["inspect"], ["inspect", "--stage", "lowered"], ["export"])
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -222,11 +297,52 @@ def folders_campaign(count: int) -> Iterator[tuple[str, str]]:
             command = commands[index % len(commands)]
             folder = shutil.copytree(whole, Path(scratch) / "net", dirs_exist_ok=True)
             (folder / name).write_bytes(content)
-            done = CliRunner().invoke(app, [command[0], str(folder), *command[1:]])
-            yield (
-                f"{name}: {told} ({' '.join(command)})",
-                _said(done.exit_code, done.exception, done.stderr),
-            )
+            answer = answer_of([command[0], str(folder), *command[1:]])
+            yield f"{name}: {told} ({' '.join(command)})", answer
+
+
+# -- files of somebody else ---------------------------------------------------------------------------
+
+_ORDERS = ("\x1b", "\x07", "\x9b", "\u202e", "\r")
+"""What gives a terminal orders."""
+
+
+def files_campaign(count: int) -> Iterator[tuple[str, str]]:
+    """Files that were made to do harm: nothing is run, nothing written outside, no order reaches the terminal."""
+    from hostile_files import cases
+
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "net"
+        made_folder(result)
+        try:
+            made = cases()
+            random.Random(0).shuffle(made)
+            for index, (what, make) in enumerate(made[:count]):
+                folder = Path(scratch) / str(index)
+                folder.mkdir()
+                yield what, _harm_of(make, folder, result)
+        finally:
+            os.chdir(before)
+
+
+def _harm_of(make: Callable[[Any], list[str]], folder: Path, result: Path) -> str:
+    """What a hostile file did, or how a command answered to it."""
+    from hostile_files import prepared, state_of
+
+    place = prepared(folder, result)
+    arguments = make(place)
+    untouched = state_of(folder)
+    os.chdir(place.folder)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        told = answer_of(arguments, said)
+    if place.mark.exists():
+        return "code was run"
+    if state_of(folder) != untouched:
+        return "something outside was changed"
+    orders = [order for order in _ORDERS if order in said.getvalue()]
+    return f"orders for the terminal: {orders}" if orders else told
 
 
 def _said(status: int, error: BaseException | None, stderr: str) -> str:
@@ -242,7 +358,9 @@ def _said(status: int, error: BaseException | None, stderr: str) -> str:
 CAMPAIGNS: dict[str, Callable[[int], Iterator[tuple[str, str]]]] = {
     "settings": settings_campaign,
     "options": options_campaign,
+    "data": data_campaign,
     "folders": folders_campaign,
+    "files": files_campaign,
     "kills": kills_campaign,
 }
 

@@ -1,25 +1,34 @@
 """Runs that are killed at random moments and go on: the same bytes as without a kill, and nothing left behind.
 
-Each set-up is run once to its end. Then runs are killed (SIGKILL) at a random moment and resumed, again and again; one
-that comes to its end must have written the same file, and its folder nothing else. Runs of one process are forked from
-a process that has imported everything; two processes are started by torchrun, and killed together or one alone.
+    python benchmarks/kills.py --count 240 --record kills.json     goes on where an earlier call stopped
+    python benchmarks/kills.py --record kills.json --table docs/faults.md
+
+Each set-up is run once to its end. Then runs are killed (SIGKILL) at a random moment and resumed, a few times; one that
+comes to its end must have written the same file, and its folder nothing else. Where the folder had a result before,
+that one stands until the new one does. Runs are forked from a process that has imported everything; of two processes
+both are killed together, or one alone, and the other then gets SIGTERM, as torchrun sends it.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import os
 import random
 import shutil
 import signal
-import subprocess
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MODEL = """
 import torch
@@ -46,48 +55,79 @@ LOADER = (
 
 @dataclass(frozen=True)
 class SetUp:
-    """The data of a run, its settings, and how many processes share it."""
+    """The data of a run, its settings, how many processes share it, and whether its folder holds a result already."""
 
     data: str = "ROWS"
     settings: tuple[str, ...] = ()
     processes: int = 1
+    again: bool = False
 
 
 SET_UPS = {
     "tensor": SetUp(),
     "loader with a generator": SetUp(LOADER),
+    "a generator": SetUp("iter(ROWS.split(32))"),
+    "a process that loads data": SetUp("TensorDataset(ROWS)", ("workers=1",)),
     "mixing": SetUp(settings=("mixing=mixup",)),
     "cached teacher": SetUp(settings=("cache_teacher=true",)),
     "progressive bits": SetUp(
         settings=("progressive=[8]", "weight_average=0.9", "freeze_oscillations=0.01")
     ),
+    "over an earlier result": SetUp(again=True),
     "two processes": SetUp(processes=2),
 }
-_SETTINGS = ("checkpoint_steps=10", "batch_size=32", "batch_norm=absorb")
+_SETTINGS = ("checkpoint_steps=5", "batch_size=32", "batch_norm=absorb")
+_STEPS = 40
 _ALONE = 0.5
 """Share of kills of two processes that meet one of them alone."""
 _ENDS = 300
 """Seconds after which a run has hung."""
-
-Stop = Callable[[], None]
+_KILLS = 5
+"""Of a run, before it may come to its end."""
 
 
 @dataclass
 class Run:
-    """A run of the command line: its process, what ends it, and what it printed."""
+    """A run of the command line: its processes, how those that ended did, and what they printed."""
 
-    pid: int
-    stop: Stop
+    pids: list[int]
     log: Path
+    statuses: dict[int, int] = field(default_factory=dict)
 
     def ended(self, seconds: float) -> bool:
-        """Whether the run came to its end within so many seconds."""
+        """Whether the run comes to its end within so many seconds."""
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if os.waitpid(self.pid, os.WNOHANG) != (0, 0):
+        while True:
+            for pid in self.alive():
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:
+                    self.statuses[pid] = os.waitstatus_to_exitcode(status)
+            if not self.alive():
                 return True
+            if time.monotonic() > until:
+                return False
             time.sleep(0.02)
-        return False
+
+    def alive(self) -> list[int]:
+        return [pid for pid in self.pids if pid not in self.statuses]
+
+    def kill(self, chance: random.Random) -> bool:
+        """Kill all processes, or one, and let torchrun's signal end the other; whether they ended."""
+        alone = len(self.pids) > 1 and chance.random() < _ALONE
+        for pid in [chance.choice(self.pids)] if alone else self.pids:
+            self._signal(pid, signal.SIGKILL)
+        if alone and not self.ended(2):
+            for pid in self.alive():
+                self._signal(pid, signal.SIGTERM)
+            if not self.ended(30):  # it waits in C++ code, and torchrun kills it
+                for pid in self.alive():
+                    self._signal(pid, signal.SIGKILL)
+        return self.ended(_ENDS)
+
+    def _signal(self, pid: int, number: signal.Signals) -> None:
+        if pid not in self.statuses:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def last_stage(self) -> str:
         """The stage that had ended last."""
@@ -95,55 +135,51 @@ class Run:
         stages = [words[0] for words in lines if len(words) > 2 and words[2] == "s"]
         return stages[-1] if stages else "load"
 
+    def fault(self) -> str | None:
+        """What is wrong with how it ended."""
+        wrong = [status for status in self.statuses.values() if status != 0]
+        return f"exit status {wrong[0]}: {self.log.read_text()[-200:]!r}" if wrong else None
 
-def arguments_of(set_up: SetUp, out: str, *, resume: bool) -> list[str]:
-    arguments = ["quantize", "model.py", "--steps", "120", "--out", out]
+
+def start(folder: Path, set_up: SetUp, out: str, *more: str) -> Run:
+    """The command in as many copies of this process as share the run."""
+    arguments = ["quantize", "model.py", "--steps", str(_STEPS), "--out", out, *more]
     for text in (*_SETTINGS, *set_up.settings):
         arguments += ["--set", text]
-    return [*arguments, "--resume"] if resume else arguments
+    log, there = folder / f"{out}.log", {}
+    if set_up.processes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        there["WORLD_SIZE"] = str(set_up.processes)
+    log.write_text("")
+    pids = [forked(folder, arguments, log, there, rank) for rank in range(set_up.processes)]
+    return Run(pids, log)
 
 
-def start(folder: Path, set_up: SetUp, out: str, *, resume: bool, alone: bool = False) -> Run:
-    arguments, log = arguments_of(set_up, out, resume=resume), folder / f"{out}.log"
-    if set_up.processes == 1:
-        return forked(folder, arguments, log)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={set_up.processes}", "-m", "sqakd_fx", *arguments]
-    with log.open("w") as file:
-        run = subprocess.Popen(
-            command, cwd=folder, stdout=file, stderr=file, start_new_session=True
-        )
-    return Run(run.pid, lambda: _kill_group(run.pid, alone=alone), log)
-
-
-def forked(folder: Path, arguments: list[str], log: Path) -> Run:
-    """The command in a copy of this process."""
+def forked(
+    folder: Path, arguments: Sequence[str], log: Path, there: dict[str, str], rank: int
+) -> int:
     pid = os.fork()
-    if not pid:
-        with contextlib.suppress(BaseException):
-            os.chdir(folder)
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            sys.argv = ["sqakd-fx", *arguments]
-            from sqakd_fx.cli.main import main
+    if pid:
+        return pid
+    status = 99
+    try:
+        os.chdir(folder)
+        os.environ.update(there | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if there else {})
+        output = os.open(log, os.O_WRONLY | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = ["sqakd-fx", *arguments]
+        from sqakd_fx.cli.main import main
 
-            main()
-        os._exit(0)
-    return Run(pid, lambda: os.kill(pid, signal.SIGKILL), log)
-
-
-def _kill_group(leader: int, *, alone: bool) -> None:
-    """All processes of a torchrun, or one of its workers: torchrun then ends the others."""
-    tasks = Path(f"/proc/{leader}/task/{leader}/children")
-    workers = [int(pid) for pid in tasks.read_text().split()] if tasks.exists() else []
-    if alone and workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(random.choice(workers), signal.SIGKILL)
-        return
-    for pid in (leader, *workers):  # each worker has a session of its own
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        main()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def model_of(folder: Path, out: str) -> bytes | None:
@@ -157,55 +193,197 @@ def left_in(folder: Path) -> list[str]:
     return [*names, *(p.name for p in folder.glob(".*") if p.name not in (".lock", ".sqakd-fx"))]
 
 
-def kills_campaign(
-    count: int, names: tuple[str, ...] = tuple(SET_UPS)
-) -> Iterator[tuple[str, str]]:
-    """In each set-up so many kills; the stages that had ended before them are told."""
+@dataclass
+class Tally:
+    """Kills by the stage that had ended last, runs that came to their end, and what was wrong."""
 
-    for name in names:
-        chance = random.Random(name)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            (folder / "model.py").write_text(MODEL.replace("{data}", SET_UPS[name].data))
-            yield from _killed(folder, name, max(count // len(names), 1), chance)
+    kills: Counter[str] = field(default_factory=Counter)
+    ends: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return sum(self.kills.values())
 
 
-def _killed(
-    folder: Path, name: str, kills: int, chance: random.Random
-) -> Iterator[tuple[str, str]]:
-    set_up, stages = SET_UPS[name], Counter[str]()
-    started = time.monotonic()
-    if not start(folder, set_up, "whole", resume=False).ended(_ENDS):
-        raise RuntimeError(f"{name}: the run without a kill does not end")
-    seconds = time.monotonic() - started
-    wanted, resume, several = model_of(folder, "whole"), False, set_up.processes > 1
-    if wanted is None:
-        raise RuntimeError(f"{name}: {(folder / 'whole.log').read_text()[-300:]}")
-    while (number := sum(stages.values())) <= kills:
-        alone = several and chance.random() < _ALONE
-        run = start(folder, set_up, "out", resume=resume, alone=alone)
-        wait = chance.uniform(0, seconds) if number < kills else _ENDS
-        if not run.ended(wait):
-            if number == kills:
-                run.stop()
-                yield f"{name}, resumed after {kills} kills", "no end"
+@dataclass(frozen=True)
+class Bench:
+    """A set-up in a folder of its own, what it writes without a kill and in which time, and what stood there before."""
+
+    folder: Path
+    set_up: SetUp
+    wanted: bytes
+    seconds: float
+    before: bytes | None
+
+    def lot(self, kills: int, chance: random.Random, tally: Tally) -> None:
+        """One folder, killed so many times and gone on with, until it is finished."""
+        out, more = self.folder / "out", ("--force",)
+        shutil.rmtree(out, ignore_errors=True)
+        if self.before is not None:
+            shutil.copytree(self.folder / "before", out)
+        left = kills
+        while True:
+            run = start(self.folder, self.set_up, "out", *more)
+            if left and not run.ended(chance.uniform(0, self.seconds)):
+                if not run.kill(chance):
+                    tally.faults.append("a process lived on")
+                left -= 1
+                tally.kills[run.last_stage()] += 1
+            elif not run.ended(_ENDS):
+                tally.faults.append("no end")
+                run.kill(chance)
                 return
-            run.stop()
-            stages[run.last_stage()] += 1
-            if not run.ended(_ENDS):
-                _kill_group(run.pid, alone=False)
-                yield f"{name}, kill {number + 1}", "one process lived on without the other"
-            resume = True
-            continue
-        same, left = model_of(folder, "out") == wanted, left_in(folder / "out")
-        if not same or left:
-            yield (
-                f"{name}, resumed after kill {number}",
-                f"same bytes: {same}; left: {left}; {run.log.read_text()[-200:]}",
-            )
-        shutil.rmtree(folder / "out", ignore_errors=True)
-        resume = False
-        if number == kills:
-            break
-    told = ", ".join(f"{stage} {n}" for stage, n in stages.most_common())
-    yield f"{name}: {kills} kills, the last ended stage was {told}", "success"
+            elif fault := run.fault():
+                tally.faults.append(fault)
+                return
+            else:
+                break
+            if self.before is not None and model_of(self.folder, "out") not in (
+                self.before,
+                self.wanted,
+            ):
+                tally.faults.append("the earlier result is gone")
+            more = ("--resume",)
+        tally.ends += 1
+        if model_of(self.folder, "out") != self.wanted:
+            tally.faults.append(f"other bytes: {run.log.read_text()[-200:]!r}")
+        if left_behind := left_in(out):
+            tally.faults.append(f"left: {left_behind}")
+
+
+def prepared(folder: Path, set_up: SetUp) -> Bench:
+    """Runs a set-up without a kill; raises RuntimeError where that fails."""
+    folder.mkdir()
+    (folder / "model.py").write_text(MODEL.replace("{data}", set_up.data))
+    before = None
+    if set_up.again:
+        _to_its_end(start(folder, set_up, "before", "--seed", "7"))
+        before = model_of(folder, "before")
+    started = time.monotonic()
+    _to_its_end(start(folder, set_up, "whole"))
+    seconds = time.monotonic() - started
+    wanted = model_of(folder, "whole")
+    assert wanted is not None
+    return Bench(folder, set_up, wanted, seconds, before)
+
+
+def _to_its_end(run: Run) -> None:
+    if not run.ended(_ENDS) or run.fault():
+        raise RuntimeError(f"a run without a kill fails: {run.log.read_text()[-300:]}")
+
+
+def campaign(
+    count: int, tallies: dict[str, Tally], names: Sequence[str] = tuple(SET_UPS)
+) -> Iterator[str]:
+    """Kills, a lot in each set-up in turn, until there are `count` in all; gives the set-up that had its lot."""
+    warm_up()
+    with tempfile.TemporaryDirectory() as scratch:
+        benches: dict[str, Bench] = {}
+        while sum(tally.count for tally in tallies.values()) < count:
+            name = min(names, key=lambda one: tallies.setdefault(one, Tally()).count)
+            if name not in benches:
+                benches[name] = prepared(Path(scratch) / str(len(benches)), SET_UPS[name])
+            tally = tallies[name]
+            left = count - sum(one.count for one in tallies.values())
+            chance = random.Random(f"{name} {tally.count}")
+            benches[name].lot(min(_KILLS, left), chance, tally)
+            yield name
+
+
+def warm_up() -> None:
+    """Import in this process what the runs need that are forked from it."""
+    import torch
+    from torch import nn
+
+    import sqakd_fx
+    from sqakd_fx.results.export import check_export
+
+    torch.set_num_threads(1)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    images = torch.randn(8, 1, 8, 8)
+    program = sqakd_fx.build_program(net, images[:2], "w8a8")
+    sqakd_fx.calibrate(program, images)
+    check_export(program)
+
+
+def kills_campaign(count: int) -> Iterator[tuple[str, str]]:
+    """As the campaigns of faults.py: what was done, and "success" or a fault."""
+    tallies: dict[str, Tally] = {}
+    for _ in campaign(count, tallies):
+        pass
+    for name, tally in tallies.items():
+        for fault in tally.faults:
+            yield name, fault
+        yield f"{name}: {tally.count} kills behind {_stages(tally)}", "success"
+
+
+def _stages(tally: Tally) -> str:
+    return ", ".join(f"{stage} {n}" for stage, n in tally.kills.most_common())
+
+
+# -- record and table ---------------------------------------------------------------------------------
+
+
+def read_record(path: Path) -> dict[str, Tally]:
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return {
+        name: Tally(Counter(one["kills"]), one["ends"], one["faults"])
+        for name, one in found.items()
+    }
+
+
+def write_record(path: Path, tallies: dict[str, Tally]) -> None:
+    values = {n: {"kills": t.kills, "ends": t.ends, "faults": t.faults} for n, t in tallies.items()}
+    path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+_MARKS = ("<!-- kills -->\n", "<!-- end of kills -->\n")
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    """Rows of set-ups, with all of them in the last one."""
+    total = Tally(
+        sum((one.kills for one in tallies.values()), Counter()),
+        sum(one.ends for one in tallies.values()),
+        [fault for one in tallies.values() for fault in one.faults],
+    )
+    lines = [
+        "| set-up | kills | behind which stage | runs to their end, with the same bytes | faults |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    for name, one in {**tallies, "all": total}.items():
+        lines.append(f"| {name} | {one.count} | {_stages(one)} | {one.ends} | {len(one.faults)} |")
+    return "\n".join(lines) + "\n"
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page."""
+    before, _, rest = page.read_text().partition(_MARKS[0])
+    _, _, behind = rest.partition(_MARKS[1])
+    page.write_text(f"{before}{_MARKS[0]}{text}{_MARKS[1]}{behind}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--count", type=int, default=0, help="kills in all, those of the record included"
+    )
+    parser.add_argument("--record", type=Path, required=True, help="JSON file of what was done")
+    parser.add_argument("--only", nargs="*", default=list(SET_UPS), help="set-ups")
+    parser.add_argument("--table", type=Path, help="page whose table is written")
+    options = parser.parse_args()
+    tallies = read_record(options.record)
+    for _ in campaign(options.count, tallies, options.only):
+        write_record(options.record, tallies)
+    if options.table is not None:
+        put_into(options.table, table(tallies))
+    faults = [(name, fault) for name, one in tallies.items() for fault in one.faults]
+    print(table(tallies), *(f"FAULT {name}: {fault}" for name, fault in faults), sep="\n")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

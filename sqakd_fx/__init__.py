@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqakd_fx.recipe.resolution import resolve_recipe
     from sqakd_fx.results.export import export
     from sqakd_fx.results.result import Result
-    from sqakd_fx.stages import calibrate, distil, validate
+    from sqakd_fx.stages import calibrate, distil, relieve, validate
 
 _HOMES = {
     "Program": "program",
@@ -27,6 +27,7 @@ _HOMES = {
     "export": "results.export",
     "lower": "program",
     "quantize": "pipeline",
+    "relieve": "stages",
     "resolve_recipe": "recipe.resolution",
     "trace": "frontend.trace",
     "validate": "stages",
@@ -43,6 +44,7 @@ __all__ = [
     "export",
     "lower",
     "quantize",
+    "relieve",
     "resolve_recipe",
     "trace",
     "validate",

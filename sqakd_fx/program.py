@@ -213,6 +213,23 @@ def build_program(
     )
 
 
+def with_recipe(program: Program, recipe: Recipe, *, after: GraphObserver | None = None) -> Program:
+    """The program with a student of another recipe, made of the same float graph; it is not calibrated.
+
+    `recipe` differs from the program's own in where quantizers stand and how they are made, not in the losses.
+    """
+
+    def probe(graph_module: fx.GraphModule) -> Any:
+        with torch.no_grad():
+            return graph_module(*program.example)
+
+    passes = [*_equalizing(recipe), *_quantizing(recipe)]
+    made = run_passes(copy.deepcopy(program.teacher), passes, probe=probe, after=after)
+    again = {one.name for one in passes}
+    log = tuple(entry for entry in program.log if entry.name not in again) + made.log
+    return replace(program, student=made.graph_module.eval(), recipe=recipe, log=log)
+
+
 def with_labels(
     program: Program, labels: Any, recipe: Recipe, answers: Sequence[Tensor]
 ) -> Program:

@@ -25,11 +25,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file in the same folder, then rename it to `path`.
 
     Raises:
-        StorageError: no space or no permission; nothing is left behind, and what stood under
-            `path` stands there still.
+        StorageError: no space, no permission, or a folder or a device in its place; nothing is left behind, and
+            what stood under `path` stands there still.
     """
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
+        if path.exists() and not path.is_file():
+            raise StorageError(f"{path} is there and is not a file: choose another --out")
         write(temporary)
         temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb") as handle:
@@ -115,7 +117,9 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; raises StorageError where it is missing or damaged."""
+    """Read JSON; raises StorageError where it is missing or damaged, a folder, or a device without an end."""
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is not a file: make it again")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import bad_data
 import faults
+import hostile_files
 
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.recipe.resolution import resolve_recipe
@@ -46,10 +48,77 @@ def test_what_a_recipe_takes_trains_or_ends_in_a_sentence(
     assert faults.outcome_of(lambda: faults.small_run([text], folder)) in faults.GOOD
 
 
+OPTIONS = faults.all_options()
+ABSENT = dict.fromkeys(("source", "target", "result"), "absent")
+"""Whatever an option holds, the model is not there: a case costs milliseconds."""
+
+
+@settings(
+    max_examples=2,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    st.lists(
+        st.sampled_from(faults.TEXTS) | st.text(max_size=20),
+        min_size=len(OPTIONS),
+        max_size=len(OPTIONS),
+    )
+)
+def test_any_text_of_each_option_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option, text in zip(OPTIONS, texts, strict=True):
+        names = faults.USUAL.get(option.command, {})
+        usual = {name: value for name, value in ABSENT.items() if name in names}
+        told = faults.answer_of(option.arguments(text, usual))
+        assert told in faults.GOOD, (option, text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_option_of_every_command_is_tried() -> None:
+    tried = {(option.command, option.name) for option in OPTIONS}
+    assert {command for command, _ in tried} > {"quantize", "sensitivity", "inspect", "export"}
+    assert {("quantize", "--dump"), ("inspect", "--diff"), ("validate", "target")} < tried
+
+
 def test_a_sample_of_hostile_options_ends_in_sentences() -> None:
     found = dict(faults.options_campaign(12))
     assert len(found) == 12
     assert set(found.values()) <= faults.GOOD, found
+
+
+def test_data_of_many_kinds_has_a_case_in_every_place() -> None:
+    names = [case.what for case in bad_data.cases()]
+    assert len(names) == len(set(names)) > 300
+
+
+def test_a_sample_of_bad_data_ends_in_sentences() -> None:
+    found = dict(faults.data_campaign(8))
+    assert set(found.values()) <= faults.GOOD, found
+
+
+def test_a_sample_of_files_that_were_made_to_do_harm_does_none() -> None:
+    assert len(hostile_files.cases()) > 100
+    found = dict(faults.files_campaign(12))
+    assert set(found.values()) <= faults.GOOD, found
+
+
+def test_the_campaign_sees_code_that_runs_and_what_is_changed_outside(tmp_path: Path) -> None:
+    def runs(place: hostile_files.Place) -> list[str]:
+        return ["inspect", "evil.py"]
+
+    def changes(place: hostile_files.Place) -> list[str]:
+        place.write("model.py", "open('../outside/secret', 'w').close()\n")
+        return ["inspect", "model.py"]
+
+    (tmp_path / "net").mkdir()
+    for name, make, told in (("a", runs, "code was run"), ("b", changes, "something outside")):
+        (tmp_path / name).mkdir()
+        assert faults._harm_of(make, tmp_path / name, tmp_path / "net").startswith(told)
 
 
 def test_the_campaign_calls_a_traceback_a_fault() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from sqakd_fx.cli.stopping import STOPPED
 from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.errors import SqakdError
 
@@ -67,7 +68,7 @@ def friendly(command: Callable[..., Any]) -> Callable[..., Any]:
             )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print("sqakd-fx: stopped; nothing half-written was left", file=sys.stderr)
+            print(STOPPED, file=sys.stderr)
             raise typer.Exit(130) from None
 
     return wrapped

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sqakd_fx.cli.commands import about, inspect, quantize, results, sensitivity
+from sqakd_fx.cli.commands import about, compare, inspect, quantize, report, results, sensitivity
 from sqakd_fx.cli.friendly import Commands, friendly
+from sqakd_fx.cli.stopping import stop_on_signals
 from sqakd_fx.diagnostics.terminal import say
 
 MAIN, RESULT, ABOUT = "Quantize", "Work with a result", "What there is"
@@ -18,6 +19,8 @@ COMMANDS: dict[Callable[..., Any], str] = {
     quantize.quantize: MAIN,
     sensitivity.sensitivity: MAIN,
     inspect.inspect: RESULT,
+    report.report: RESULT,
+    compare.compare: RESULT,
     results.export: RESULT,
     results.validate: RESULT,
     about.example: ABOUT,
@@ -84,4 +87,5 @@ def wait_without_spinning() -> None:
 def main() -> None:
     """Entry point of the console script."""
     wait_without_spinning()
+    stop_on_signals()
     app()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
@@ -21,6 +21,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a process that trains with this one has ended, as gloo and NCCL say it."""
+    said = (
+        "gloo/transport",
+        "connection closed by peer",
+        "connection reset by peer",
+        "ncclremoteerror",
+    )
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in said)
+
+
 @contextlib.contextmanager
 def batch_named(batch: str, inputs: tuple[Tensor, ...]) -> Iterator[None]:
     """Inside, what torch raises because the model does not take `inputs` becomes one sentence.
@@ -31,11 +42,32 @@ def batch_named(batch: str, inputs: tuple[Tensor, ...]) -> Iterator[None]:
     try:
         yield
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
-        if is_out_of_memory(error) or isinstance(error, TorchDynamoException):
+        known = is_out_of_memory(error) or is_lost_process(error)
+        if known or isinstance(error, TorchDynamoException):
             raise
         raise SourceError(
             f"{batch}, {_form(inputs)}, does not run through the model "
             f"({short(error)}): see that every batch is like example_inputs()"
+        ) from error
+
+
+def require_dense(x: Tensor, what: str) -> None:
+    """Raise SourceError where a tensor of `what` is not an array of values in memory."""
+    kinds = {"meta": x.is_meta, "nested": x.is_nested, "quantized": x.is_quantized}
+    kind = next((name for name, true in kinds.items() if true), None)
+    if kind is None and x.layout is not torch.strided:
+        kind = str(x.layout).removeprefix("torch.")
+    if kind is not None:
+        raise SourceError(f"the {what} has a {kind} tensor: give dense ones, that hold values")
+
+
+def length_of(data: Sized, what: str) -> int:
+    """Its length; raises SourceError where that is no whole number of at least 0."""
+    try:
+        return len(data)
+    except Exception as error:
+        raise SourceError(
+            f"the {what} does not say how long it is ({short(error)}): see that its __len__ gives a whole number"
         ) from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sqakd_fx.diagnostics.batch_errors import is_lost_process
+from sqakd_fx.errors import TrainingError
 from sqakd_fx.quant.batch_norm import settled, track
 from sqakd_fx.quant.quantizer import Quantizer
 
@@ -39,7 +42,11 @@ def is_first() -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The process group that torchrun describes; nothing where it did not start this process."""
+    """The process group that torchrun describes; nothing where it did not start this process.
+
+    Raises:
+        TrainingError: another process has ended.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
@@ -48,6 +55,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended, which the output of torchrun names: mend its cause, and go on from "
+            "the last checkpoint with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -102,7 +116,9 @@ def with_reduced_gradients(student: nn.Module) -> nn.Module:
     """The student as it is called in training: behind DistributedDataParallel where there are many."""
     if not is_distributed():
         return student
-    return nn.parallel.DistributedDataParallel(student, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a newer name of broadcast_buffers
+        return nn.parallel.DistributedDataParallel(student, broadcast_buffers=False)
 
 
 @contextmanager

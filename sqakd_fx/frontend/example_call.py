@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_with_path
+from torch.utils._pytree import tree_leaves, tree_map_only, tree_map_with_path
 
+from sqakd_fx.diagnostics.batch_errors import require_dense
 from sqakd_fx.errors import TraceError
 from sqakd_fx.frontend.plain_names import input_name
 
@@ -25,10 +26,20 @@ Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of an `Example`; any other value is the one argument."""
+    """(args, kwargs) of an `Example`, without gradients; any other value is the one argument.
+
+    Raises:
+        SourceError: a tensor holds no values, or not all of them.
+    """
+    example = tree_map_only(Tensor, _plain, example)
     if isinstance(example, Mapping):
         return (), {str(name): value for name, value in example.items()}
     return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+
+
+def _plain(x: Tensor) -> Tensor:
+    require_dense(x, "example")
+    return x.detach()
 
 
 @dataclass(frozen=True)

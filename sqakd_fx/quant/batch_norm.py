@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sqakd_fx.diagnostics.batch_errors import batch_named, call
+from sqakd_fx.diagnostics.batch_errors import batch_named, call, require_finite
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.ir.op_names import op_name
 from sqakd_fx.ir.op_table import TABLE, Kind, op_of
@@ -247,7 +247,7 @@ def reestimate_batch_norm(
     """Take BatchNorm statistics again, as plain averages over `batches`.
 
     Raises:
-        SourceError: the model does not take a batch.
+        SourceError: a batch is not finite, or the model does not take it.
     """
     norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
@@ -256,6 +256,7 @@ def reestimate_batch_norm(
         norm.momentum = None
     student.train()
     for index, inputs in enumerate(batches):
+        require_finite(inputs, f"batch {index} of the data")
         with batch_named(f"batch {index} of the data", inputs):
             call(student, *moved(inputs, device))
     student.eval()

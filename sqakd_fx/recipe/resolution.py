@@ -111,6 +111,9 @@ def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """Raises RecipeError where a file is missing, no TOML, or no file."""
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"the recipe {path} is not a file: name a TOML file")
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from sqakd_fx.diagnostics.batch_errors import batch_named
+from sqakd_fx.diagnostics.batch_errors import batch_named, require_finite
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.output_kinds import class_axes
@@ -32,7 +33,7 @@ def validation_batches(
     Of training inputs at most 512 samples, of the example's size.
 
     Raises:
-        SourceError: evaluation inputs have another size than the example.
+        SourceError: evaluation inputs have another size than the example, or a batch is not finite.
     """
     seen = 0
     if source.eval_data is not None:
@@ -40,9 +41,10 @@ def validation_batches(
         return
     if inputs is None:
         return
-    for ready in inputs.epoch(0):
+    for index, ready in enumerate(inputs.epoch(0)):
         if not has_example_size(program, ready):
             continue
+        require_finite(ready, f"batch {index} of the data")
         yield ready, None
         seen += len(ready[0])
         if seen >= _VALIDATION_SAMPLES:
@@ -52,8 +54,10 @@ def validation_batches(
 def _evaluation(source: Source, program: Program) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
     assert source.eval_data is not None
     loading = Loading(batch_size=256, drop_last=False)
-    for batch, target in labelled_batches(source.eval_data, source.form, loading):
+    batches = labelled_batches(source.eval_data, source.form, loading)
+    for index, (batch, target) in enumerate(batches):
         inputs = program.traced.call.flatten(batch.args, batch.kwargs)
+        require_finite(inputs, f"batch {index} of the evaluation data")
         require_example_size(program, inputs, "evaluation data")
         yield inputs, target
 
@@ -150,7 +154,10 @@ def _like(returned: Any, tensors: Sequence[Tensor]) -> Any:
 
 def _measured(metric: Callable[[Any, Any], float], output: Any, target: Any) -> float:
     try:
-        return float(metric(output, target))
+        score = float(metric(output, target))
+        if math.isnan(score):
+            raise ValueError("it gave NaN")
+        return score
     except Exception as error:
         line = user_line(error)
         at = f", {line}" if line else ""
@@ -172,5 +179,13 @@ def _top1(output: Tensor, target: Any, axis: int | None) -> float:
         raise SourceError(
             f"the labels {_said(target)} are not the classes of the predictions "
             f"{tuple(predicted.shape)}: give a class index for each, or a metric(outputs, targets)"
+        )
+    count = output.shape[min(1, output.ndim - 1) if axis is None else axis]
+    numbers = target.float()
+    strange = numbers[~((numbers >= 0) & (numbers < count) & (numbers == numbers.round()))]
+    if strange.numel():
+        raise SourceError(
+            f"the labels of the evaluation data hold {strange[0].item():g}, and the model has the classes 0 to "
+            f"{count - 1}: give a class index for each, or a metric(outputs, targets) that leaves others out"
         )
     return 100 * float((predicted == target).float().mean())

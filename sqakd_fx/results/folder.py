@@ -58,6 +58,8 @@ def held_folder(out: Path, *, resume: bool) -> Iterator[None]:
     claim_output_folder(out)
     key = out.resolve()
     try:
+        if (out / _LOCK).is_symlink():
+            (out / _LOCK).unlink()
         handle = (out / _LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise storage_error(error, out / _LOCK) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sqakd_fx.diagnostics.batch_errors import require_finite
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.results.student import SavedStudent
@@ -39,8 +40,10 @@ def inputs_of(
     samples = read_data(data, shape, tokenizer=tokenizer, takes=names)
     loading = Loading(_SAMPLES_AT_ONCE, drop_last=False)
     seen = 0
-    for batch in input_batches(samples, form_of(call), loading, what="data to validate on"):
+    batches = input_batches(samples, form_of(call), loading, what="data to validate on")
+    for index, batch in enumerate(batches):
         inputs = call.flatten(batch.args, batch.kwargs)
+        require_finite(inputs, f"batch {index} of the data to validate on")
         require_example_size(saved, inputs, "data to validate on")
         yield inputs
         seen += len(inputs[0])

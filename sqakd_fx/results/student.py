@@ -231,6 +231,8 @@ def lowered_of(saved: SavedStudent) -> fx.GraphModule:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
+        if not path.is_file():
+            raise FileNotFoundError(path)
         return load_file(path)
     except Exception as error:
         raise StorageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -19,6 +18,7 @@ from sqakd_fx.diagnostics.wording import require_exists
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.source.audio import AudioFolder, read_audio, sound_files
 from sqakd_fx.source.images import ImageFolder, image_files
+from sqakd_fx.source.replay import memory
 from sqakd_fx.source.text import SUFFIXES, Sentences, read_text
 from sqakd_fx.source.transform import Transform
 
@@ -91,9 +91,9 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         sounds = sound_files(path) and not image_files(path)
         return "a folder of sounds" if sounds else "a folder of images"
-    if path.suffix in SUFFIXES:
+    if path.suffix in SUFFIXES and path.is_file():
         return "a file of sentences"
-    if path.suffix in (".npy", ".npz"):
+    if path.suffix in (".npy", ".npz") and path.is_file():
         return "an array"
     raise SourceError(
         f"--data {path} is neither a folder of images or sounds, nor .npy, .npz, {', '.join(SUFFIXES)}: "
@@ -156,7 +156,7 @@ def _from_archive(path: Path) -> np.ndarray[Any, Any]:
         with zipfile.ZipFile(path) as archive:
             member = next(m for m in (f"{name}.npy", name) if m in archive.namelist())
             packed, unpacked = archive.getinfo(member).compress_size, _array_bytes(archive, member)
-        if unpacked > _memory() / 2 or unpacked > max(_LARGEST_RATIO * packed, _SMALL):
+        if unpacked > memory() / 2 or unpacked > max(_LARGEST_RATIO * packed, _SMALL):
             raise SourceError(
                 f"the array {name!r} in {path} unpacks from {packed / 2**20:.1f} MiB to {unpacked / 2**20:.0f} MiB, "
                 "more than is taken unasked: save it with np.save as .npy, which is read piece by piece"
@@ -176,13 +176,6 @@ def _array_bytes(archive: zipfile.ZipFile, member: str) -> int:
         )
         shape, _, dtype = read(file)
     return max(math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size)
-
-
-def _memory() -> float:
-    """Bytes of the machine's memory; no limit where it does not tell."""
-    if not hasattr(os, "sysconf"):
-        return math.inf
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _fitted(

@@ -73,7 +73,8 @@ class AudioFolder(Dataset[Tensor]):
 
 
 def sound_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    named = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    return sorted(path for path in named if path.is_file())
 
 
 def read_audio(folder: Path, shape: tuple[int, ...] | None) -> AudioFolder:

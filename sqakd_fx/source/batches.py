@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from sqakd_fx.diagnostics.batch_errors import length_of
 from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.source.items import Form, Layout, Record, collate_items, collated
+from sqakd_fx.source.replay import Replay, replayable
 
 T = TypeVar("T")
 
@@ -31,28 +33,6 @@ class Batch:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-
-class Replay(Generic[T]):
-    """A one-shot iterator made re-iterable: what was drawn is kept in memory and given again.
-
-    Nothing is drawn before it is asked for. Memory grows with the number of items drawn.
-    """
-
-    def __init__(self, source: Iterator[T]) -> None:
-        self._source = source
-        self._seen: list[T] = []
-
-    def __iter__(self) -> Iterator[T]:
-        index = 0
-        while True:
-            if index == len(self._seen):
-                try:
-                    self._seen.append(next(self._source))
-                except StopIteration:
-                    return
-            yield self._seen[index]
-            index += 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +79,11 @@ class Batches(Generic[T]):
     def labels_ignored(self) -> bool:
         return self._labels_ignored
 
+    @property
+    def overflows(self) -> bool:
+        """Whether the data is an iterator that has given more than memory keeps."""
+        return isinstance(self._data, Replay) and self._data.overflows
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iterations: it depends on (seed, epoch) alone.
 
@@ -113,7 +98,7 @@ class Batches(Generic[T]):
         """Batches in an epoch, or None where the data does not say."""
         data = self._data
         if _is_array(data) or _is_map_style(data):
-            total = len(data)
+            total = length_of(data, self._layout.what)
             if total == 0 or not self._holds_samples():
                 return total
             if self._drops(total):
@@ -230,7 +215,7 @@ def input_batches(
     """Batches of inputs; labels are never looked at.
 
     `data` is a DataLoader, a Dataset, a tensor or array of shape (N, ...), or any iterable. A one-shot
-    iterator is kept in memory as it is drawn, so that it lasts several epochs.
+    iterator is kept in memory as it is drawn, so that it lasts several epochs (`Replay`).
 
     Iteration raises:
         SourceError: no batch, an item that cannot be loaded or has the wrong form.
@@ -259,11 +244,6 @@ def labelled_batches(
     )
 
 
-def replayable(data: Any) -> Any:
-    """`data` itself, or for a one-shot iterator a `Replay` of it."""
-    return Replay(data) if isinstance(data, Iterator) and iter(data) is data else data
-
-
 def _generators_of(data: Any) -> list[torch.Generator]:
     """The generators that a DataLoader and its samplers draw from, but for torch's own."""
     if not isinstance(data, DataLoader):
@@ -280,7 +260,7 @@ def _is_array(data: Any) -> TypeGuard[Tensor | np.ndarray[Any, Any]]:
 
 
 def _is_map_style(data: Any) -> bool:
-    if isinstance(data, DataLoader | IterableDataset | Mapping | str | Tensor | np.ndarray):
+    if isinstance(data, DataLoader | IterableDataset | Mapping | str | type | Tensor | np.ndarray):
         return False
     return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 

@@ -15,11 +15,14 @@ from sqakd_fx.errors import SourceError
 from sqakd_fx.source.transform import Transform
 
 _WHITE_16 = 65535.0
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+"""Whatever a file is called, no other is decoded: Pillow gives PostScript to a program of its own."""
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 
 
 def image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    named = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    return sorted(path for path in named if path.is_file())
 
 
 class ImageFolder(Dataset[Tensor]):
@@ -52,7 +55,7 @@ class ImageFolder(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         path = self.files[index]
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 return self.transform.normalized(self._pixels(image, path))
         except (
             UnidentifiedImageError,

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sqakd_fx.diagnostics.batch_errors import require_finite
 from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
-from sqakd_fx.errors import SourceError
+from sqakd_fx.errors import SourceError, short
 from sqakd_fx.ir.batches import moved
+from sqakd_fx.ir.outputs import class_axis
 from sqakd_fx.program import Program
 from sqakd_fx.source.batches import (
     Batch,
@@ -21,12 +22,17 @@ from sqakd_fx.source.batches import (
     Loading,
     input_batches,
     labelled_batches,
-    replayable,
 )
 from sqakd_fx.source.items import form_of
+from sqakd_fx.source.replay import replayable
 from sqakd_fx.source.sizes import Sizes, sizes_of
 from sqakd_fx.source.source import Source
 from sqakd_fx.training.held_out import Split, split_data
+
+_MOST_COUNTED = 100_000
+"""Batches of a stream that are counted before it is taken to have no end."""
+_LEFT_OUT = -100
+"""The label that torch's cross-entropy leaves out."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +60,71 @@ class TrainingInputs:
             yield from self.epoch(number)
             return
         self.labelled.set_epoch(number)
-        for batch, target in self.labelled:
-            yield (*self._flat(batch), torch.as_tensor(target))
+        for index, (batch, target) in enumerate(self.labelled):
+            yield (*self._flat(batch), self._classes(target, f"batch {index} of the training data"))
 
     def held_out(self) -> list[tuple[Tensor, ...]]:
         """Batches that no epoch has, the same in every run; none where `undivided` says why."""
         with undisturbed_randomness():
             seed_everything(self.program.recipe.seed)
-            return [self._flat(batch) for batch in self.kept_back or ()]
+            batches = [self._flat(batch) for batch in self.kept_back or ()]
+        for index, batch in enumerate(batches):
+            require_finite(batch, f"batch {index} of the held-out data")
+        return batches
 
     def count(self) -> int:
-        """Batches in an epoch; of a stream that does not say, no more than the steps that the recipe asks for."""
-        known = self.batches.length()
-        most = self.program.recipe.steps
-        return known if known else sum(1 for _ in itertools.islice(self.batches, most))
+        """Batches in an epoch; of a stream that does not say, no more than the steps that the recipe asks for.
+
+        Raises:
+            SourceError: neither the data nor the recipe says where training ends.
+        """
+        if known := self.batches.length():
+            return known
+        steps = self.program.recipe.steps
+        counted = 0
+        for _ in itertools.islice(self.batches, _MOST_COUNTED if steps is None else steps):
+            counted += 1
+            if self.batches.overflows:
+                break
+        if steps is None and (counted == _MOST_COUNTED or self.batches.overflows):
+            raise SourceError(
+                f"the training data gave {counted} batches and did not end: say with --steps (the recipe's steps) how "
+                "many to train for, or give data with a length"
+            )
+        return steps if steps is not None and self.batches.overflows else counted
+
+    def _classes(self, target: Any, batch: str) -> Tensor:
+        """Labels as a tensor.
+
+        Raises:
+            SourceError: they are no numbers, or one is no class of the first output.
+        """
+        try:
+            labels = torch.as_tensor(target)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SourceError(
+                f"the labels of {batch} are not numbers ({short(error)}): give class numbers, or leave labels = 0"
+            ) from error
+        shape = self.program.outputs[0].shape
+        axis = class_axis(shape)
+        if axis is not None:
+            require_classes(labels, shape[axis], batch)
+        return labels
 
     def _flat(self, batch: Batch) -> tuple[Tensor, ...]:
         return self.program.traced.call.flatten(batch.args, batch.kwargs)
+
+
+def require_classes(labels: Tensor, count: int, batch: str) -> None:
+    """Raise SourceError where a whole number among `labels` is none of 0 to `count - 1`, nor what a loss leaves out."""
+    if labels.is_floating_point() or labels.is_complex():
+        return
+    strange = labels[((labels < 0) | (labels >= count)) & (labels != _LEFT_OUT)]
+    if strange.numel():
+        raise SourceError(
+            f"{batch} has the label {int(strange[0])}, and the model has the classes 0 to {count - 1}: give these, or "
+            f"{_LEFT_OUT} for what has none"
+        )
 
 
 def training_inputs(data: Any, program: Program, sizes: Sizes | None = None) -> TrainingInputs:

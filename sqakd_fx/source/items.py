@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 
+from sqakd_fx.diagnostics.batch_errors import require_dense
 from sqakd_fx.errors import SourceError
 from sqakd_fx.frontend.example_call import Call
 
@@ -154,6 +155,8 @@ def _input(value: Any) -> Any:
 
 
 def _tensor(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        require_dense(value, "data")
     if isinstance(value, np.ndarray | np.generic):
         return torch.from_numpy(np.array(value))
     return value

@@ -28,8 +28,8 @@ from sqakd_fx.source.transform import Transform
 from sqakd_fx.source.user_functions import UserFunctions, plain_tensor
 from sqakd_fx.source.weights import load_weights
 
-_MOST_VALUES = 2**31
-"""Of an example that is made up: 8 GiB in float32."""
+_MOST_VALUES = 2**28
+"""Of an example that is made up: 1 GiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.diagnostics.wording import with_article
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.example_call import arguments
-from sqakd_fx.source.batches import Batch, replayable
+from sqakd_fx.source.batches import Batch
+from sqakd_fx.source.replay import replayable
 
 
 @dataclass(frozen=True)

@@ -169,8 +169,9 @@ def _faults(state: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[str,
 
 def _read_weights(path: Path) -> Any:
     require_exists(path, "--weights")
-    if path.is_dir():
-        raise SourceError(f"--weights {path} is a folder: give a file of weights inside it")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a file"
+        raise SourceError(f"--weights {path} is {kind}: give a file of weights")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -19,7 +19,7 @@ from torch.utils.data import (
     Subset,
 )
 
-from sqakd_fx.diagnostics.batch_errors import batch_named
+from sqakd_fx.diagnostics.batch_errors import batch_named, length_of
 from sqakd_fx.frontend.output_kinds import named_outputs
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.recipe.keys import Recipe
@@ -51,7 +51,7 @@ def split_data(data: Any, samples: int) -> Split:
         return _split_loader(data, samples)
     if not _gives_by_number(data):
         return Split(data, None, "the data has no length or gives no samples by number")
-    total = len(data)
+    total = length_of(data, "training data")
     kept = total - min(samples, total // _SHARE_OF_DATA)
     if kept == total:
         return Split(data, None, _too_few(total))
@@ -61,7 +61,7 @@ def split_data(data: Any, samples: int) -> Split:
 
 
 def _gives_by_number(data: Any) -> bool:
-    if isinstance(data, IterableDataset | Mapping | str):
+    if isinstance(data, IterableDataset | Mapping | str | type):
         return False
     if isinstance(data, Tensor | np.ndarray) and not data.ndim:
         return False
@@ -79,7 +79,8 @@ def _split_loader(loader: DataLoader[Any], samples: int) -> Split:
     """
     if reason := _undivided(loader):
         return Split(loader, None, reason)
-    total, batch = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
+    total = length_of(loader.dataset, "training data")  # type: ignore[arg-type]
+    batch = loader.batch_size or 1
     held = min(samples, total // _SHARE_OF_DATA)
     held = held // batch * batch or held
     if not held:

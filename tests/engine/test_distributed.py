@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ from conftest import distilled
 from torch import Tensor, fx, nn
 from torch.distributed.tensor import DTensor
 
-from sqakd_fx.engine.distributed import synchronized
+from sqakd_fx.diagnostics.batch_errors import batch_named
+from sqakd_fx.engine.distributed import process_group, synchronized
 from sqakd_fx.engine.sharded_teacher import sharded
+from sqakd_fx.errors import TrainingError
 from sqakd_fx.program import build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.recipe.resolution import resolve_recipe
@@ -132,7 +135,7 @@ def test_two_processes_have_the_losses_of_one(
     assert one[-1] < 0.7 * one[0]
 
 
-def in_a_process(rank: int, folder: str) -> None:
+def in_a_process(rank: int, folder: str, port: int) -> None:
     """What one of two processes finds of all that is asked here."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -142,16 +145,53 @@ def in_a_process(rank: int, folder: str) -> None:
         "normalized": normalized_share(rank),
         "losses": losses_with_adam(),
     }
-    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    if rank == 0:
+        found["said"] = said_when_the_other_dies(port)
+    torch.save(found, f"{folder}/{rank}.pt")
+    if rank == 1:
+        leave(port)
+
+
+def environment(rank: int, port: int) -> dict[str, str]:
+    """As torchrun gives it."""
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"RANK": str(rank), "WORLD_SIZE": "2", **there}
+
+
+def said_when_the_other_dies(port: int) -> str:
+    os.environ.update(environment(0, port))
+    x = torch.zeros(3)
+    try:
+        with process_group(torch.device("cpu")), batch_named("batch 0", (x,)):
+            dist.all_reduce(x)
+    except TrainingError as error:
+        return str(error)
+    return ""
+
+
+def leave(port: int) -> None:
+    """End inside of a run, as a process does that the system kills."""
+    os.environ.update(environment(1, port))
+    with process_group(torch.device("cpu")):
+        os._exit(0)
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes finds, started once."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(in_a_process, (str(folder),), nprocs=2)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_a_process, (str(folder), port), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def test_a_process_that_dies_is_what_the_others_say_and_no_batch_is_blamed(
+    processes: list[dict[str, Any]],
+) -> None:
+    assert processes[0]["said"].startswith("another process of this run has ended")
+    assert "--resume" in processes[0]["said"]
 
 
 def losses_with_adam(order: Tensor | None = None) -> list[float]:

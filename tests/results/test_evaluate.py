@@ -25,7 +25,7 @@ def report(folder: Path, labels: Tensor, *, eval_data: Any = None, **more: Any) 
         [INPUTS],
         example_inputs=INPUTS[:2],
         recipe=resolve_recipe("w8a8", steps=0),
-        eval_data=eval_data or [(INPUTS, labels)],
+        eval_data=[(INPUTS, labels)] if eval_data is None else eval_data,
         out=folder,
         **more,
     )
@@ -53,15 +53,43 @@ def test_top_1_is_the_share_of_right_classes(tmp_path: Path) -> None:
             r"metric\(\) failed .*test_evaluate.py:\d+\): .*outputs \(24, 4\) .*targets \(24,\)",
         ),
         (classes(), lambda outputs, targets: outputs, r"metric\(\) failed .*returns a number"),
+        (classes(), lambda outputs, targets: float("nan"), r"metric\(\) failed .*it gave NaN"),
+        (classes() + 3, None, r"hold \d, and the model has the classes 0 to 3"),
+        (classes() - 4, None, r"hold -\d, and the model has the classes 0 to 3"),
+        (classes() * float("nan"), None, r"hold nan, and the model has the classes 0 to 3"),
+        (["cat"] * 24, None, r"the labels .*cat.* are not the classes"),
     ],
-    ids=["labels of another shape", "metric that fails", "metric that is no number"],
-)
+    ids=[
+        "labels of another shape", "metric that fails", "metric that is no number", "metric that is NaN",
+        "labels too large", "labels below 0", "labels that are NaN", "texts",
+    ],
+)  # fmt: skip
 def test_what_cannot_be_measured_is_known_before_training(
     tmp_path: Path, labels: Tensor, metric: Any, said: str
 ) -> None:
     with pytest.raises(SourceError, match=said):
         report(tmp_path, labels, metric=metric)
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "evaluation data is empty"),
+        (iter(()), "evaluation data is empty"),
+        (INPUTS, "evaluation data gives items without a label"),
+        ([INPUTS], "evaluation data gives items without a label"),
+        (["cat.png"], "evaluation data gives items without a label"),
+        ([("cat.png", 1)], "evaluation data gives items of type str"),
+    ],
+    ids=["empty", "empty iterator", "samples", "batches", "texts", "texts with labels"],
+)
+def test_evaluation_data_that_cannot_be_used_is_known_before_training(
+    tmp_path: Path, given: Any, said: str
+) -> None:
+    with pytest.raises(SourceError, match=said):
+        report(tmp_path, classes(), eval_data=given)
+    assert not list(tmp_path.rglob("step-*"))
 
 
 def test_a_metric_that_fails_on_the_whole_leaves_a_result_that_says_why(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from model_files import EXAMPLE, LINEAR, NET, refused, write
 from PIL import Image
 from torch import Tensor
 
-from sqakd_fx.errors import SourceError
+from sqakd_fx.errors import RecipeError, SourceError, StorageError
+from sqakd_fx.recipe.resolution import read_toml
 from sqakd_fx.source.arrays import read_data
 from sqakd_fx.source.source import load_source
+from sqakd_fx.storage import read_json, write_text
 
 pytestmark = pytest.mark.usefixtures("clean_imports")
 
@@ -47,6 +51,43 @@ def test_an_image_that_does_not_decode_is_named_when_it_is_read(tmp_path: Path) 
     source = load_source(spec, data=tmp_path / "d", input_shape=(1, 1, 6, 6))
     with pytest.raises(SourceError, match=r"aaa\.png"):
         _ = source.labels_ignored
+
+
+def test_postscript_that_is_called_a_picture_is_given_to_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    (tmp_path / "d").mkdir()
+    path = tmp_path / "d" / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with contextlib.suppress(OSError), Image.open(path) as picture:
+        picture.load()
+    assert (tmp_path / "ran").exists(), "Pillow itself runs the program"
+    (tmp_path / "ran").unlink()
+    with pytest.raises(SourceError, match=r"a\.png does not decode"):
+        read_data(tmp_path / "d", (1, 1, 8, 8))[0]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with names are of POSIX")
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    for name in ("a.png", "a.npy", "a.toml", "a.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(SourceError, match="there are no images"):
+        read_data(tmp_path, (1, 1, 8, 8))
+    with pytest.raises(SourceError, match="neither a folder of images nor"):
+        read_data(tmp_path / "a.npy", None)
+    with pytest.raises(RecipeError, match="is not a file"):
+        read_toml(tmp_path / "a.toml")
+    with pytest.raises(StorageError, match="is not a file"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(StorageError, match="is there and is not a file"):
+        write_text(tmp_path / "a.json", "3")
 
 
 def test_images_need_a_shape_with_channels(tmp_path: Path) -> None:

@@ -224,6 +224,10 @@ def refuses(index: int) -> Tensor:
         pytest.param(7, "not iterable", id="not iterable"),
         pytest.param(Samples(refuses), "^the image 0.png is broken: remove it$", id="own error"),
         pytest.param(Samples(lambda i: IMAGES[0, :, : i + 1]), "equal size", id="ragged"),
+        pytest.param([IMAGES.to_sparse()], "the data has a sparse_coo tensor", id="sparse"),
+        pytest.param([IMAGES.to("meta")], "the data has a meta tensor", id="without values"),
+        pytest.param(Samples(None, -1), r"__len__\(\) should return >= 0", id="length below 0"),
+        pytest.param(list, "not iterable", id="a type"),
         pytest.param([np.array([[[[None]]]])], "batch 0 fails with TypeError", id="object array"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -31,6 +32,7 @@ def example_inputs(): return torch.zeros(2, 1, 8, 8)
 def train_data():
     return torch.randn(320, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 """
+KILLS = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 COMMAND = [
     "quantize", "model.py", "--steps", "400", "--set", "checkpoint_steps=20", "--set", "batch_size=32",
     "--set", "batch_norm=absorb",
@@ -66,29 +68,16 @@ def wait_for_checkpoint(folder: Path, run: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
-    tmp_path: Path, uninterrupted: bytes
-) -> None:
-    (tmp_path / "model.py").write_text(MODEL)
-    chance = random.Random(0)
-    more: tuple[str, ...] = ("--out", "out")
-    for kill in range(8):
-        run = start(tmp_path, *more)
-        if kill % 4 == 0:
-            wait_for_checkpoint(tmp_path, run)
-            time.sleep(chance.uniform(0, 0.5))
-        else:
-            time.sleep(chance.uniform(0, 5))
-        run.send_signal(signal.SIGKILL)
-        run.communicate()
-        more = ("--out", "out", "--resume")
-        if run.returncode == -signal.SIGKILL:
-            names = [p.name for p in (tmp_path / "out").glob("*.onnx")]
-            assert not names or (tmp_path / "out" / "model.onnx").read_bytes() == uninterrupted
-    run = start(tmp_path, *more)
-    _, error = run.communicate(timeout=300)
-    assert run.returncode in (0, 1), error
-    assert (tmp_path / "out" / "model.onnx").read_bytes() == uninterrupted
+def test_runs_killed_at_random_moments_end_with_the_same_bytes(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    asked = ["--count", "3", "--record", str(record), "--only", "over an earlier result"]
+    done = subprocess.run(
+        [sys.executable, str(KILLS), *asked], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads(record.read_text()).values()
+    assert sum(found["kills"].values()) == 3
+    assert found["ends"] >= 1
 
 
 def test_a_killed_run_with_crafts_and_cached_outputs_ends_with_the_same_bytes(

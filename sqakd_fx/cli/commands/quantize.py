@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sqakd_fx.cli.arguments import DataOptions, recipe_of, source_of
+from sqakd_fx.cli.command_line import as_written
 from sqakd_fx.cli.options import (
     OUTPUT,
     TRAINING,
@@ -32,6 +33,9 @@ from sqakd_fx.cli.options import (
 )
 from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.errors import RecipeError
+
+if TYPE_CHECKING:
+    from sqakd_fx.results.result import Result
 
 Steps = Annotated[
     int | None,
@@ -89,6 +93,7 @@ Dump = Annotated[
 
 
 def quantize(
+    context: typer.Context,
     source: SourceArgument,
     data: Data = None,
     transform: TransformName = None,
@@ -122,7 +127,6 @@ def quantize(
     numbers = {"epochs": epochs, "steps": steps, "device": device, "seed": seed}
     recipe_of_options = recipe_of(goal or recipe, bits, set_, target=target, **numbers)
     said = DataOptions(transform, mean, std, resize, crop, tokenizer)
-    from sqakd_fx.cli.closing import print_closing
     from sqakd_fx.training.live import Live
 
     with Live() as live:
@@ -133,12 +137,28 @@ def quantize(
         loaded = source_of(source, weights, data, input_shape, said)
         resolved = recipe_of_options()
         folder = out or default_folder(loaded.name, resolved)
-        result = run(loaded, resolved, folder, resume=resume, force=force, dump=dump, observer=live)
+        result = run(
+            loaded,
+            resolved,
+            folder,
+            resume=resume,
+            force=force,
+            dump=dump,
+            observer=live,
+            command=as_written(context),
+        )
     if result is None:
         return
     given = {"--data": data, **said.given(), "--weights": weights, "--input-shape": input_shape}
     options = [text for name, value in given.items() if value for text in (name, str(value))]
-    print_closing(result.report, result.model_path, [source, *options])
+    _close(result, [source, *options])
+
+
+def _close(result: Result, command: list[str]) -> None:
+    """Print the last lines; exit status 1 where the file differs from the trained graph."""
+    from sqakd_fx.cli.closing import print_closing
+
+    print_closing(result.report, result.model_path, command)
     if result.validation.failures:
         say(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
         raise typer.Exit(1)
