@@ -13,7 +13,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from sqakd_fx.cli.main import COMMANDS
@@ -56,14 +55,13 @@ def command_lines(command: Callable[..., Any]) -> Iterator[str]:
 
 
 def parameters_of(command: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Name, description and type of each parameter; Typer's own context is none that is typed."""
+    """Name, description and type of each parameter that is typed; Typer's context is not."""
     hints = get_type_hints(command, include_extras=True)
     for name in inspect.signature(command).parameters:
-        if hints[name] is typer.Context:
-            continue
-        annotated = next(one for one in (hints[name], *get_args(hints[name])) if is_annotated(one))
-        annotation, info, *_ = get_args(annotated)
-        yield name, info, annotation
+        for one in (hints[name], *get_args(hints[name])):
+            if is_annotated(one):
+                annotation, info, *_ = get_args(one)
+                yield name, info, annotation
 
 
 def is_annotated(hint: Any) -> bool:

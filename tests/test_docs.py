@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
 import statistics
@@ -129,6 +130,19 @@ def test_commands_that_pages_show_have_the_options_that_they_show(name: str) -> 
         for option in (word.partition("=")[0].rstrip(".,:;)") for word in words):
             if option.startswith("--") and option != "--help":
                 assert f"`{option}" in known[command], f"{command} has no {option}"
+
+
+def test_the_page_on_python_has_every_public_name_where_it_lives() -> None:
+    parts = re.findall(
+        r"^::: (\S+)\n    options:\n      heading: \"sqakd_fx\.(\w+)\"",
+        text_of("docs/api.md"),
+        re.M,
+    )
+    places = {name: path for path, name in parts if name in sqakd_fx.__all__}
+    assert set(places) == set(sqakd_fx.__all__) - {"SqakdError"}
+    for name, path in places.items():
+        module, _, attribute = path.rpartition(".")
+        assert getattr(importlib.import_module(module), attribute) is getattr(sqakd_fx, name)
 
 
 @pytest.mark.parametrize("name", ["docs/recipes.md", "docs/when-accuracy-drops.md"])
