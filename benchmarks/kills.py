@@ -216,6 +216,10 @@ class Bench:
     seconds: float
     before: bytes | None
 
+    def _is_untouched(self) -> bool:
+        """Whether the earlier result is there as it was."""
+        return self.before is not None and model_of(self.folder, "out") == self.before
+
     def lot(self, kills: int, chance: random.Random, tally: Tally) -> None:
         """One folder, killed so many times and gone on with, until it is finished."""
         out, more = self.folder / "out", ("--force",)
@@ -237,12 +241,13 @@ class Bench:
             elif fault := run.fault():
                 tally.faults.append(fault)
                 return
+            elif "--resume" in more and self._is_untouched():
+                more = ("--force",)  # every kill came before the run took the folder
+                continue
             else:
                 break
-            if self.before is not None and model_of(self.folder, "out") not in (
-                self.before,
-                self.wanted,
-            ):
+            known = (self.before, self.wanted)
+            if self.before is not None and model_of(self.folder, "out") not in known:
                 tally.faults.append("the earlier result is gone")
             more = ("--resume",)
         tally.ends += 1
@@ -286,7 +291,7 @@ def campaign(
                 benches[name] = prepared(Path(scratch) / str(len(benches)), SET_UPS[name])
             tally = tallies[name]
             left = count - sum(one.count for one in tallies.values())
-            chance = random.Random(f"{name} {tally.count}")
+            chance = random.Random(f"{name} {tally.count} {tally.ends}")
             benches[name].lot(min(_KILLS, left), chance, tally)
             yield name
 

@@ -223,7 +223,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
         journal.say.note(output.sentence)
     inputs = source_inputs(job.source, program)
     steps_per_epoch = inputs.count()
-    keeping = kept_in(job.out, resume=job.resume, force=True)
+    keeping = kept_in(job.out, resume=job.resume)
     _calibrate(job, journal, program, inputs)
     program, inputs = _relieve(job, journal, program, inputs)
     translator = _check(job, journal, program)
