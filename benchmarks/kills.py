@@ -22,6 +22,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -176,6 +177,8 @@ def forked(
         main()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -302,6 +305,8 @@ def warm_up() -> None:
     from torch import nn
 
     import sqakd_fx
+    import sqakd_fx.cli.main
+    import sqakd_fx.pipeline
     from sqakd_fx.results.export import check_export
 
     torch.set_num_threads(1)
