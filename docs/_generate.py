@@ -55,13 +55,13 @@ def command_lines(command: Callable[..., Any]) -> Iterator[str]:
 
 
 def parameters_of(command: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Name, description and type of each parameter that the command line has."""
+    """Name, description and type of each parameter that is typed; Typer's context is not."""
     hints = get_type_hints(command, include_extras=True)
     for name in inspect.signature(command).parameters:
-        found = [one for one in (hints[name], *get_args(hints[name])) if is_annotated(one)]
-        for annotated in found:
-            annotation, info, *_ = get_args(annotated)
-            yield name, info, annotation
+        for one in (hints[name], *get_args(hints[name])):
+            if is_annotated(one):
+                annotation, info, *_ = get_args(one)
+                yield name, info, annotation
 
 
 def is_annotated(hint: Any) -> bool:

@@ -25,6 +25,7 @@ from sqakd_fx.engine.determinism import (
 )
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import is_first, process_group
+from sqakd_fx.errors import SqakdError
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.frontend.example_call import Example, arguments
@@ -249,7 +250,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     course = Course(journal.seconds, job.command, steps_per_epoch, relief)
     report = make_report(job.source, program, distilled, exported, checked, measured, course)
     write_report(report, staged(job.out))
-    write_json(staged(job.out) / "tensors.json", _tensors(program, inputs))
+    write_json(staged(job.out) / "tensors.json", _tensors(program, inputs, journal))
     publish(job.out)
     forget(keeping)
     path = job.out / exported.path.name
@@ -364,12 +365,16 @@ def _relieve(
     return relieved, inputs, relief
 
 
-def _tensors(program: Program, inputs: TrainingInputs) -> list[dict[str, Any]]:
-    """What tensors.json holds, measured on the first batch of the training data; nothing where that is gone."""
-    with undisturbed_randomness():
-        seed_everything(program.recipe.seed)
-        fitting = (batch for batch in inputs.epoch(0) if has_example_size(program, batch))
-        batch = next(fitting, None)
+def _tensors(program: Program, inputs: TrainingInputs, journal: _Journal) -> list[dict[str, Any]]:
+    """What tensors.json holds, measured on the first batch of the training data; nothing where that cannot be had."""
+    try:
+        with undisturbed_randomness():
+            seed_everything(program.recipe.seed)
+            fitting = (batch for batch in inputs.epoch(0) if has_example_size(program, batch))
+            batch = next(fitting, None)
+    except SqakdError as error:
+        journal.say.note(f"no histograms are recorded: {error}")
+        return []
     return [] if batch is None else [asdict(one) for one in tensor_facts(program, batch)]
 
 

@@ -31,7 +31,8 @@ def layers_of_names(model: Path) -> Mapping[str, str]:
             readers.setdefault(name, node)
     found: dict[str, str] = {}
     for node in reversed(graph.node):  # readers before what they read
-        layer = node.name.rpartition("/")[0] or _of_reader(node, readers, found)
+        named = "/" in node.name
+        layer = node.name.partition("/")[0] if named else _of_reader(node, readers, found)
         found |= dict.fromkeys((node.name, *node.output), layer)
     for constant in graph.initializer:
         if constant.name in readers:

@@ -24,7 +24,7 @@ def layer_columns(held: Held) -> list[_Column]:
         ("weight bits", [layer.weight_bits for layer in layers], "{:.0f}"),
         ("bits of its input", [layer.activation_bits for layer in layers], "{:.0f}"),
         ("KiB in the file", [_stored(held, layer) for layer in layers], "{:.1f}"),
-        ("KiB at its own bits", [layer.weight_bytes / 1024 for layer in layers], "{:.1f}"),
+        ("KiB at its own bits", [_own_size(layer) for layer in layers], "{:.1f}"),
         (
             "signal over noise of the weights, dB",
             [None if one is None else one.grid_noise for one in weights],
@@ -54,14 +54,20 @@ def _known(columns: Sequence[_Column]) -> list[_Column]:
 
 
 def _weight_of(held: Held, layer: LayerFacts) -> TensorFacts | None:
+    if layer.weight_bits is None:
+        return None
     return next(
         (
             one
             for one in held.tensors
-            if one.role == "weight" and one.quantizer.startswith(f"{layer.name}.")
+            if one.role == "weight" and one.quantizer.startswith(f"{layer.name}.weight")
         ),
         None,
     )
+
+
+def _own_size(layer: LayerFacts) -> float | None:
+    return None if layer.weight_bits is None else layer.weight_bytes / 1024
 
 
 def _stored(held: Held, layer: LayerFacts) -> float | None:

@@ -21,7 +21,7 @@ from sqakd_fx.report.origin import command, deployment, facts
 from sqakd_fx.report.overview import overview, sizes
 from sqakd_fx.report.samples import sample_table
 from sqakd_fx.results.figures import date_words
-from sqakd_fx.storage import write_text
+from sqakd_fx.storage import finite, write_text
 
 NAME = "report.html"
 _TALL = 20
@@ -53,7 +53,7 @@ def _plotly() -> str:
 def page(held: Held, plotly: str) -> str:
     """The whole page as one text, with Plotly's JavaScript in it."""
     body, charts = _content(held)
-    specs = json.dumps([chart.spec() for chart in charts if chart.choices], allow_nan=False)
+    specs = finite([chart.spec() for chart in charts if chart.choices])
     ours = _own("page.js")
     scripts = [one.replace("\r\n", "\n").replace("\r", "\n") for one in (plotly, ours)]
     title = f"{held.report.name}: {held.report.recipe}"
@@ -67,7 +67,7 @@ def page(held: Held, plotly: str) -> str:
             f"<style>{_own('page.css')}</style></head><body>",
             f"<header><h1>{text(title)}</h1>{_subtitle(held)}</header>",
             f"<main>{body}</main>",
-            f'<script type="application/json" id="charts">{_inert(specs)}</script>',
+            f'<script type="application/json" id="charts">{_inert(json.dumps(specs, allow_nan=False))}</script>',
             *(f"<script>{script}</script>" for script in scripts),
             "</body></html>\n",
         )
@@ -109,7 +109,7 @@ def _tensors(held: Held, chart: Chart) -> tuple[str, ...]:
 
 
 _ABOUT_TENSORS = paragraph(
-    "Measured on eight training samples. The difference to float is that of the whole network up to this tensor; the "
+    "Measured on a few training samples. The difference to float is that of the whole network up to this tensor; the "
     "noise of the grid is what this tensor's own quantizer adds. More decibels are better."
 )
 _ABOUT_GRIDS = paragraph(

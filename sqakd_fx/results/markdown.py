@@ -124,7 +124,7 @@ def _in_float(report: Mapping[str, Any]) -> list[str]:
         nodes.setdefault(note["reason"], []).append(note["node"])
     ordered = sorted(nodes.items(), key=lambda one: -len(one[1]))
     lines = [
-        f"{names[0]}{f' and {len(names) - 1} others' * (len(names) > 1)}: {reason}"
+        f"{reason} ({len(names)}: {', '.join(names[:3])}{', …' * (len(names) > 3)})"
         for reason, names in ordered[:_MOST_REASONS]
     ]
     if left := sum(len(names) for _, names in ordered[_MOST_REASONS:]):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.program import Program, distillation_teacher
 from sqakd_fx.quant.quantizer import Quantizer
 
 _SAMPLES = 8
+_MOST_ELEMENTS = 2**26
 _BINS = 96
 
 
@@ -52,24 +54,38 @@ class TensorFacts:
 
 @torch.no_grad()
 def tensor_facts(program: Program, inputs: Sequence[Tensor]) -> list[TensorFacts]:
-    """Every quantized tensor of the trained student, on the first eight samples of a batch, in graph order."""
-    few = tuple(x[:_SAMPLES] if x.ndim else x for x in inputs)
+    """Every quantized tensor of the trained student, on at most eight samples of a batch, in graph order."""
     calls = _calls(program.student)
-    wanted = {
-        name for node in calls for name in (node.all_input_nodes[0].name, _tensor(node, calls))
-    }
-    comparable = program.recipe.equalize == "off"
-    floats = _Kept(distillation_teacher(program), wanted).values_of(few) if comparable else {}
-    seen = _Kept(program.student, wanted).values_of(few)
-    found = []
-    for node, quantizer in calls.items():
-        name = node.all_input_nodes[0].name
-        if name in seen and seen[name].numel():
-            tensor = _tensor(node, calls)
-            found.append(
-                _facts((str(node.target), tensor), quantizer, seen[name], floats.get(tensor))
-            )
+    samples = _affordable(calls)
+    few = tuple(x[:samples] if x.ndim else x for x in inputs)
+    floats: dict[str, Tensor] = {}
+    if program.recipe.equalize == "off":
+        names = {_tensor(node, calls) for node in calls}
+        teacher = distillation_teacher(program)
+        _Watched(teacher, lambda node: node.name in names, floats.__setitem__).run(*few)
+    found: list[TensorFacts] = []
+
+    def see(name: str, x: Tensor) -> None:
+        for call in (node for node in calls if node.all_input_nodes[0].name == name):
+            tensor = _tensor(call, calls)
+            facts = _facts((str(call.target), tensor), calls[call], x, floats.get(tensor))
+            if facts is not None:
+                found.append(facts)
+
+    read = {node.all_input_nodes[0].name for node in calls}
+    _Watched(program.student, lambda node: node.name in read, see).run(*few)
     return found
+
+
+def _affordable(calls: Iterable[fx.Node]) -> int:
+    """How many samples keep the float model's tensors within a quarter of a gigabyte."""
+    shapes = [shape_of(node.all_input_nodes[0]) or () for node in calls if _is_activation(node)]
+    one = sum(math.prod(shape[1:]) for shape in shapes)
+    return max(1, min(_SAMPLES, _MOST_ELEMENTS // max(one, 1)))
+
+
+def _is_activation(call: fx.Node) -> bool:
+    return call.all_input_nodes[0].op != "get_attr"
 
 
 def _tensor(call: fx.Node, calls: Mapping[fx.Node, Quantizer]) -> str:
@@ -91,31 +107,35 @@ def _calls(student: fx.GraphModule) -> dict[fx.Node, Quantizer]:
     }
 
 
-class _Kept(fx.Interpreter):
-    """Runs a graph and keeps the floating-point tensors of some nodes."""
+class _Watched(fx.Interpreter):
+    """Runs a graph and shows the floating-point tensors of some nodes, by their names."""
 
-    def __init__(self, graph_module: fx.GraphModule, names: set[str]) -> None:
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        wanted: Callable[[fx.Node], bool],
+        see: Callable[[str, Tensor], None],
+    ) -> None:
         super().__init__(graph_module)
-        self.names = names
-        self.kept: dict[str, Tensor] = {}
-
-    def values_of(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        self.run(*inputs)
-        return self.kept
+        self.wanted, self.see = wanted, see
 
     def run_node(self, n: fx.Node) -> Any:
         made = super().run_node(n)
-        if n.name in self.names and isinstance(made, Tensor) and made.is_floating_point():
-            self.kept[n.name] = made
+        if self.wanted(n) and isinstance(made, Tensor) and made.is_floating_point():
+            self.see(n.name, made)
         return made
 
 
 def _facts(
     names: tuple[str, str], quantizer: Quantizer, x: Tensor, wanted: Tensor | None
-) -> TensorFacts:
+) -> TensorFacts | None:
+    """None for a tensor without a finite value."""
     x = x.detach().float()
     made = quantizer(x)
     values, lowest, step = _in_unit(quantizer, x)
+    values = values[torch.isfinite(values)]
+    if not values.numel():
+        return None
     levels = quantizer.levels.span + 1
     highest = lowest + step * (levels - 1)
     room = highest - lowest or step

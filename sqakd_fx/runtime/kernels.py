@@ -102,7 +102,7 @@ def _kernel(node: Any, kind: KernelKind, inputs: tuple[int, ...], original: _Ori
         name or node.output[0],
         node.op_type,
         kind,
-        name.rpartition("/")[0],
+        name.partition("/")[0] if "/" in name else "",
         inputs,
         parts if len(parts) > 1 else (),
         grid,

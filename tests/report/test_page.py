@@ -133,6 +133,31 @@ def test_a_sensitivity_file_is_one_more_column(result: Path, tmp_path: Path) -> 
     assert "KL where it alone is quantized" in drawn(folder)
 
 
+def test_a_product_without_a_weight_has_no_figures_of_its_neighbour(
+    result: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(result, tmp_path)
+    report = json.loads((folder / "report.json").read_text())
+    tensors = json.loads((folder / "tensors.json").read_text())
+    linear = next(one for one in report["layers"] if one["operation"] == "linear")
+    product = linear | {
+        "name": "block",
+        "operation": "matmul",
+        "weight_bits": None,
+        "parameters": 0,
+    }
+    report["layers"] = [product, linear | {"name": "block.qkv"}]
+    weight = next(one for one in tensors if one["role"] == "weight")
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "tensors.json").write_text(
+        json.dumps([weight | {"quantizer": "block.qkv.weight_quantizer", "grid_noise": 33.0}])
+    )
+    (chart,) = [one for one in charts(drawn(folder)) if one["name"] == "layers"]
+    known = [choice["data"][0]["x"] for choice in chart["choices"]]
+    assert [None, 33.0] in known
+    assert all(values[0] is None or values == [8, 8] for values in known)
+
+
 def test_no_name_becomes_markup(result: Path, tmp_path: Path) -> None:
     text = drawn(hostile(result, tmp_path))
     assert "alert(1)" in text, "the names are shown"
@@ -162,6 +187,18 @@ def test_a_damaged_file_is_named(result: Path, tmp_path: Path, file: str, conten
     with pytest.raises(StorageError, match=f"{file} is damaged") as raised:
         read_held(folder)
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_that_are_not_finite_are_gaps(result: Path, tmp_path: Path) -> None:
+    folder = copy_of(result, tmp_path)
+    step = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
+    lines = [json.dumps(step | {"step": 1, "loss": float("nan")}), json.dumps(step)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    tensors = json.loads((folder / "tensors.json").read_text())
+    far = [one | {"start": float("-inf"), "lowest": float("nan")} for one in tensors]
+    (folder / "tensors.json").write_text(json.dumps(far))
+    (loss,) = [one for one in charts(drawn(folder)) if one["name"] == "loss"]
+    assert loss["choices"][0]["data"][0]["y"] == [None, step["loss"]]
 
 
 def test_a_file_that_is_no_model_costs_the_graph_alone(result: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_what_a_session_has_to_ask_for_is_said_in_full() -> None:
 def test_what_stays_in_float_is_told_by_reason() -> None:
     notes = [{"node": f"softmax_{index}", "reason": "is computed in float"} for index in range(3)]
     text = markdown(REPORT | {"stays_in_float": notes})
-    assert "- softmax_0 and 2 others: is computed in float" in text
+    assert "- is computed in float (3: softmax_0, softmax_1, softmax_2)" in text
 
 
 def unescaped_bars(line: str) -> list[int]:

@@ -10,6 +10,7 @@ from torch import nn
 
 import sqakd_fx
 from sqakd_fx.program import Program
+from sqakd_fx.quant.families import FAMILIES
 from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.results.tensors import tensor_facts
 
@@ -66,6 +67,21 @@ def test_tensors_whose_channels_were_rescaled_are_not_held_against_float() -> No
     found = tensor_facts(calibrated(equalize="activations"), (IMAGES,))
     assert {one.distance for one in found} == {None}
     assert any(one.grid_noise is not None for one in found)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_grid_of_every_family_holds_most_of_its_weights(family: str) -> None:
+    for one in tensor_facts(calibrated(weight_family=family), (IMAGES,)):
+        assert one.levels >= 2
+        assert one.step > 0
+        assert one.clipped < 0.6
+        assert sum(one.counts) > 0
+
+
+def test_a_large_network_is_measured_on_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqakd_fx.results.tensors._MOST_ELEMENTS", 2 * 64)
+    images = next(one for one in tensor_facts(calibrated(), (IMAGES,)) if one.role == "activation")
+    assert sum(images.counts) == 64
 
 
 def test_a_quantizer_that_is_off_has_no_grid_to_show() -> None:
