@@ -3,10 +3,11 @@
     python benchmarks/kills.py --count 240 --record kills.json     goes on where an earlier call stopped
     python benchmarks/kills.py --record kills.json --table docs/faults.md
 
-Each set-up is run once to its end. Then runs are killed (SIGKILL) at a random moment and resumed, a few times; one that
-comes to its end must have written the same file, and its folder nothing else. Where the folder had a result before,
-that one stands until the new one does. Runs are forked from a process that has imported everything; of two processes
-both are killed together, or one alone, and the other then gets SIGTERM, as torchrun sends it.
+Each set-up is run once to its end. Then runs are killed (SIGKILL) and resumed, a few times: each when it has printed a
+random part of what it prints and up to half a second has passed, so that every stage has its kills. One that comes to
+its end must have written the same file, and its folder nothing else. Where the folder had a result before, that one
+stands until the new one does. Runs are forked from a process that has imported everything; of two processes both are
+killed together, or one alone, and the other then gets SIGTERM, as torchrun sends it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +86,9 @@ _ENDS = 300
 """Seconds after which a run has hung."""
 _KILLS = 5
 """Of a run, before it may come to its end."""
+_LATER = 0.5
+"""Seconds within which it is killed behind the line that it has come to."""
+_LAST_STAGE = "\nreport"
 
 
 @dataclass
@@ -107,6 +112,15 @@ class Run:
             if time.monotonic() > until:
                 return False
             time.sleep(0.02)
+
+    def passes(self, printed: int, seconds: float) -> bool:
+        """Whether it has printed so many characters, and goes on for so many seconds, before it ends."""
+        until = time.monotonic() + _ENDS
+        while self.log.stat().st_size < printed and time.monotonic() < until:
+            if self.ended(0):
+                return False
+            time.sleep(0.02)
+        return not self.ended(seconds)
 
     def alive(self) -> list[int]:
         return [pid for pid in self.pids if pid not in self.statuses]
@@ -176,6 +190,8 @@ def forked(
         main()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -208,13 +224,17 @@ class Tally:
 
 @dataclass(frozen=True)
 class Bench:
-    """A set-up in a folder of its own, what it writes without a kill and in which time, and what stood there before."""
+    """A set-up in a folder of its own, what it writes and prints without a kill, and what stood there before."""
 
     folder: Path
     set_up: SetUp
     wanted: bytes
-    seconds: float
+    printed: int
     before: bytes | None
+
+    def _is_untouched(self) -> bool:
+        """Whether the earlier result is there as it was."""
+        return self.before is not None and model_of(self.folder, "out") == self.before
 
     def lot(self, kills: int, chance: random.Random, tally: Tally) -> None:
         """One folder, killed so many times and gone on with, until it is finished."""
@@ -225,7 +245,8 @@ class Bench:
         left = kills
         while True:
             run = start(self.folder, self.set_up, "out", *more)
-            if left and not run.ended(chance.uniform(0, self.seconds)):
+            moment = int(chance.random() * self.printed), chance.uniform(0, _LATER)
+            if left and run.passes(*moment):
                 if not run.kill(chance):
                     tally.faults.append("a process lived on")
                 left -= 1
@@ -237,12 +258,13 @@ class Bench:
             elif fault := run.fault():
                 tally.faults.append(fault)
                 return
+            elif "--resume" in more and self._is_untouched():
+                more = ("--force",)  # every kill came before the run took the folder
+                continue
             else:
                 break
-            if self.before is not None and model_of(self.folder, "out") not in (
-                self.before,
-                self.wanted,
-            ):
+            known = (self.before, self.wanted)
+            if self.before is not None and model_of(self.folder, "out") not in known:
                 tally.faults.append("the earlier result is gone")
             more = ("--resume",)
         tally.ends += 1
@@ -260,12 +282,11 @@ def prepared(folder: Path, set_up: SetUp) -> Bench:
     if set_up.again:
         _to_its_end(start(folder, set_up, "before", "--seed", "7"))
         before = model_of(folder, "before")
-    started = time.monotonic()
-    _to_its_end(start(folder, set_up, "whole"))
-    seconds = time.monotonic() - started
-    wanted = model_of(folder, "whole")
+    whole = start(folder, set_up, "whole")
+    _to_its_end(whole)
+    wanted, text = model_of(folder, "whole"), whole.log.read_text()
     assert wanted is not None
-    return Bench(folder, set_up, wanted, seconds, before)
+    return Bench(folder, set_up, wanted, text.index(_LAST_STAGE) + len(_LAST_STAGE), before)
 
 
 def _to_its_end(run: Run) -> None:
@@ -286,7 +307,7 @@ def campaign(
                 benches[name] = prepared(Path(scratch) / str(len(benches)), SET_UPS[name])
             tally = tallies[name]
             left = count - sum(one.count for one in tallies.values())
-            chance = random.Random(f"{name} {tally.count}")
+            chance = random.Random(f"{name} {tally.count} {tally.ends}")
             benches[name].lot(min(_KILLS, left), chance, tally)
             yield name
 
@@ -297,6 +318,8 @@ def warm_up() -> None:
     from torch import nn
 
     import sqakd_fx
+    import sqakd_fx.cli.main
+    import sqakd_fx.pipeline
     from sqakd_fx.results.export import check_export
 
     torch.set_num_threads(1)

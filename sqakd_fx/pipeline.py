@@ -24,7 +24,7 @@ from sqakd_fx.engine.determinism import (
     undisturbed_randomness,
 )
 from sqakd_fx.engine.devices import choose_device
-from sqakd_fx.engine.distributed import is_first, process_group
+from sqakd_fx.engine.distributed import any_process, is_first, process_group
 from sqakd_fx.errors import SqakdError
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.exporters.translation import Translator
@@ -159,25 +159,30 @@ def run(
     Raises:
         SqakdError: with nothing half-written; checkpoints of an interrupted run stay for `resume`.
     """
-    if resume and is_finished(out):
-        text = f"the run in {out} is finished: without --resume it is made again"
-        (observer or Silent()).note(text)
-        return None
     if not (resume or force):
         require_nothing_stopped(out)
     device = choose_device(recipe.device)
     if recipe.tensorboard:
         require_tensorboard()
     arithmetic = repeatable_arithmetic(device, recipe.tf32, recipe.deterministic)
-    with process_group(device), arithmetic, _held(out, resume):
-        seed_everything(recipe.seed)
+    with process_group(device), arithmetic:
+        say = (is_first() and observer) or Silent()
+        if any_process(resume and is_first() and is_finished(out), device):
+            say.note(f"the run in {out} is finished: without --resume it is made again")
+            return None
         after = None if dump is None else dump_into(dump)
-        journal = _Journal((is_first() and observer) or Silent())
-        if (out / "report.json").exists():
-            journal.say.note(
-                f"the result in {out} stands until this run is finished, and is then replaced"
+        return _held_run(_Job(source, recipe, out, device, resume, after, command), say)
+
+
+def _held_run(job: _Job, say: Observer) -> Result | None:
+    """All stages in the result folder, which this run holds."""
+    with _held(job.out, job.resume):
+        seed_everything(job.recipe.seed)
+        if (job.out / "report.json").exists():
+            say.note(
+                f"the result in {job.out} stands until this run is finished, and is then replaced"
             )
-        return _stages(_Job(source, recipe, out, device, resume, after, command), journal)
+        return _stages(job, _Journal(say))
 
 
 def _held(out: Path, resume: bool) -> AbstractContextManager[None]:
@@ -224,7 +229,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
         journal.say.note(output.sentence)
     inputs = source_inputs(job.source, program)
     steps_per_epoch = inputs.count()
-    keeping = kept_in(job.out, resume=job.resume, force=True)
+    keeping = kept_in(job.out, resume=job.resume)
     _calibrate(job, journal, program, inputs)
     program, inputs, relief = _relieve(job, journal, program, inputs)
     translator = _check(job, journal, program)
@@ -323,15 +328,19 @@ def _distil(
 
 @contextmanager
 def _recorded(job: _Job, journal: _Journal) -> Iterator[Callable[[StepReport], None]]:
-    """What tells the observer of a step report, and adds it to the result folder's record of the training."""
+    """What tells the observer of a step report, and adds it to the result folder's record of the training.
+
+    Nothing in the processes but the first, on whose machine the folder may be.
+    """
+    if not is_first():
+        yield lambda step: None
+        return
     history, scalars = staged(job.out) / "train.jsonl", job.out / "tensorboard"
-    if not job.resume and is_first():
+    if not job.resume:
         clear_scalars(scalars)
-    with scalar_log(scalars if job.recipe.tensorboard and is_first() else None) as log_scalars:
+    with scalar_log(scalars if job.recipe.tensorboard else None) as log_scalars:
 
         def on_report(step: StepReport) -> None:
-            if not is_first():
-                return
             journal.say.training(step)
             _append_json(history, asdict(step))
             log_scalars(step)

@@ -51,7 +51,13 @@ from sqakd_fx.source.items import form_of
 from sqakd_fx.source.sizes import require_example_size
 from sqakd_fx.training import loop
 from sqakd_fx.training.guard import Judge, copied_state, figures, has_lost, refuse_destroyed
-from sqakd_fx.training.keeping import NOTHING_KEPT, Keeping, forget, kept_in
+from sqakd_fx.training.keeping import (
+    NOTHING_KEPT,
+    Keeping,
+    forget,
+    kept_in,
+    require_nothing_stopped,
+)
 from sqakd_fx.training.losses import check_output_settings
 from sqakd_fx.training.progress import NOBODY, Listener
 from sqakd_fx.training.step_batches import TrainingData
@@ -174,7 +180,9 @@ def distil(
     check_outputs(program)
     device = choose_device(recipe.device)
     inputs = training_inputs(data, program)
-    keeping = NOTHING_KEPT if folder is None else kept_in(Path(folder), resume=resume, force=force)
+    if folder is not None and not (resume or force):
+        require_nothing_stopped(Path(folder))
+    keeping = NOTHING_KEPT if folder is None else kept_in(Path(folder), resume=resume)
     arithmetic = repeatable_arithmetic(device, recipe.tf32, recipe.deterministic)
     with undisturbed_randomness(), arithmetic:
         steps_per_epoch = inputs.count()

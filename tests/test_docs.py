@@ -102,6 +102,13 @@ def test_generated_pages_are_what_the_program_knows(name: str) -> None:
     assert text_of(f"docs/{name}") == GENERATE["PAGES"][name](), "run python docs/_generate.py"
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    listed = set(re.findall(r"^ +- .*: (\S+\.md)$", text_of("mkdocs.yml"), re.M))
+    pages = {file.name for file in ROOT.glob("docs/*.md")}
+    elsewhere = {"index.md", "architecture.md", "contributing.md", "changelog.md", "paper.md"}
+    assert listed == pages | elsewhere
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_links_lead_to_files_and_headings_that_are_there(name: str) -> None:
     text = re.sub(r"^```.*?^```", "", text_of(name), flags=re.S | re.M)

@@ -112,6 +112,15 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(total > 0)
 
 
+def is_everywhere(number: int, device: torch.device) -> bool:
+    """Whether every process has the number that the first one has."""
+    if not is_distributed():
+        return True
+    first = torch.tensor(number, device=device)
+    dist.broadcast(first, 0)
+    return not any_process(int(first) != number, device)
+
+
 def with_reduced_gradients(student: nn.Module) -> nn.Module:
     """The student as it is called in training: behind DistributedDataParallel where there are many."""
     if not is_distributed():

@@ -83,7 +83,7 @@ def number_of(value: float | None, metric: str) -> str:
 
 def likeness(output: Mapping[str, Any]) -> str:
     """How like an output is to the float model's: equal predictions, or relative error."""
-    samples = f"{output['samples']} unlabelled samples"
+    samples = f"{output['samples']} samples"
     if output["agreement"] is not None:
         return f"same prediction as float on {output['agreement']:.1%} of {samples}"
     return f"relative error {output['relative_error']:.2%} beside float, on {samples}"

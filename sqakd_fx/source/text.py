@@ -105,7 +105,7 @@ def read_text(
 def _load_tokenizer(name: str) -> Any:
     transformers = _library("transformers", "--tokenizer")
     try:
-        return transformers.AutoTokenizer.from_pretrained(name)
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise SourceError(
             f"--tokenizer {name} cannot be loaded ({short(error)}): give a folder of save_pretrained, "
@@ -120,7 +120,7 @@ def _read(path: Path) -> list[str]:
         if path.suffix == ".csv":
             return _of_csv(path)
         return _of_parquet(path)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, NotImplementedError, csv.Error) as error:
         raise SourceError(
             f"the sentences in {path} cannot be read ({short(error)}): give text in UTF-8, one sentence a line, "
             "or CSV with a header, or Parquet"

@@ -153,7 +153,7 @@ def _lost(before: Judged, after: Judged) -> float:
 def figures(before: Judged, after: Judged) -> str:
     """Both agreements in words."""
     return (
-        f"agreement with the float model on {after.samples} unlabelled samples is {before.agreement:.2%} before "
+        f"agreement with the float model on {after.samples} samples is {before.agreement:.2%} before "
         f"training and {after.agreement:.2%} behind it"
     )
 

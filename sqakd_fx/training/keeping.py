@@ -29,16 +29,10 @@ class Keeping:
 NOTHING_KEPT = Keeping()
 
 
-def kept_in(folder: Path, *, resume: bool, force: bool) -> Keeping:
-    """All in one folder, which is first cleared where this run is not to go on.
-
-    Raises:
-        StorageError: a stopped run's checkpoints lie there, and neither `resume` nor `force` says what becomes of them.
-    """
+def kept_in(folder: Path, *, resume: bool) -> Keeping:
+    """All in one folder, which is first cleared where this run is not to go on (see `require_nothing_stopped`)."""
     keeping = Keeping(_checkpoints(folder), folder / "teacher-outputs", resume)
     if not resume:
-        if not force:
-            require_nothing_stopped(folder)
         forget(keeping)
     return keeping
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.engine.distributed import any_process, is_first
+from sqakd_fx.engine.distributed import any_process, is_everywhere, is_first
 from sqakd_fx.errors import StorageError, TrainingError
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.quant.quantizer import quantizers_of
@@ -135,13 +135,18 @@ class Recovery:
         """Go on from the newest undamaged checkpoint of the folder.
 
         Raises:
-            TrainingError: it is of another run.
+            TrainingError: it is of another run, or not all processes see it.
         """
         assert self.folder is not None
         assert self.beginning is not None
         checkpoint, notes = latest_checkpoint(self.folder)
         for text in notes:
             self.on_note(text)
+        if not is_everywhere(0 if checkpoint is None else checkpoint.step, self.device):
+            raise TrainingError(
+                f"the machines of this run do not see the same checkpoints in {self.folder}: give --out on a disk that "
+                "all of them read, or start again without --resume"
+            )
         if checkpoint is None:
             self.on_note("there is no checkpoint to resume from: training starts at step 0")
             return

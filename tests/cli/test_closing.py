@@ -50,5 +50,5 @@ def test_lines_break_between_words_at_every_width(
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line.rstrip()) <= columns for line in lines)
     words = {word for line in lines for word in line.split()}
-    assert {"tensors", "unlabelled", "samples", "processor,"} <= words
+    assert {"tensors", "prediction", "samples", "processor,"} <= words
     assert not words & {"quant", "unlab", "tens"}

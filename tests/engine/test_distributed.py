@@ -17,8 +17,9 @@ from conftest import distilled
 from torch import Tensor, fx, nn
 from torch.distributed.tensor import DTensor
 
+import sqakd_fx
 from sqakd_fx.diagnostics.batch_errors import batch_named
-from sqakd_fx.engine.distributed import process_group, synchronized
+from sqakd_fx.engine.distributed import is_everywhere, process_group, synchronized
 from sqakd_fx.engine.sharded_teacher import sharded
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.program import build_program, distillation_teacher
@@ -28,6 +29,7 @@ from sqakd_fx.training.features import training_pair
 from sqakd_fx.training.optimizer import make_optimizer
 from sqakd_fx.training.step import GradientStep
 
+CPU = torch.device("cpu")
 MODEL = """
 import torch
 from torch import nn
@@ -135,7 +137,7 @@ def test_two_processes_have_the_losses_of_one(
     assert one[-1] < 0.7 * one[0]
 
 
-def in_a_process(rank: int, folder: str, port: int) -> None:
+def in_a_process(rank: int, folder: str, ports: tuple[int, int]) -> None:
     """What one of two processes finds of all that is asked here."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -145,12 +147,14 @@ def in_a_process(rank: int, folder: str, port: int) -> None:
         "normalized": normalized_share(rank),
         "losses": losses_with_adam(),
     }
+    found["everywhere"] = [is_everywhere(3, CPU), is_everywhere(rank, CPU)]
     dist.destroy_process_group()
+    found["has a result"] = on_a_machine_of_its_own(rank, Path(folder), ports[0])
     if rank == 0:
-        found["said"] = said_when_the_other_dies(port)
+        found["said"] = said_when_the_other_dies(ports[1])
     torch.save(found, f"{folder}/{rank}.pt")
     if rank == 1:
-        leave(port)
+        leave(ports[1])
 
 
 def environment(rank: int, port: int) -> dict[str, str]:
@@ -159,11 +163,33 @@ def environment(rank: int, port: int) -> dict[str, str]:
     return {"RANK": str(rank), "WORLD_SIZE": "2", **there}
 
 
+def on_a_machine_of_its_own(rank: int, folder: Path, port: int) -> bool:
+    """A run whose processes share no folder; whether this one has the result."""
+    os.environ.update(environment(rank, port))
+    torch.manual_seed(0)
+    net, rows = (
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(),
+        torch.randn(64, 6),
+    )
+    recipe = {"steps": 2, "batch_size": 16, "calibration_batches": 1}
+    out, quiet = folder / f"machine {rank}" / "out", {"progress": False}
+    made = sqakd_fx.quantize(net, rows, example_inputs=rows[:2], recipe=recipe, out=out, **quiet)
+    return made is not None
+
+
+def free_ports() -> tuple[int, int]:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
+    ):
+        return first.getsockname()[1], second.getsockname()[1]
+
+
 def said_when_the_other_dies(port: int) -> str:
     os.environ.update(environment(0, port))
     x = torch.zeros(3)
     try:
-        with process_group(torch.device("cpu")), batch_named("batch 0", (x,)):
+        with process_group(CPU), batch_named("batch 0", (x,)):
             dist.all_reduce(x)
     except TrainingError as error:
         return str(error)
@@ -173,7 +199,7 @@ def said_when_the_other_dies(port: int) -> str:
 def leave(port: int) -> None:
     """End inside of a run, as a process does that the system kills."""
     os.environ.update(environment(1, port))
-    with process_group(torch.device("cpu")):
+    with process_group(CPU):
         os._exit(0)
 
 
@@ -181,10 +207,12 @@ def leave(port: int) -> None:
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes finds, started once."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(in_a_process, (str(folder), port), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    torch.multiprocessing.spawn(in_a_process, (str(folder), free_ports()), nprocs=2)
+    states = [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return [
+        state | {"files": sorted(path.name for path in (folder / f"machine {rank}").rglob("*"))}
+        for rank, state in enumerate(states)
+    ]
 
 
 def test_a_process_that_dies_is_what_the_others_say_and_no_batch_is_blamed(
@@ -192,6 +220,20 @@ def test_a_process_that_dies_is_what_the_others_say_and_no_batch_is_blamed(
 ) -> None:
     assert processes[0]["said"].startswith("another process of this run has ended")
     assert "--resume" in processes[0]["said"]
+
+
+def test_machines_without_a_common_disk_train_and_the_first_one_writes(
+    processes: list[dict[str, Any]],
+) -> None:
+    first, second = processes
+    assert first["has a result"]
+    assert "model.onnx" in first["files"]
+    assert not second["has a result"]
+    assert not second["files"]
+
+
+def test_a_number_of_one_process_alone_is_not_everywhere(processes: list[dict[str, Any]]) -> None:
+    assert [process["everywhere"] for process in processes] == [[True, False]] * 2
 
 
 def losses_with_adam(order: Tensor | None = None) -> list[float]:

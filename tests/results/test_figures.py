@@ -29,11 +29,11 @@ def test_size_and_speed_are_beside_those_of_the_float_model() -> None:
 def test_accuracy_is_on_labels_where_there_are_some_and_beside_float_everywhere() -> None:
     assert accuracy_lines(REPORT) == [
         "top-1 93.30 %, float 93.20 %",
-        "same prediction as float on 98.4% of 500 unlabelled samples",
+        "same prediction as float on 98.4% of 500 samples",
     ]
     values = OUTPUT | {"name": "boxes", "agreement": None}
     several = accuracy_lines(REPORT | {"accuracy": None, "outputs": [OUTPUT, values]})
-    assert several[1] == "boxes: relative error 2.10% beside float, on 500 unlabelled samples"
+    assert several[1] == "boxes: relative error 2.10% beside float, on 500 samples"
 
 
 @pytest.mark.parametrize(

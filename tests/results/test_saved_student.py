@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import shutil
@@ -32,6 +33,10 @@ from sqakd_fx.results.saved_modules import decode_module, encode_module
 from sqakd_fx.results.saved_values import NotSaved
 from sqakd_fx.results.student import load_saved
 
+ROOT = Path(__file__).parents[2]
+PACKAGE = [
+    path for room in ("sqakd_fx", "passes", "exporters") for path in (ROOT / room).rglob("*.py")
+]
 NAMES = ("attention", "functional", "shared", "u-net", "masked", "many inputs")
 CASES = {name: MODELS[name][:3] for name in NAMES if name in MODELS}
 AWKWARD_NAMES = (
@@ -92,6 +97,33 @@ def test_a_live_batch_norm_and_shared_quantizers_are_read_back(residual_net: nn.
 def test_a_graph_of_torch_export_is_read_back(residual_net: nn.Module) -> None:
     recipe = sqakd_fx.resolve_recipe("w4a4", settings=["frontend=export"])
     require_same_when_read_back(calibrated(residual_net, (torch.randn(2, 3, 16, 16),), {}, recipe))
+
+
+LOOKS_UP = {"import_module", "exec_module", "__import__", "eval", "exec", "load_library"}
+ALLOWED = {
+    ("source/model_file.py", "import_module"),  # what the user names on the command line
+    ("source/model_file.py", "exec_module"),
+    ("runtime/openvino.py", "import_module"),  # names that stand in the code
+    ("exporters/kept_translations.py", "import_module"),
+    ("__init__.py", "import_module"),
+}
+
+
+def test_nothing_is_imported_by_name_but_the_users_model_and_names_in_the_code() -> None:
+    found = set()
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            own = called.id if isinstance(called, ast.Name) else ""
+            of_module = called.attr if isinstance(called, ast.Attribute) else ""
+            if own in LOOKS_UP or of_module in LOOKS_UP - {"eval", "exec"}:
+                found.add((str(path.relative_to(ROOT)).removeprefix("sqakd_fx/"), own or of_module))
+            if of_module == "load" and isinstance(called, ast.Attribute):
+                holder, keys = ast.unparse(called.value), {key.arg for key in node.keywords}
+                assert holder != "pickle"
+                assert holder != "torch" or "weights_only" in keys
+                assert holder != "np" or "allow_pickle" in keys
+    assert found == ALLOWED
 
 
 # -- a folder as somebody else may have made it ---------------------------------------------------

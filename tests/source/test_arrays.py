@@ -80,7 +80,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
     with pytest.raises(SourceError, match="there are no images"):
         read_data(tmp_path, (1, 1, 8, 8))
-    with pytest.raises(SourceError, match="neither a folder of images nor"):
+    with pytest.raises(SourceError, match="neither a folder of images or"):
         read_data(tmp_path / "a.npy", None)
     with pytest.raises(RecipeError, match="is not a file"):
         read_toml(tmp_path / "a.toml")

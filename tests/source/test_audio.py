@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import wave
 from pathlib import Path
@@ -75,6 +76,12 @@ def test_a_file_that_does_not_decode_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     with pytest.raises(SourceError, match=r"a\.wav does not decode"):
         read_data(tmp_path, (1, 4))
+
+
+def test_what_is_no_file_is_no_sound(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(SourceError, match="there are no images"):
+        read_data(tmp_path, (1, 3, 8, 8))
 
 
 def test_a_model_of_images_is_told_what_sounds_become(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -153,6 +154,19 @@ def test_a_tokenizer_that_is_not_there_is_named(text: Path, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     error = refused(write(tmp_path, OF_TWO), data=text, tokenizer=str(tmp_path / "empty"))
     assert "cannot be loaded" in str(error)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused_without_a_question(
+    text: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    config = Path(tokenizer) / "tokenizer_config.json"
+    said = json.loads(config.read_text())
+    said |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    config.write_text(json.dumps(said))
+    (Path(tokenizer) / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    error = refused(write(tmp_path, OF_TWO), data=text, tokenizer=tokenizer)
+    assert "cannot be loaded" in str(error)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_without_transformers_the_way_to_it_is_said(
