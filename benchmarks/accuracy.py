@@ -47,7 +47,7 @@ from sqakd_fx.exporters.profiles import write_profile
 from sqakd_fx.program import build_program, distillation_teacher, lower
 from sqakd_fx.quant.batch_norm import reestimate_batch_norm
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export_job
 from sqakd_fx.runtime.session import session
 from sqakd_fx.storage import read_json, write_atomically, write_json

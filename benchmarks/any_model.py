@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import build_program, lower, multiply_accumulates
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 
@@ -192,7 +192,7 @@ the example), because what is measured is whether the compiler gives up and whet
   float model.
 - **float modules**: what stays whole in float, and why.
 - **traced - eager**: largest relative difference of the outputs.
-- **ORT full**: ONNX Runtime at full optimization against the integer program, over all quantized tensors:
+- **ORT full**: ONNX Runtime at full optimization against the integer program, over all quantized tensors. Two figures:
   the most steps that any code is off, and the largest share of codes of one tensor that are off at all.
 - **ORT unoptimized**: the most steps off there.
 - **products in float**: convolutions, linear layers and products that the optimized graph runs in float.

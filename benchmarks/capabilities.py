@@ -31,12 +31,17 @@ HEADER = """# What ONNX Runtime runs on integer kernels
 
     python benchmarks/capabilities.py {versions} --table docs/capabilities.md
 
-installs these releases of `onnxruntime` beside each other, loads every form that exported models use as a model
-of its own and reads the graph that the runtime makes of it; `sqakd-fx capabilities` asks the installed one.
-**integer**: no operator reads a dequantized tensor; **float**: one does; **refused**: the model does not load; **on
-the CPU**: the provider leaves at least one operator to the CPU (one that runs none
-of them itself, like Azure, has no column). "Cast": the stored codes go through a Cast to INT8
-that is folded at load. Processor: {processor}.
+installs these releases of `onnxruntime` beside each other. Every form that exported models use is loaded as a
+model of its own, and the graph that the runtime makes of it is read. `sqakd-fx capabilities` asks the installed one.
+
+- **integer**: no operator reads a dequantized tensor.
+- **float**: one does.
+- **refused**: the model does not load.
+- **on the CPU**: the provider leaves at least one operator to the CPU. One that runs none of them itself, like Azure,
+  has no column.
+- "Cast": the stored codes go through a Cast to INT8 that is folded at load.
+
+ Processor: {processor}.
 
 """
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export_job
 from sqakd_fx.runtime.fusion import without_kernel
 from sqakd_fx.source.source import load_source

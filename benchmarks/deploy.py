@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from sqakd_fx.errors import ParityError
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export_job
 from sqakd_fx.runtime.fusion import fusion_report
 from sqakd_fx.runtime.session import session

@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 from sqakd_fx.pipeline import run
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import load_source
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion" / "model.py"

@@ -96,14 +96,14 @@ def small_run(settings: Sequence[str], folder: Path) -> None:
 
 def is_taken(text: str) -> bool:
     """Whether a recipe takes a setting."""
-    from sqakd_fx.recipe import resolve_recipe
+    from sqakd_fx.recipe.resolution import resolve_recipe
 
     return outcome_of(lambda: resolve_recipe("w4a4", settings=[text])) == "success"
 
 
 def hostile_settings() -> list[str]:
     """key=value for every key of a recipe and every hostile value."""
-    from sqakd_fx.recipe import Recipe
+    from sqakd_fx.recipe.keys import Recipe
 
     keys = [*Recipe.model_fields, "override.0.match", "", "no such key"]
     return [f"{key}={value}" for key in keys for value in HOSTILE]

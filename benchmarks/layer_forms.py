@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqakd_fx.program import build_program, lower
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.runtime.session import session
 from sqakd_fx.stages import calibrate

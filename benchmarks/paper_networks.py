@@ -18,7 +18,7 @@ from pathlib import Path
 from sqakd_fx.errors import SqakdError
 from sqakd_fx.pipeline import run
 from sqakd_fx.quant.families import FAMILIES
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import load_source
 
 PAPER = Path(__file__).parent.parent / "examples" / "paper"

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.stages import calibrate
 
 STARTS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from sqakd_fx.ir.pass_manager import run_passes
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 WIDTH = 4
 

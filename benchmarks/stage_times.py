@@ -25,7 +25,7 @@ from plain import NETWORKS, settled
 from torch import Tensor, nn
 
 from sqakd_fx.pipeline import Silent, run
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import Source, load_source
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion" / "model.py"

@@ -27,7 +27,7 @@ from sqakd_fx.errors import SqakdError
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 

@@ -2,9 +2,9 @@
 
     INT4 or INT2 initializer → Cast to INT8 → DequantizeLinear → Conv
 
-ONNX Runtime folds the Cast when it loads the model, so the layer runs on the same integer kernel. Codes
-that the small type does not hold as they are (a channel whose sign BatchNorm flipped, a grid without
-zero, whose codes are odd) are stored as k with code = a · k + b, a and b integers per channel.
+ONNX Runtime folds the Cast when it loads the model, so the layer runs on the same integer kernel. Some codes
+do not fit the small type as they are: those of a channel whose sign BatchNorm flipped, and the odd codes of a
+grid without zero. They are stored as k with code = a · k + b, a and b integers per channel.
 """
 
 from __future__ import annotations

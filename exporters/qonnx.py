@@ -3,9 +3,9 @@
     Quant(x, scale, zero_point, bits; signed, narrow, rounding_mode)
         = (clip(round(x / scale + zero_point)) - zero_point) * scale
 
-Weights are stored in float, already on their grid; a channel whose sign BatchNorm flipped has a negative
-scale, and a grid without zero the zero point -1/2 (at 1 bit: BipolarQuant, or a Quant of 2 bits where a
-channel is 0, as qonnx executes every signed Quant of 1 bit as bipolar). Where a clip narrows the codes
+Weights are stored in float, already on their grid. A channel whose sign BatchNorm flipped has a negative
+scale, and a grid without zero has the zero point -1/2. At 1 bit that is BipolarQuant, or a Quant of 2 bits
+where a channel is 0: qonnx executes every signed Quant of 1 bit as bipolar. Where a clip narrows the codes
 of an activation, a float Clip stands in front of its Quant.
 """
 

@@ -1,8 +1,8 @@
 """Make a packed file small: what a runtime or shape inference finds by itself is not stored.
 
 Left out: shapes and metadata of inner tensors, names of what is neither a layer's weight or bias nor a
-quantized activation, attributes that say the default, zero points that are zero, and the scale of a bias,
-which is the product of two scales that are stored. Biases are stored in INT8 or INT16 where that holds them
+quantized activation, attributes that say the default, zero points that are zero, and the scale of a bias.
+That scale is the product of two scales that are stored. Biases are stored in INT8 or INT16 where that holds them
 (the runtime folds the Mul and the Cast when it loads the model).
 """
 

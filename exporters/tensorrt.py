@@ -38,6 +38,23 @@ QUANTIZED_LAYERS = (
     "Sub",
 )
 """What TensorRT fuses with the DequantizeLinear of its inputs."""
+_MOVES = (
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "MaxPool",
+    "Reshape",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+)
+"""What gives numbers of its first input and no others."""
 _LEAST, _MOST = -128, 127
 
 
@@ -65,6 +82,7 @@ def to_tensorrt(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear" and is_stored(node):
             _stored(model, node)
+    _quantize_moves(model)
     _other_codes_to_floats(model)
     ir_passes.RemoveUnusedNodesPass()(model)
     _forget_types(model)
@@ -147,6 +165,35 @@ def _read_floats(
         for use in layers:
             use.node.replace_input_with(use.idx, moved[codes])
     replace_value(out, codes)
+
+
+def _quantize_moves(model: ir.Model) -> None:
+    """A pair behind every move of quantized numbers, so that a runtime has none to add.
+
+    ONNX Runtime 1.23 adds one of UINT8 behind a move whose DequantizeLinear has no zero point.
+    """
+    for node in list(model.graph):
+        made = input_of(node, 0).producer() if node.op_type in _MOVES else None
+        if made is None or made.op_type != "DequantizeLinear" or array_of(made.inputs[1]).ndim:
+            continue
+        for out in node.outputs:
+            if not out.is_graph_output():
+                _quantize_move(model, node, out, input_of(made, 1))
+
+
+def _quantize_move(model: ir.Model, move: ir.Node, out: ir.Value, scale: ir.Value) -> None:
+    uses = list(out.uses())
+    quantized = [use.node for use in uses if use.node.op_type == "QuantizeLinear"]
+    others = [use for use in uses if use.node not in quantized]
+    if not others:
+        return
+    same = [next(iter(q.outputs[0].uses())).node for q in quantized if q.inputs[1] is scale]
+    last = same[0] if same else _pair(model, move, f"{out.name}/moved", out, scale)
+    pair = [node for node in (input_of(last, 0).producer(), last) if node is not None]
+    model.graph.remove(pair)
+    model.graph.insert_after(move, pair)
+    for use in others:
+        use.node.replace_input_with(use.idx, last.outputs[0])
 
 
 def _stored(model: ir.Model, node: ir.Node) -> None:

@@ -38,6 +38,13 @@ class Form:
     batch_axis: int | None = 0
 
 
+_GLOBAL_POOLS = {
+    torch.ops.aten.adaptive_avg_pool1d.default: 1,
+    torch.ops.aten.adaptive_avg_pool2d.default: 2,
+    torch.ops.aten.adaptive_avg_pool3d.default: 3,
+}
+"""Adaptive average pools and their number of spatial axes."""
+
 Translated = tuple[ir.Model, dict[str, str]]
 """The ONNX model, and for its values made by integer ops the lowered node each came from."""
 
@@ -130,6 +137,7 @@ def _translate(lowered: fx.GraphModule, example_inputs: Sequence[Any], form: For
                 tuple(example_inputs),
                 dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes,
             )
+            _pools_as_means(program.graph)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -151,6 +159,15 @@ def _translate(lowered: fx.GraphModule, example_inputs: Sequence[Any], form: For
     }
     InlinePass()(exported.model)  # torch 2.8 leaves some operations as functions
     return exported.model, origins
+
+
+def _pools_as_means(graph: fx.Graph) -> None:
+    """A mean for each global average pool: torch 2.8 takes one apart into a mean and an as_strided."""
+    for node in list(graph.nodes):
+        axes = _GLOBAL_POOLS.get(node.target, 0)
+        if axes and all(size == 1 for size in node.args[1]):
+            dims = [-1 - axis for axis in range(axes)]
+            node.target, node.args = torch.ops.aten.mean.dim, (node.args[0], dims, True)
 
 
 def _with_tensors_only(lowered: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:

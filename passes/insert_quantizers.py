@@ -30,7 +30,7 @@ from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, Channe
 from sqakd_fx.quant.levels import LARGEST_CODE, largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import KERNEL, RuntimeSum
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.targets import TARGETS
 
 

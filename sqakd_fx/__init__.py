@@ -10,14 +10,15 @@ if TYPE_CHECKING:
     from sqakd_fx.frontend.trace import trace
     from sqakd_fx.pipeline import quantize
     from sqakd_fx.program import Program, build_program, lower
-    from sqakd_fx.recipe import Recipe, resolve_recipe
+    from sqakd_fx.recipe.keys import Recipe
+    from sqakd_fx.recipe.resolution import resolve_recipe
     from sqakd_fx.results.export import export
     from sqakd_fx.results.result import Result
-    from sqakd_fx.stages import calibrate, distil, validate
+    from sqakd_fx.stages import calibrate, distil, relieve, validate
 
 _HOMES = {
     "Program": "program",
-    "Recipe": "recipe",
+    "Recipe": "recipe.keys",
     "Result": "results.result",
     "SqakdError": "errors",
     "build_program": "program",
@@ -26,7 +27,8 @@ _HOMES = {
     "export": "results.export",
     "lower": "program",
     "quantize": "pipeline",
-    "resolve_recipe": "recipe",
+    "relieve": "stages",
+    "resolve_recipe": "recipe.resolution",
     "trace": "frontend.trace",
     "validate": "stages",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "export",
     "lower",
     "quantize",
+    "relieve",
     "resolve_recipe",
     "trace",
     "validate",

@@ -6,7 +6,6 @@ result folder.
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,22 +25,18 @@ from sqakd_fx.engine.determinism import (
 )
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import any_process, is_first, process_group
+from sqakd_fx.errors import SqakdError
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.frontend.example_call import Example, arguments
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.pass_manager import GraphObserver, dump_into
-from sqakd_fx.mixed_precision.sensitive import (
-    choose,
-    measure_tensors,
-    tolerances_of,
-    total_work,
-    with_relief,
-)
-from sqakd_fx.program import Program, build_program, lower
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.mixed_precision.sensitive import Relief, with_relief
+from sqakd_fx.program import Program, build_program, lower, with_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.answers import Answers
-from sqakd_fx.results.collect import make_report, write_report
+from sqakd_fx.results.collect import Course, make_report, write_report
 from sqakd_fx.results.deploy_script import write_deploy_script
 from sqakd_fx.results.evaluate import validation_batches, with_evaluation
 from sqakd_fx.results.export import check_export, export
@@ -49,10 +44,12 @@ from sqakd_fx.results.folder import default_folder, held_folder, is_finished, pu
 from sqakd_fx.results.measure import measure
 from sqakd_fx.results.result import Result
 from sqakd_fx.results.student import save_student
-from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, source_inputs
+from sqakd_fx.results.tensors import tensor_facts
+from sqakd_fx.source.inputs import TrainingInputs, source_inputs
+from sqakd_fx.source.sizes import has_example_size
 from sqakd_fx.source.source import Source
-from sqakd_fx.stages import check_outputs, find_ranges, train
-from sqakd_fx.storage import storage_error
+from sqakd_fx.stages import check_outputs, find_ranges, sensitive_tensors, train
+from sqakd_fx.storage import storage_error, write_json
 from sqakd_fx.training.keeping import Keeping, forget, kept_in, require_nothing_stopped
 from sqakd_fx.training.live import Live
 from sqakd_fx.training.loop import Distilled
@@ -148,11 +145,14 @@ def run(
     force: bool = False,
     dump: Path | None = None,
     observer: Observer | None = None,
+    command: str | None = None,
 ) -> Result | None:
     """All stages from a loaded source to a validated result folder.
 
     Under torchrun every process trains on its share of each batch; the first writes, reports and has the
     result, the others have None. Nothing is done where `resume` finds a finished run.
+
+    `command` is how a command line called it, for the report.
 
     A result of before stands until this one is whole. Checkpoints of a stopped run are deleted with `force` alone.
 
@@ -171,7 +171,7 @@ def run(
             say.note(f"the run in {out} is finished: without --resume it is made again")
             return None
         after = None if dump is None else dump_into(dump)
-        return _held_run(_Job(source, recipe, out, device, resume, after), say)
+        return _held_run(_Job(source, recipe, out, device, resume, after, command), say)
 
 
 def _held_run(job: _Job, say: Observer) -> Result | None:
@@ -200,6 +200,7 @@ class _Job:
     device: torch.device
     resume: bool
     after: GraphObserver | None
+    command: str | None
 
 
 class _Journal:
@@ -230,7 +231,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     steps_per_epoch = inputs.count()
     keeping = kept_in(job.out, resume=job.resume)
     _calibrate(job, journal, program, inputs)
-    program, inputs = _relieve(job, journal, program, inputs)
+    program, inputs, relief = _relieve(job, journal, program, inputs)
     translator = _check(job, journal, program)
     distilled = _distil(job, journal, program, inputs, steps_per_epoch, keeping)
     if not is_first():
@@ -251,10 +252,10 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     journal.say.stage("report", "accuracy and speed")
     exact_products = checked.deployed.exact_products
     measured = measure(program, exported.path, answers, exact_products=exact_products)
-    report = make_report(
-        job.source, program, distilled, exported, checked, measured, journal.seconds
-    )
-    write_report(report, program, staged(job.out))
+    course = Course(journal.seconds, job.command, steps_per_epoch, relief)
+    report = make_report(job.source, program, distilled, exported, checked, measured, course)
+    write_report(report, staged(job.out))
+    write_json(staged(job.out) / "tensors.json", _tensors(program, inputs, journal))
     publish(job.out)
     forget(keeping)
     path = job.out / exported.path.name
@@ -361,24 +362,29 @@ def _export(
 
 def _relieve(
     job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs
-) -> tuple[Program, TrainingInputs]:
+) -> tuple[Program, TrainingInputs, Relief | None]:
     """The calibrated program, with sensitive activations in float where 8 bits cost the outputs too much."""
-    recipe = program.recipe
-    if recipe.sensitive == "off":
-        return program, inputs
-    few = itertools.islice(calibration_batches(inputs, job.device), 2)
-    tensors = measure_tensors(program.student, few)
-    tolerances = tolerances_of(recipe, program.outputs)
-    relief = choose(tensors, tolerances, recipe.tolerance_work, total_work(program.student))
-    if not relief.chosen:
-        return program, inputs
+    relief = sensitive_tensors(program, inputs, job.device)
+    if relief is None or not relief.chosen:
+        return program, inputs, relief
     journal.say.note(relief.sentence(program.outputs))
-    relieved = replace(job, recipe=with_relief(recipe, relief))
-    made = _trace(relieved, journal)
-    program = replace(made, outputs=program.outputs, recipe=relieved.recipe)
-    inputs = replace(inputs, program=program)
-    _calibrate(relieved, journal, program, inputs)
-    return program, inputs
+    relieved = with_recipe(program, with_relief(program.recipe, relief), after=job.after)
+    inputs = replace(inputs, program=relieved)
+    _calibrate(replace(job, recipe=relieved.recipe), journal, relieved, inputs)
+    return relieved, inputs, relief
+
+
+def _tensors(program: Program, inputs: TrainingInputs, journal: _Journal) -> list[dict[str, Any]]:
+    """What tensors.json holds, measured on the first batch of the training data; nothing where that cannot be had."""
+    try:
+        with undisturbed_randomness():
+            seed_everything(program.recipe.seed)
+            fitting = (batch for batch in inputs.epoch(0) if has_example_size(program, batch))
+            batch = next(fitting, None)
+    except SqakdError as error:
+        journal.say.note(f"no histograms are recorded: {error}")
+        return []
+    return [] if batch is None else [asdict(one) for one in tensor_facts(program, batch)]
 
 
 def _append_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -34,7 +34,8 @@ from sqakd_fx.passes.smooth_activations import SmoothActivations
 from sqakd_fx.passes.stable_top_k import StableTopK
 from sqakd_fx.quant.input_statistics import input_statistics
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,9 @@ def build_program(
     ("w4a4"), a TOML file, a mapping or a Recipe. `after` is called behind every pass.
 
     Raises:
-        TraceError, PassError, RecipeError.
+        TraceError: the model cannot become a graph.
+        PassError: a rewrite cannot keep its promise on this graph.
+        RecipeError: the recipe has an unknown key, a value out of range, or an override that matches nothing.
     """
     recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
     traced = _traced_copy(model, example, example_kwargs or {}, recipe)
@@ -208,6 +211,23 @@ def build_program(
         with_outputs(recipe, outputs),
         outputs,
     )
+
+
+def with_recipe(program: Program, recipe: Recipe, *, after: GraphObserver | None = None) -> Program:
+    """The program with a student of another recipe, made of the same float graph; it is not calibrated.
+
+    `recipe` differs from the program's own in where quantizers stand and how they are made, not in the losses.
+    """
+
+    def probe(graph_module: fx.GraphModule) -> Any:
+        with torch.no_grad():
+            return graph_module(*program.example)
+
+    passes = [*_equalizing(recipe), *_quantizing(recipe)]
+    made = run_passes(copy.deepcopy(program.teacher), passes, probe=probe, after=after)
+    again = {one.name for one in passes}
+    log = tuple(entry for entry in program.log if entry.name not in again) + made.log
+    return replace(program, student=made.graph_module.eval(), recipe=recipe, log=log)
 
 
 def with_labels(

@@ -1,6 +1,7 @@
 """The stages of a run as functions of a program, for code of the user's own between them.
 
-    build_program ─▶ calibrate ─▶ distil, or any loop that trains program.student ─▶ lower ─▶ export ─▶ validate
+    build_program ─▶ calibrate ─▶ relieve ─▶ distil, or any loop that trains program.student
+                                         ─▶ lower ─▶ export ─▶ validate
 
 Data is whatever `quantize` takes: a DataLoader, a Dataset, a tensor or array of samples, or an iterable of
 batches. Labels behind the inputs are not looked at.
@@ -26,11 +27,20 @@ from sqakd_fx.engine.determinism import (
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.frontend.output_kinds import class_axes
+from sqakd_fx.mixed_precision.sensitive import (
+    Relief,
+    choose,
+    measure_tensors,
+    tolerances_of,
+    total_work,
+    with_relief,
+)
 from sqakd_fx.program import (
     Program,
     correct_biases,
     distillation_teacher,
     equalize_activations,
+    with_recipe,
 )
 from sqakd_fx.quant import calibration
 from sqakd_fx.quant.batch_norm import reestimate_batch_norm
@@ -55,6 +65,7 @@ from sqakd_fx.validation import validate as validation
 from sqakd_fx.validation.verdict import Validation
 
 _SAMPLES_AT_ONCE = 256
+_BATCHES_TO_SEARCH = 2
 _BATCHES_TO_JUDGE = 2
 """Of the training data, where nothing of it is held out."""
 
@@ -101,6 +112,45 @@ def find_ranges(
     )
     if recipe.bias_correction:
         correct_biases(student, {name: one.mean for name, one in seen.items()})
+
+
+def relieve(program: Program, data: Any) -> tuple[Program, Relief | None]:
+    """The calibrated program, or one in which activations stay in float that cost an output too much at 8 bits.
+
+    It is what `quantize` does behind `calibrate`, by the recipe's keys `sensitive`, `tolerance` and `tolerance_work`.
+    The program that comes back is calibrated; it is the given one where nothing has to be in float. The second value
+    says what was measured and chosen, and is None where the recipe leaves the search out.
+
+    Raises:
+        TrainingError: the student is not calibrated. SourceError: the data cannot be loaded.
+    """
+    if not program.is_calibrated:
+        raise TrainingError("the student is not calibrated: call calibrate(program, data) first")
+    with undisturbed_randomness():
+        seed_everything(program.recipe.seed)
+        device = next((x.device for x in program.student.buffers()), torch.device("cpu"))
+        inputs = training_inputs(data, program)
+        relief = sensitive_tensors(program, inputs, device)
+        if relief is None or not relief.chosen:
+            return program, relief
+        relieved = with_recipe(program, with_relief(program.recipe, relief))
+        relieved.student.to(device)
+        inputs = replace(inputs, program=relieved)
+        find_ranges(relieved, inputs, device, on_batch=lambda done: None)
+        return relieved, relief
+
+
+def sensitive_tensors(
+    program: Program, inputs: TrainingInputs, device: torch.device
+) -> Relief | None:
+    """What 8-bit activations cost the outputs, and which are to be in float; None where the recipe does not ask."""
+    recipe = program.recipe
+    if recipe.sensitive == "off":
+        return None
+    few = itertools.islice(calibration_batches(inputs, device), _BATCHES_TO_SEARCH)
+    tensors = measure_tensors(program.student, few)
+    tolerances = tolerances_of(recipe, program.outputs)
+    return choose(tensors, tolerances, recipe.tolerance_work, total_work(program.student))
 
 
 def distil(

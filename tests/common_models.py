@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.runtime.fusion import without_kernel
 from sqakd_fx.validation.validate import validate

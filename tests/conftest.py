@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_fx.program import Program, distillation_teacher
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.keeping import Keeping
 from sqakd_fx.training.loop import Distilled, distil
 from sqakd_fx.training.progress import Listener, StepReport

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sqakd_fx.exporters.profiles import Export
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export_job
 
 

@@ -29,7 +29,7 @@ from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.batch_norm import ChannelAffine
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 

@@ -17,6 +17,7 @@ FIRST_PARAMETERS = {
     "export": ["program", "lowered", "path"],
     "lower": ["student"],
     "quantize": ["model", "data"],
+    "relieve": ["program", "data"],
     "resolve_recipe": ["recipe"],
     "trace": ["model", "example"],
     "validate": ["program", "lowered", "path", "data"],

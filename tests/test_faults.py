@@ -15,7 +15,8 @@ import bad_data
 import faults
 import hostile_files
 
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 def key_and_value() -> st.SearchStrategy[str]:

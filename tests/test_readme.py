@@ -12,7 +12,7 @@ from torch import nn
 import sqakd_fx
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.quant.families import FAMILIES
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 ROOT = Path(__file__).parent.parent
 LIBRARY, FAMILY, README = ROOT / "docs" / "library.md", ROOT / "CONTRIBUTING.md", ROOT / "README.md"
@@ -90,12 +90,3 @@ def test_five_lines_run_the_file(
     sqakd_fx.export(program, lowered, folder / "model.onnx")
     exec(compile(example_with("InferenceSession", README), str(README), "exec"), {})
     assert re.fullmatch(r"\[(\d ?){4}\]\n", capsys.readouterr().out)
-
-
-def test_no_sentence_of_the_readme_has_more_than_forty_words() -> None:
-    text = re.sub(
-        r"^(```.*?^```|    .*?$|\|.*?$)", ".", README.read_text("utf-8"), flags=re.S | re.M
-    )
-    sentences = re.split(r"[.:;?!]\s|\n\n|\n- ", text)
-    longest = max(sentences, key=lambda sentence: len(sentence.split()))
-    assert len(longest.split()) <= 40, longest

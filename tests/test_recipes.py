@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sqakd_fx.errors import RecipeError
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 def test_ewgs_and_qil_train_their_ranges_slowly_unless_told_otherwise() -> None:

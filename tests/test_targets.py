@@ -8,7 +8,7 @@ import pytest
 
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.exporters.profiles import PROFILES
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.targets import TARGETS, TargetName
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sqakd_fx.engine.determinism import repeatable_arithmetic
 from sqakd_fx.program import build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.loop import distil
 from sqakd_fx.training.step_batches import TrainingData
 

@@ -1,7 +1,7 @@
 """Convolutions with groups in forms that ONNX Runtime's integer kernel computes as fast as the float one.
 
 Measured by `benchmarks/layer_forms.py`: with m outputs a channel the kernel takes 5 to 15 times as long as for as many
-plain depthwise channels, and with fewer than 16 input channels a group 2 to 4 times as long as for 16.
+plain depthwise channels. With fewer than 16 input channels a group it takes 2 to 4 times as long as for 16.
 """
 
 from __future__ import annotations

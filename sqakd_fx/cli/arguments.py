@@ -18,20 +18,21 @@ from sqakd_fx.errors import RecipeError, StorageError, UnknownFamilyError
 from sqakd_fx.storage import is_result_folder
 
 if TYPE_CHECKING:
-    from sqakd_fx.recipe import Recipe
+    from sqakd_fx.recipe.keys import Recipe
     from sqakd_fx.source.source import Source
     from sqakd_fx.source.transform import Transform
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """What the options say of the images of --data."""
+class DataOptions:
+    """What the options say of the images and the sentences of --data."""
 
-    name: str | None
-    mean: str | None
-    std: str | None
-    resize: int | None
-    crop: int | None
+    name: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+    tokenizer: str | None = None
 
     def transform(self) -> Transform | None:
         """The named transform with what the other options change of it; None where nothing is said."""
@@ -56,6 +57,7 @@ class ImageOptions:
             "--std": self.std,
             "--resize": self.resize,
             "--crop": self.crop,
+            "--tokenizer": self.tokenizer,
         }
 
 
@@ -119,14 +121,18 @@ def source_of(
     weights: Path | None,
     data: Path | None,
     shape: str | None,
-    images: ImageOptions | None = None,
+    said: DataOptions | None = None,
 ) -> Source:
     """The model and data of the options; raises SqakdError."""
     from sqakd_fx.source.source import load_source
 
-    transform = None if images is None else images.transform()
     return load_source(
-        spec, weights=weights, data=data, input_shape=sizes_of(shape), transform=transform
+        spec,
+        weights=weights,
+        data=data,
+        input_shape=sizes_of(shape),
+        transform=None if said is None else said.transform(),
+        tokenizer=None if said is None else said.tokenizer,
     )
 
 
@@ -149,7 +155,7 @@ def recipe_of(
 
     A mistake is told before that, except a family that is not known: model.py may register it.
     """
-    from sqakd_fx.recipe import resolve_recipe
+    from sqakd_fx.recipe.resolution import resolve_recipe
 
     resolved = partial(resolve_recipe, recipe, bits=bits, settings=settings or (), **fields)
     with suppress(UnknownFamilyError), warnings.catch_warnings(record=True) as told:

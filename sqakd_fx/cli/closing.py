@@ -42,4 +42,5 @@ def closing(report: Mapping[str, Any], file: Path, command: Sequence[str]) -> li
         lines.append(("smaller", f"about {smaller / 1024:.0f} KiB: {again} --for size"))
     lines.append(("run it", f"python {shlex.quote(str(file.parent / 'deploy.py'))}"))
     lines.append(("report", str(file.parent / "report.md")))
+    lines.append(("charts", f"sqakd-fx report {shlex.quote(str(file.parent))} --open"))
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqakd_fx.presets import preset_names
+from sqakd_fx.recipe.presets import preset_names
 
 
 def presets_like(incomplete: str) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import fx, nn
 
+from sqakd_fx.cli.file_names import layers_of_names
 from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.diagnostics.wording import did_you_mean, printable
 from sqakd_fx.errors import RecipeError
@@ -53,16 +55,19 @@ def operation(node: fx.Node, module: nn.Module | None) -> str:
     return (known or str(getattr(node.target, "__name__", node.target))).removesuffix(".default")
 
 
-def explain(program: Program | SavedStudent, name: str) -> list[Explanation]:
+def explain(
+    program: Program | SavedStudent, name: str, file: Mapping[str, str] | None = None
+) -> list[Explanation]:
     """What is known of the nodes called `name`, or of those of the module with this path or under it.
 
-    `name` may be that of a node or a tensor in the exported file.
+    `name` may be that of a node or a tensor in the exported file; `file` holds by such names what they belong to.
 
     Raises:
         RecipeError: there is none; suggests near names.
     """
     nodes = list(program.student.graph.nodes)
-    found = next(filter(None, (_called(one, nodes) for one in _meant(name))), None)
+    of_file = [file[name]] if file is not None and name in file else []
+    found = next(filter(None, (_called(one, nodes) for one in [*_meant(name), *of_file])), None)
     if found is None:
         names = sorted({n.name for n in nodes} | paths_and_parents(map(meta.module_path, nodes)))
         hint = did_you_mean(name, names, cutoff=0.4) or "`sqakd-fx inspect` lists them"
@@ -78,6 +83,7 @@ def _called(name: str, nodes: Sequence[fx.Node]) -> list[fx.Node]:
     return (
         [n for n in nodes if name in (n.name, node_path(n))]
         or [n for n in nodes if meta.module_path(n) == name]
+        or [n for n in nodes if n.op == "call_module" and n.target == name]
         or [n for n in nodes if meta.module_path(n).startswith(f"{name}.")]
     )
 
@@ -198,9 +204,11 @@ def _shape(node: fx.Node) -> str:
     return "×".join(map(str, shape_of(node) or ()))
 
 
-def show_explanation(program: Program | SavedStudent, name: str, form: str) -> None:
-    """Print why the nodes of a name have, or have not, a quantizer."""
-    found = explain(program, name)
+def show_explanation(
+    program: Program | SavedStudent, name: str, form: str, file: Path | None = None
+) -> None:
+    """Print why the nodes of a name have, or have not, a quantizer; `file` is the exported one, where there is one."""
+    found = explain(program, name, None if file is None else layers_of_names(file))
     if form == "json":
         print(json.dumps(found, indent=2))
         return

@@ -19,7 +19,7 @@ from sqakd_fx.passes.propagate_shapes import PropagateShapes
 from sqakd_fx.passes.stable_top_k import StableTopK
 from sqakd_fx.program import Program, build_program, distillation_teacher, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.results.student import SavedStudent, lowered_of
 from sqakd_fx.source.source import Source
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sqakd_fx.cli.commands import about, inspect, quantize, results, sensitivity
+from sqakd_fx.cli.commands import about, compare, inspect, quantize, report, results, sensitivity
 from sqakd_fx.cli.friendly import Commands, friendly
 from sqakd_fx.cli.stopping import stop_on_signals
 from sqakd_fx.diagnostics.terminal import say
@@ -19,8 +19,11 @@ COMMANDS: dict[Callable[..., Any], str] = {
     quantize.quantize: MAIN,
     sensitivity.sensitivity: MAIN,
     inspect.inspect: RESULT,
+    report.report: RESULT,
+    compare.compare: RESULT,
     results.export: RESULT,
     results.validate: RESULT,
+    about.example: ABOUT,
     about.recipes: ABOUT,
     about.passes: ABOUT,
     about.capabilities: ABOUT,
@@ -65,7 +68,7 @@ def start(
 ) -> None:
     """Quantize trained PyTorch models without labels, and export integer ONNX.
 
-    First command: sqakd-fx quantize model.py
+    First command: sqakd-fx quantize model.py. Without a model: sqakd-fx example
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

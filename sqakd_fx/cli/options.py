@@ -37,7 +37,15 @@ Weights = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Unlabelled inputs: a folder of images, an .npy or an .npz file.",
+        help="Unlabelled inputs: a folder of images or WAV files, .npy, .npz, or sentences as .txt, .csv or .parquet.",
+        rich_help_panel=INPUT,
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FOLDER",
+        help="What makes inputs of the sentences of --data: a tokenizer that transformers loads.",
         rich_help_panel=INPUT,
     ),
 ]

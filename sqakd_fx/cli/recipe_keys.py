@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqakd_fx.recipe import KNOWN_FAMILIES, LARGEST_COUNT, Override, Recipe
+from sqakd_fx.recipe.keys import KNOWN_FAMILIES, LARGEST_COUNT, Override, Recipe
 
 _TYPES = {
     "integer": "integer",

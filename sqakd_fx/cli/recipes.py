@@ -6,8 +6,8 @@ from rich.table import Table
 
 from sqakd_fx.cli.recipe_keys import recipe_keys
 from sqakd_fx.diagnostics.terminal import console, say
-from sqakd_fx.presets import preset_names, when_to_use
-from sqakd_fx.recipe import resolve_recipe, to_toml
+from sqakd_fx.recipe.presets import preset_names, when_to_use
+from sqakd_fx.recipe.resolution import resolve_recipe, to_toml
 
 
 def show_presets() -> None:

@@ -19,7 +19,8 @@ from sqakd_fx.mixed_precision.sensitivity import (
     passes_needed,
 )
 from sqakd_fx.program import build_program
-from sqakd_fx.recipe import Recipe, to_toml
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import to_toml
 from sqakd_fx.source.inputs import source_inputs
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from sqakd_fx.errors import SourceError
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.program import lower
 from sqakd_fx.results.evaluate import validation_batches
@@ -16,8 +17,16 @@ from sqakd_fx.validation.validate import validate
 from sqakd_fx.validation.verdict import Validation
 
 
-def validate_saved(folder: Path, path: Path, data: Path | None, runtime: str) -> Validation:
-    """By what the folder holds; no Python code that it names is run."""
+def validate_saved(
+    folder: Path, path: Path, data: Path | None, runtime: str, tokenizer: str | None = None
+) -> Validation:
+    """By what the folder holds; no Python code that it names is run.
+
+    Raises:
+        SourceError: the data cannot be read, or there is a tokenizer and no data.
+    """
+    if data is None and tokenizer is not None:
+        raise SourceError("--tokenizer is for sentences of --data: name a file of them")
     saved = load_saved(folder)
     if data is None:
         print(
@@ -25,7 +34,7 @@ def validate_saved(folder: Path, path: Path, data: Path | None, runtime: str) ->
             "--data or --source names data",
             file=sys.stderr,
         )
-    batches = drawn_inputs(saved) if data is None else inputs_of(saved, data)
+    batches = drawn_inputs(saved) if data is None else inputs_of(saved, data, tokenizer)
     axes = class_axes(saved.outputs)
     return validate(saved.student, lowered_of(saved), path, batches, axes, runtime)
 

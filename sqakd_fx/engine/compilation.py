@@ -13,7 +13,7 @@ from torch import fx
 
 from sqakd_fx.ir.op_table import shape_of
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 
 _SAVED_ON_CPU = 5e-9, 0.0
 _SAVED_ON_GPU = 2e-11, 7e-5
@@ -81,9 +81,9 @@ def compiler_settings() -> contextlib.AbstractContextManager[None]:
     """Inside, torch compiles a student as suits it.
 
     What a quantizer gives a convolution is computed again for the backward pass, from what the quantizer
-    was given, where torch would keep both. And the compiled graphs are kept on disk for the next process:
-    torch leaves out those that hold an autograd function, as ours do, and would trace them again, which is
-    half of the seconds and a third of the memory of a start from a warm cache.
+    was given, where torch would keep both. The compiled graphs are kept on disk for the next process.
+    torch by itself leaves out those that hold an autograd function, as ours do, and traces them again. That
+    is half of the seconds and a third of the memory of a start from a warm cache.
     """
     return functorch_config.patch(  # type: ignore[no-any-return]
         ban_recompute_materialized_backward=False,

@@ -21,7 +21,7 @@ from sqakd_fx.frontend.output_names import output_key
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, Nature, Op, op_of
 from sqakd_fx.ir.outputs import class_axis
-from sqakd_fx.recipe import LossKind, Recipe, setting_of
+from sqakd_fx.recipe.keys import LossKind, Recipe, setting_of
 
 _LOSSES: Mapping[Nature, LossKind] = {
     "classes": "kl",

@@ -30,7 +30,7 @@ from torch import fx, nn
 
 from sqakd_fx.ir.op_table import Kind
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
-from sqakd_fx.recipe import WeightRange
+from sqakd_fx.recipe.keys import WeightRange
 
 Constant = int | float | torch.dtype
 _Module = TypeVar("_Module", bound=nn.Module)

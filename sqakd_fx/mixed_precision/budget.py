@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.mixed_precision.knapsack import solve
 from sqakd_fx.mixed_precision.sensitivity import LayerSensitivity
-from sqakd_fx.recipe import Override, Recipe
+from sqakd_fx.recipe.keys import Override, Recipe
 
 _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

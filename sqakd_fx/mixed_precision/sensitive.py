@@ -25,7 +25,7 @@ from sqakd_fx.mixed_precision.replay import Replay
 from sqakd_fx.mixed_precision.sensitivity import layer_name
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
-from sqakd_fx.recipe import Override, Recipe
+from sqakd_fx.recipe.keys import Override, Recipe
 
 _SAMPLES = 8
 _MOVES = (Kind.TRANSPARENT, Kind.JOINT, Kind.NOISE)

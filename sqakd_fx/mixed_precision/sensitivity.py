@@ -22,7 +22,7 @@ from sqakd_fx.mixed_precision.replay import Replay
 from sqakd_fx.program import Program
 from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.losses import distillation_loss
 
 

@@ -13,7 +13,7 @@ from sqakd_fx.ir.meta import LayerSettings, module_path
 from sqakd_fx.ir.op_table import Kind, Op
 from sqakd_fx.ir.rewriting import paths_and_parents
 from sqakd_fx.plan.projections import projections
-from sqakd_fx.recipe import Override, Recipe
+from sqakd_fx.recipe.keys import Override, Recipe
 
 
 def layer_settings(

@@ -23,7 +23,7 @@ from sqakd_fx.plan.layer_settings import arithmetic_in_float, layer_settings
 from sqakd_fx.plan.residual_streams import REASON, residual_streams
 from sqakd_fx.plan.tables import table_target
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 
 _LONGEST_SCORE = 16
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sqakd_fx.recipe import WeightRange
+from sqakd_fx.recipe.keys import WeightRange
 
 LARGEST_SUM = 2**15 - 1
 """Of two products that are added in 16 bits."""

@@ -331,14 +331,19 @@ class Quantizer(nn.Module):
         return Grid(scale, 0, lowest, lowest + self.levels.span, self.bits, self.axis)
 
     @torch.no_grad()
-    def discretized(self, x: Tensor) -> Tensor:
-        """q of the equations at the top of this file: whole numbers in float32, of the shape of `x`."""
+    def normalized(self, x: Tensor) -> Tensor:
+        """v of the equations at the top of this file: `x` in steps of the grid, in float32, of its shape."""
         x = x.float()
         at = self.interval(x)
         scale = along_axis(at.scale_in, self.axis, x.ndim)
         offset = along_axis(at.offset, self.axis, x.ndim)
-        q = torch.round(self.transformed(x) / scale + offset)
-        return q.clamp(at.lowest, at.lowest + self.levels.span)
+        return self.transformed(x) / scale + offset
+
+    @torch.no_grad()
+    def discretized(self, x: Tensor) -> Tensor:
+        """q of the equations at the top of this file: whole numbers in float32, of the shape of `x`."""
+        at = self.interval(x.float())
+        return torch.round(self.normalized(x)).clamp(at.lowest, at.lowest + self.levels.span)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:

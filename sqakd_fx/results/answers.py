@@ -12,6 +12,7 @@ from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program
 from sqakd_fx.results.against_float import OutputDistance, Sums
 from sqakd_fx.results.evaluate import plain_labels, scores, validation_batches
+from sqakd_fx.results.farthest import FarSample, Farthest
 from sqakd_fx.source.inputs import TrainingInputs
 from sqakd_fx.source.source import Source
 
@@ -30,6 +31,7 @@ class Answers:
         self.outputs: dict[str, list[list[Tensor]]] = {"float": [], "student": [], "onnx": []}
         self.labels: list[Any] = []
         self._sums = [Sums(kind) for kind in program.outputs]
+        self._farthest = [Farthest(kind) for kind in program.outputs]
         self._compared = 0
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
@@ -50,9 +52,10 @@ class Answers:
             wanted = tensors_of(self.program.teacher(*batch))
         if is_compared:
             self._compared += len(batch[0])
-            for one in self._sums:
-                index = one.kind.index
-                one.add(file[index].double(), wanted[index].double())
+            for one, far in zip(self._sums, self._farthest, strict=True):
+                got, want = file[one.kind.index].double(), wanted[one.kind.index].double()
+                one.add(got, want)
+                far.add(got, want)
         if has_labels:
             for name, made in (("float", wanted), ("student", student), ("onnx", file)):
                 self.outputs[name].append([x.cpu() for x in made])
@@ -60,6 +63,10 @@ class Answers:
     def distances(self) -> tuple[OutputDistance, ...]:
         """Every floating-point output of the file beside the float model's, over the first 512 samples."""
         return tuple(one.result() for one in self._sums)
+
+    def farthest(self) -> tuple[FarSample, ...]:
+        """Of every output, the samples on which the file is farthest from the float model, of the same samples."""
+        return tuple(sample for one in self._farthest for sample in one.samples)
 
     def accuracy(self) -> dict[str, float] | None:
         """Top-1 in percent, or the user's metric, by "float", "student" and "onnx"; None without labels.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,18 +12,40 @@ from typing import Any
 
 import onnxruntime
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sqakd_fx.exporters.profiles import Exported
+from sqakd_fx.mixed_precision.sensitive import Relief
 from sqakd_fx.program import LayerFacts, Program, layer_facts
 from sqakd_fx.results import markdown as reporting
 from sqakd_fx.results.against_float import OutputDistance
 from sqakd_fx.results.machine import processor
 from sqakd_fx.results.measure import Measured
+from sqakd_fx.source.inputs import batch_size_of
+from sqakd_fx.source.replay import Replay
 from sqakd_fx.source.source import Source
 from sqakd_fx.storage import write_json, write_text
 from sqakd_fx.targets import TARGETS
 from sqakd_fx.training.loop import Distilled
 from sqakd_fx.validation.verdict import Validation
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run itself knows.
+
+    Attributes:
+        seconds: by stage.
+        command: how it was called, where a command line did.
+        batches: in an epoch of the training data.
+        relief: the search for activations that cost the outputs too much; None where there was none.
+    """
+
+    seconds: Mapping[str, float]
+    command: str | None
+    batches: int
+    relief: Relief | None
 
 
 def make_report(
@@ -32,7 +55,7 @@ def make_report(
     exported: Exported,
     checked: Validation,
     measured: Measured,
-    timings: Mapping[str, float],
+    course: Course,
 ) -> dict[str, Any]:
     """Everything that report.json holds: sizes, accuracy, speed, validation, timings."""
     facts = layer_facts(program.student)
@@ -40,7 +63,7 @@ def make_report(
     packed = _packed_bytes(weights, facts)
     lines = reporting.validation_lines(checked)
     if measured.unmeasured is not None:
-        lines.insert(0, f"accuracy was not measured: {measured.unmeasured}")
+        lines.insert(0, f"{reporting.UNMEASURED}{measured.unmeasured}")
     metric = "metric" if source.metric else "top-1"
     summary = [
         *_accuracy_rows(metric if source.metric else "top-1 (%)", measured),
@@ -55,7 +78,6 @@ def make_report(
         "recipe": program.recipe.name,
         "version": version("sqakd-fx"),
         "torch": torch.__version__,
-        "slower_than_float": slower_sentence(measured),
         "onnxruntime": onnxruntime.__version__,
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "processor": processor(),
@@ -66,17 +88,17 @@ def make_report(
         "metric": metric,
         "batch": len(program.example[0]),
         "summary": summary,
-        "accuracy": measured.accuracy,
-        "outputs": [asdict(one) for one in measured.outputs],
-        "float_onnx_bytes": measured.float_bytes,
-        "onnx_bytes": measured.onnx_bytes,
+        **_figures(measured),
         "nominal_weight_bytes": packed,
-        "float_ms": measured.float_ms,
-        "integer_ms": measured.integer_ms,
         "loss": distilled.loss,
         "before_training": None if distilled.before is None else asdict(distilled.before),
         "after_training": None if distilled.after is None else asdict(distilled.after),
-        "seconds": dict(timings),
+        "seconds": dict(course.seconds),
+        "command": course.command,
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "data": _data(source, program, course.batches),
+        "steps": distilled.steps,
+        "sensitive_tensors": None if course.relief is None else _search(course.relief),
         "training_notes": list(distilled.notes),
         "layers": [asdict(f) for f in facts],
         "stored_weights": [asdict(w) for w in exported.weights],
@@ -87,11 +109,66 @@ def make_report(
     }
 
 
-def write_report(report: Mapping[str, Any], program: Program, out: Path) -> None:
+def _figures(measured: Measured) -> dict[str, Any]:
+    """What was measured, as report.json has it."""
+    return {
+        "slower_than_float": slower_sentence(measured),
+        "accuracy": measured.accuracy,
+        "outputs": [asdict(one) for one in measured.outputs],
+        "float_onnx_bytes": measured.float_bytes,
+        "onnx_bytes": measured.onnx_bytes,
+        "float_ms": measured.float_ms,
+        "integer_ms": measured.integer_ms,
+        "farthest_samples": [asdict(one) for one in measured.farthest],
+    }
+
+
+def _data(source: Source, program: Program, batches: int) -> dict[str, Any]:
+    """What was trained on, and what was validated and compared on."""
+    return {
+        "training": _words_of(source.train_data),
+        "batches": batches,
+        "batch_size": batch_size_of(program),
+        "evaluation": None if source.eval_data is None else _words_of(source.eval_data),
+    }
+
+
+def _words_of(data: Any) -> str:
+    """The kind of the data, and how many samples or batches it has, where it says so."""
+    held: Any = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(held, Tensor):
+        return f"tensor of shape {tuple(held.shape)}"
+    name = "stream" if isinstance(held, Replay) else type(held).__name__
+    try:
+        return f"{name} of {len(held)}"
+    except Exception:
+        return name
+
+
+def _search(relief: Relief) -> dict[str, Any]:
+    """Which 8-bit activations were measured, what each alone costs each output, and which are left in float."""
+    chosen = {tensor.name for tensor in relief.chosen}
+    return {
+        "tolerances": list(relief.tolerances),
+        "before": list(relief.before),
+        "after": list(relief.after),
+        "share_of_work": relief.share,
+        "tensors": [
+            {
+                "quantizer": tensor.name,
+                "errors": list(tensor.errors),
+                "in_float": tensor.name in chosen,
+                "layers": list(tensor.layers),
+            }
+            for tensor in relief.tensors
+        ],
+    }
+
+
+def write_report(report: Mapping[str, Any], out: Path) -> None:
     """report.json and report.md."""
     write_json(out / "report.json", report)
-    text = reporting.markdown(report, layer_facts(program.student), program.notes)
-    write_text(out / "report.md", text)
+    write_text(out / "report.md", reporting.markdown(report))
 
 
 def _packed_bytes(weights: int, facts: Sequence[LayerFacts]) -> float:

@@ -16,7 +16,7 @@ from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program, with_labels
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.source.batches import Loading, labelled_batches
 from sqakd_fx.source.inputs import TrainingInputs
 from sqakd_fx.source.sizes import has_example_size, require_example_size

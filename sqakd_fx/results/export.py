@@ -14,7 +14,7 @@ from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.program import Program, distillation_teacher, lower
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.results.interface import interface_of
 from sqakd_fx.results.student import SavedStudent, lowered_of
 from sqakd_fx.targets import TARGETS, Target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,29 @@ def figures(report: Mapping[str, Any], file: Path) -> list[tuple[str, str]]:
     lines = [("file", str(file)), ("size", file_size(report))]
     lines += [("accuracy", text) for text in accuracy_lines(report)]
     return [*lines, ("speed", speed(report))]
+
+
+def verdict(report: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the file can be used as it is, and what to know first, in a sentence."""
+    failures = report["validation"]["failures"]
+    if failures:
+        return False, f"The file does not compute what was trained: {failures[0]}."
+    if report.get("slower_than_float"):
+        return False, str(report["slower_than_float"])
+    if lost_accuracy(report):
+        return False, f"The file loses accuracy: {'; '.join(accuracy_lines(report))}."
+    exact = "The file computes what was trained"
+    if not accuracy_lines(report):
+        return True, f"{exact}."
+    return True, f"{exact}, and keeps to the float model."
+
+
+def date_words(date: str) -> str:
+    """A date of report.json without the letters between; as it is where it is none."""
+    try:
+        return datetime.fromisoformat(date).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return date
 
 
 def file_size(report: Mapping[str, Any]) -> str:
@@ -41,10 +65,8 @@ def accuracy_lines(report: Mapping[str, Any]) -> list[str]:
     accuracy = report["accuracy"]
     if accuracy is not None:
         what = report["metric"]
-        unit = " %" if what == "top-1" else ""
-        lines.append(
-            f"{what} {_number(accuracy['onnx'], unit)}, float {_number(accuracy['float'], unit)}"
-        )
+        ours, theirs = (number_of(accuracy[name], what) for name in ("onnx", "float"))
+        lines.append(f"{what} {ours}, float {theirs}")
     several = len(report["outputs"]) > 1
     for one in report["outputs"]:
         name = f"{one['name']}: " if several else ""
@@ -52,8 +74,11 @@ def accuracy_lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _number(value: float, unit: str) -> str:
-    return f"{value:.2f}{unit}" if unit else f"{value:.5g}"
+def number_of(value: float | None, metric: str) -> str:
+    """A score: top-1 in percent to a hundredth, a user's metric to five digits."""
+    if value is None:
+        return "not a number"
+    return f"{value:.2f} %" if metric == "top-1" else f"{value:.5g}"
 
 
 def likeness(output: Mapping[str, Any]) -> str:
@@ -78,7 +103,7 @@ def speed(report: Mapping[str, Any]) -> str:
 def lost_accuracy(report: Mapping[str, Any]) -> bool:
     """Whether the file is so far from the float model that a user should do something."""
     accuracy = report["accuracy"]
-    if accuracy is not None and report["metric"] == "top-1":
+    if accuracy is not None and report["metric"] == "top-1" and None not in accuracy.values():
         return bool(accuracy["float"] - accuracy["onnx"] > _LOSS)
     return any(
         one["agreement"] is not None and one["agreement"] < _LEAST_AGREEMENT

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from sqakd_fx.errors import StorageError
 from sqakd_fx.exporters.profiles import PROFILES
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.storage import (
     claim_output_folder,
     read_json,

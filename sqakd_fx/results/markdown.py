@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from textwrap import wrap
 from typing import Any
 
 from sqakd_fx.diagnostics.wording import printable
-from sqakd_fx.ir.pass_manager import LogEntry, Note
-from sqakd_fx.program import LayerFacts
+from sqakd_fx.ir.pass_manager import LogEntry
 from sqakd_fx.quant.levels import LARGEST_SUM
+from sqakd_fx.results.figures import date_words, verdict
 from sqakd_fx.runtime.session import EXACT_PRODUCTS
 from sqakd_fx.targets import TARGETS
 from sqakd_fx.validation.parity import TensorParity, first_divergence
 from sqakd_fx.validation.verdict import Validation
+
+UNMEASURED = "accuracy was not measured: "
+"""What the line begins with that says why."""
+_WIDTH = 98
+_MOST_REASONS, _MOST_CHECKS, _MOST_ROWS = 4, 7, 9
+_FULL_RANGE = 'weight_range = "full": '
 
 
 def plain(text: Any) -> str:
@@ -38,37 +46,122 @@ def parity_line(tensors: Sequence[TensorParity]) -> str:
     )
 
 
-def markdown(report: Mapping[str, Any], layers: Sequence[LayerFacts], notes: Sequence[Note]) -> str:
-    """report.md: sizes, bits, accuracy, speed, and what stayed in float with the reason."""
-    lines = [f"# {plain(report['name'])}: {plain(report['recipe'])}", ""]
-    if report.get("slower_than_float"):
-        lines += [f"**{plain(report['slower_than_float'])}**", ""]
-    lines += ["| | float | quantized |", "|---|---|---|"]
-    lines += ["| " + " | ".join(map(plain, row)) + " |" for row in report["summary"]]
-    lines += ["", "## Layers", ""]
-    lines += [
-        "| layer | operation | weights | input | family | KiB | bits from |",
-        "|---|---|---|---|---|---|---|",
+def markdown(report: Mapping[str, Any]) -> str:
+    """report.md, of report.json: one screen, the verdict first and internal checks last."""
+    _, sentence = verdict(report)
+    return "\n".join(
+        [
+            f"# {plain(report['name'])}: {plain(report['recipe'])}",
+            "",
+            f"**{plain(sentence)}**",
+            "",
+            *_table(("", ""), _origin(report)),
+            "",
+            *_table(("", "float", "quantized"), _summary(report)),
+            *_unmeasured(report),
+            "",
+            "## Bits, and what stays in float",
+            "",
+            *_items(_bits(report), *_in_float(report)),
+            "",
+            "## Checks",
+            "",
+            *_failures(report),
+            *_items(*_checks(report)),
+            "",
+            "report.json holds every layer, note and check. `sqakd-fx report` with this folder draws them.",
+            "",
+        ]
+    )
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    head = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    return [*head, *("| " + " | ".join(map(plain, row)) + " |" for row in rows)]
+
+
+def _items(*lines: str) -> list[str]:
+    return [f"- {plain(_clipped(line))}" for line in lines]
+
+
+def _clipped(text: str) -> str:
+    """A sentence that fits on a line of 100 characters."""
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1].rstrip()}…"
+
+
+def _origin(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Date, machine, model, data, recipe."""
+    data, samples = report["data"], report["validation"]["samples"]
+    steps = f"{report['steps']} steps with batches of {data['batch_size']}"
+    return [
+        ("date", date_words(report["date"])),
+        ("machine", report["processor"]),
+        ("model", report["source"]),
+        ("data", f"{data['training']}; checked on {samples} samples"),
+        ("training", f"{steps}, seed {report['seed']}"),
+        ("file", f"{report['bits']}, {report['profile']}, for {report['target']}"),
     ]
-    for layer in layers:
-        weight = "–" if layer.weight_bits is None else f"{layer.weight_bits} bits"
-        row = (
-            layer.name,
-            layer.operation,
-            weight,
-            f"{layer.activation_bits} bits",
-            layer.weight_family or "–",
-            f"{layer.weight_bytes / 1024:.1f}",
-            layer.source,
-        )
-        lines.append("| " + " | ".join(map(plain, row)) + " |")
-    lines += ["", "## What stays in float, or was left alone", ""]
-    lines += [f"- {plain(note.node)}: {plain(note.reason)}" for note in notes] or ["- nothing"]
-    lines += ["", "## Validation", ""]
-    lines += [f"- {plain(line)}" for line in report["validation_lines"]]
-    if report.get("training_notes"):
-        lines += ["", "## Training", ""] + [f"- {plain(line)}" for line in report["training_notes"]]
-    return "\n".join(lines) + "\n"
+
+
+def _unmeasured(report: Mapping[str, Any]) -> list[str]:
+    """Why there is no accuracy, where it was asked for."""
+    lines = [line for line in report["validation_lines"] if line.startswith(UNMEASURED)]
+    return ["", *map(plain, lines)] if lines else []
+
+
+def _bits(report: Mapping[str, Any]) -> str:
+    """How many layers have how many bits."""
+    known = [one["weight_bits"] for one in report["layers"] if one["weight_bits"] is not None]
+    counts = sorted(Counter(known).items())
+    said = ", ".join(f"{bits} bits in {count} layers" for bits, count in counts)
+    return f"weights: {said or 'none'}"
+
+
+def _in_float(report: Mapping[str, Any]) -> list[str]:
+    """What stays in float or was left alone, by reason: the most frequent reasons first."""
+    nodes: dict[str, list[str]] = {}
+    for note in report["stays_in_float"]:
+        nodes.setdefault(note["reason"], []).append(note["node"])
+    ordered = sorted(nodes.items(), key=lambda one: -len(one[1]))
+    lines = [
+        f"{reason} ({len(names)}: {', '.join(names[:3])}{', …' * (len(names) > 3)})"
+        for reason, names in ordered[:_MOST_REASONS]
+    ]
+    if left := sum(len(names) for _, names in ordered[_MOST_REASONS:]):
+        lines.append(f"and {left} more, each with its reason in report.json")
+    return lines or ["nothing stays in float"]
+
+
+def _failures(report: Mapping[str, Any]) -> list[str]:
+    """What is wrong, and what a session has to ask for, as whole sentences."""
+    lines = [f"FAILED: {one}" for one in report["validation"]["failures"][:2]]
+    lines += [line for line in report["validation_lines"] if line.startswith(_FULL_RANGE)]
+    return [
+        part
+        for line in lines
+        for part in wrap(plain(line), _WIDTH, initial_indent="- ", subsequent_indent="  ")
+    ][:_MOST_CHECKS]
+
+
+def _checks(report: Mapping[str, Any]) -> list[str]:
+    """The lines on what is deployed, and notes on the training."""
+    aside = (UNMEASURED, "FAILED: ", _FULL_RANGE)
+    lines = [
+        line
+        for line in report["validation_lines"]
+        if not line.startswith(aside) and "optimization off" not in line
+    ]
+    notes = [f"training: {line}" for line in report["training_notes"]]
+    return [*lines, *notes][: _MOST_CHECKS - len(_failures(report))]
+
+
+def _summary(report: Mapping[str, Any]) -> list[Sequence[str]]:
+    """The rows of the score, the size and the speed; of many outputs the first ones."""
+    rows = list(report["summary"])
+    if len(rows) <= _MOST_ROWS:
+        return rows
+    left = len(rows) - _MOST_ROWS + 1
+    return [*rows[: _MOST_ROWS - 4], (f"{left} more outputs", "", "see report.json"), *rows[-3:]]
 
 
 def validation_lines(validation: Validation) -> list[str]:
@@ -119,7 +212,7 @@ def pair_sum_lines(validation: Validation) -> list[str]:
     lines = [f"{found}, of {LARGEST_SUM} that fit in 16 bits"]
     if validation.full_range:
         lines.append(
-            'weight_range = "full": on x86 processors without 8-bit dot products (VNNI) sums overflow in ONNX Runtime '
+            f"{_FULL_RANGE}on x86 processors without 8-bit dot products (VNNI) sums overflow in ONNX Runtime "
             f"unless the session sets {EXACT_PRODUCTS} to 1"
         )
     return lines

@@ -12,6 +12,7 @@ from sqakd_fx.program import Program
 from sqakd_fx.results.against_float import OutputDistance
 from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.export import export
+from sqakd_fx.results.farthest import FarSample
 from sqakd_fx.runtime.node_times import NodeTime, longest_nodes
 from sqakd_fx.runtime.session import latencies
 
@@ -25,7 +26,7 @@ class Measured:
 
     `accuracy` is by "float", "student" and "onnx"; None without labels, or where `unmeasured` says why. `outputs` holds
     the file beside the float model, without labels; `longest` the nodes that take longest of a file that is slower than
-    the float model.
+    the float model; `farthest` the samples on which both differ most.
     """
 
     accuracy: Mapping[str, float] | None
@@ -36,6 +37,7 @@ class Measured:
     onnx_bytes: int
     integer_ms: float
     longest: tuple[NodeTime, ...] = ()
+    farthest: tuple[FarSample, ...] = ()
 
     @property
     def slower(self) -> float | None:
@@ -66,6 +68,7 @@ def measure(
         float_ms,
         model_path.stat().st_size,
         integer_ms,
+        farthest=answers.farthest(),
     )
     if measured.slower is None:
         return measured

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.errors import SourceError
-from sqakd_fx.results.figures import figures
+from sqakd_fx.results.figures import figures, verdict
 from sqakd_fx.runtime.session import execute, session
 from sqakd_fx.validation.verdict import Validation
 
@@ -41,7 +41,8 @@ class Result:
             for label, text in figures(self.report, self.model_path)
         )
         title = html.escape(f"{self.report['name']}: {self.report['recipe']}")
-        return f"<table><caption>{title}</caption>{rows}</table>"
+        _, sentence = verdict(self.report)
+        return f"<table><caption>{title}</caption>{rows}</table><p>{html.escape(sentence)}</p>"
 
     def session(self) -> ort.InferenceSession:
         """A session of ONNX Runtime on the file, with the options that it was validated with."""

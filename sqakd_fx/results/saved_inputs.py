@@ -24,8 +24,10 @@ _DATA_SAMPLES = 512
 _SAMPLES_AT_ONCE = 256
 
 
-def inputs_of(saved: SavedStudent, data: Path) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of at most 512 samples of a folder of images, an .npy or an .npz file.
+def inputs_of(
+    saved: SavedStudent, data: Path, tokenizer: str | None = None
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of at most 512 samples of --data; `tokenizer` is for sentences.
 
     Raises:
         SourceError: the data cannot be read, or is not what the student takes.
@@ -34,7 +36,8 @@ def inputs_of(saved: SavedStudent, data: Path) -> Iterator[tuple[Tensor, ...]]:
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, positional) for name in names])
     call = Call(signature, saved.example, {})
-    samples = read_data(data, tuple(saved.example[0].shape))
+    shape = tuple(saved.example[0].shape)
+    samples = read_data(data, shape, tokenizer=tokenizer, takes=names)
     loading = Loading(_SAMPLES_AT_ONCE, drop_last=False)
     seen = 0
     batches = input_batches(samples, form_of(call), loading, what="data to validate on")

@@ -29,7 +29,8 @@ from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.program import Program, build_program, enable_quantizers, lower
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe, read_toml, resolve_recipe, to_toml
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import read_toml, resolve_recipe, to_toml
 from sqakd_fx.results import markdown as reporting
 from sqakd_fx.results.folder import settle
 from sqakd_fx.results.interface import interface_of

@@ -12,7 +12,8 @@ from torch import fx
 from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.runtime.session import session
 
-_INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
+INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
+"""How the names of integer kernels begin."""
 _HEAVY = (
     "Conv",
     "ConvTranspose",
@@ -72,7 +73,7 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
     other: Counter[str] = Counter()
     heavy: dict[str, str] = {}
     for node in proto.graph.node:
-        if node.op_type.startswith(_INTEGER):
+        if node.op_type.startswith(INTEGER):
             integer[node.op_type] += 1
         elif (
             node.op_type in _HEAVY

@@ -1,10 +1,11 @@
-"""Unlabelled samples from a path: a folder of images, an .npy or an .npz file."""
+"""Unlabelled samples from a path: a folder of images or sounds, an array, or a file of sentences."""
 
 from __future__ import annotations
 
 import math
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch.utils.data import Dataset
 
 from sqakd_fx.diagnostics.wording import require_exists
 from sqakd_fx.errors import SourceError, short
-from sqakd_fx.source.images import ImageFolder
+from sqakd_fx.source.audio import AudioFolder, read_audio, sound_files
+from sqakd_fx.source.images import ImageFolder, image_files
 from sqakd_fx.source.replay import memory
+from sqakd_fx.source.text import SUFFIXES, Sentences, read_text
 from sqakd_fx.source.transform import Transform
 
 _ARRAY_NAMES = ("images", "x", "data")
@@ -47,21 +50,54 @@ class ArraySamples(Dataset[Tensor]):
 
 
 def read_data(
-    path: Path, shape: tuple[int, ...] | None, transform: Transform | None = None
-) -> Dataset[Tensor]:
-    """Samples for a model whose input has `shape`; `transform` is what images go through."""
+    path: Path,
+    shape: tuple[int, ...] | None,
+    transform: Transform | None = None,
+    *,
+    tokenizer: str | None = None,
+    takes: Collection[str] = (),
+) -> Dataset[Any]:
+    """Samples for a model whose first input has `shape`.
+
+    `transform` is what images go through, `tokenizer` what sentences do; `takes` are the names of the model's inputs.
+    """
     require_exists(path, "--data")
-    if path.is_dir():
-        return _read_images(path, shape, transform or Transform())
-    if transform is not None:
+    kind = _kind(path)
+    if tokenizer is not None and kind != "a file of sentences":
         raise SourceError(
-            f"--data {path} is an array, and --transform, --mean, --std, --resize and --crop are for images: "
-            "save the array as the model takes it"
+            f"--data {path} is {kind}, and --tokenizer is for sentences: give {', '.join(SUFFIXES)}"
         )
+    if transform is not None and kind != "a folder of images":
+        raise SourceError(
+            f"--data {path} is {kind}, and --transform, --mean, --std, --resize and --crop are for images: "
+            "give it as the model takes it"
+        )
+    if kind == "a folder of images":
+        return _read_images(path, shape, transform or Transform())
+    if kind == "a folder of sounds":
+        return read_audio(path, shape)
+    if kind == "a file of sentences":
+        return read_text(path, shape, tokenizer, takes)
+    return _read_array(path, shape)
+
+
+def what_happens(samples: Any) -> str | None:
+    """What is done to sentences or sounds, in one line; None for other samples."""
+    return samples.note() if isinstance(samples, Sentences | AudioFolder) else None
+
+
+def _kind(path: Path) -> str:
+    """What a path holds."""
+    if path.is_dir():
+        sounds = sound_files(path) and not image_files(path)
+        return "a folder of sounds" if sounds else "a folder of images"
+    if path.suffix in SUFFIXES and path.is_file():
+        return "a file of sentences"
     if path.suffix in (".npy", ".npz") and path.is_file():
-        return _read_array(path, shape)
+        return "an array"
     raise SourceError(
-        f"--data {path} is neither a folder of images nor .npy or .npz: give one of these"
+        f"--data {path} is neither a folder of images or sounds, nor .npy, .npz, {', '.join(SUFFIXES)}: "
+        "give one of these"
     )
 
 

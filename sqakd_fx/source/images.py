@@ -20,6 +20,11 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 
 
+def image_files(folder: Path) -> list[Path]:
+    named = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    return sorted(path for path in named if path.is_file())
+
+
 class ImageFolder(Dataset[Tensor]):
     """Images at any depth below a folder, each (channels, height, width), float32, as the transform makes them.
 
@@ -30,8 +35,7 @@ class ImageFolder(Dataset[Tensor]):
     def __init__(
         self, folder: Path, *, channels: int, height: int, width: int, transform: Transform
     ) -> None:
-        named = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        self.files = sorted(path for path in named if path.is_file())
+        self.files = image_files(folder)
         if not self.files:
             raise SourceError(
                 f"there are no images in {folder}: give a folder of .jpg or .png files"

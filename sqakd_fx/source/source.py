@@ -18,7 +18,7 @@ from sqakd_fx.diagnostics.source_lines import user_line
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.example_call import call_of, named_parameters
 from sqakd_fx.frontend.readable import require_readable
-from sqakd_fx.source.arrays import read_data
+from sqakd_fx.source.arrays import read_data, what_happens
 from sqakd_fx.source.batches import Batch, Loading, input_batches
 from sqakd_fx.source.images import ImageFolder
 from sqakd_fx.source.items import TARGET_KEYS, Form, form_of
@@ -71,15 +71,16 @@ def load_source(
     data: Path | None = None,
     input_shape: tuple[int, ...] | None = None,
     transform: Transform | None = None,
+    tokenizer: str | None = None,
 ) -> Source:
     """Load a model and its data from "path/to/model.py" or "package.module:callable".
 
     Args:
-        weights: a state dict to load into the model: safetensors, or a pickle of tensors only; "FILE:KEY" where a
-            file holds several.
-        data: a folder of images, an .npy or an .npz file, in place of `train_data()`.
+        weights: a state dict: safetensors, or a pickle of tensors only; "FILE:KEY" where a file holds several.
+        data: a folder of images or sounds, .npy, .npz, .txt, .csv or .parquet, in place of `train_data()`.
         input_shape: shape of the one input, batch axis first, in place of `example_inputs()`.
         transform: what the images of `data` go through.
+        tokenizer: what makes inputs of the sentences of `data`: a folder, or a name of the Hugging Face hub.
 
     Raises:
         SourceError: anything is missing, fails or does not fit; where the fault is in the user's
@@ -87,24 +88,24 @@ def load_source(
         TraceError: the model is not Python code with dense weights.
     """
     _check_shape(input_shape)
+    _refuse_without_data(data, transform, tokenizer)
     module, factory, name, folder = find_user_code(spec)
     user = UserFunctions(module, folder)
-    pretrained = None if weights is not None else torchvision_default(factory)
-    model = user.model(factory, spec) if pretrained is None else pretrained.model
-    if weights is not None:
-        notes = [*load_weights(model, weights)]
-    elif pretrained is not None:
-        notes = [pretrained.note]
-        transform = transform or (pretrained.transform if _has_images(data) else None)
-    else:
-        notes = _about_weights(spec, factory)
+    model, notes, own_transform = _trained_model(user, factory, spec, weights)
+    if _has_images(data):
+        transform = transform or own_transform
     require_readable(model)
     model = model.cpu().float().eval()
 
-    example = _random_example(input_shape) if input_shape else user.example()
-    shape = tuple(_first_tensor(example.args, example.kwargs).shape) if example else None
-    train_data, said = _training_data(user, data, shape, transform)
-    notes += said
+    example = _example(user, input_shape, tokenizer)
+    train_data: Any
+    if data is None:
+        train_data = user.data("train_data")
+    else:
+        shape = _first_shape(example) or input_shape
+        takes = named_parameters(inspect.signature(model.forward))
+        train_data = read_data(data, shape, transform, tokenizer=tokenizer, takes=takes)
+        notes += _about_samples(train_data, transform)
     if example is None:
         example = _example_from_data(model, train_data, spec)
     _check_runs(model, example, folder, input_shape)
@@ -120,6 +121,19 @@ def load_source(
         metric=user.metric(),
         notes=tuple(notes),
     )
+
+
+def _trained_model(
+    user: UserFunctions, factory: Any, spec: str, weights: Path | None
+) -> tuple[nn.Module, list[str], Transform | None]:
+    """The model with its weights, what is said of them, and the transform of images that comes with them."""
+    pretrained = None if weights is not None else torchvision_default(factory)
+    if pretrained is not None:
+        return pretrained.model, [pretrained.note], pretrained.transform
+    model = user.model(factory, spec)
+    if weights is not None:
+        return model, [*load_weights(model, weights)], None
+    return model, _about_weights(spec, factory), None
 
 
 def _check_shape(input_shape: tuple[int, ...] | None) -> None:
@@ -150,29 +164,42 @@ def _about_weights(spec: str, factory: Any) -> list[str]:
     ]
 
 
-def _training_data(
-    user: UserFunctions,
-    data: Path | None,
-    shape: tuple[int, ...] | None,
-    transform: Transform | None,
-) -> tuple[Any, list[str]]:
-    """The samples of --data or of train_data(), and what is said of images: what happens to them, and what does not."""
-    if data is None and transform is not None:
-        raise SourceError(
-            "--transform, --mean, --std, --resize and --crop are for images of --data: name a folder of them"
-        )
-    if data is None:
-        return user.data("train_data"), []
-    samples = read_data(data, shape, transform)
+def _about_samples(samples: Any, transform: Transform | None) -> list[str]:
+    """What happens to each sample of --data, and what does not."""
     if not isinstance(samples, ImageFolder):
-        return samples, []
+        said = what_happens(samples)
+        return [] if said is None else [said]
     lines = [samples.transform.sentence(samples.height, samples.width)]
     if transform is None:
         lines.append(
             "WARNING: no mean and std are taken off the images. If the model was trained with some, give --mean and "
             "--std, or a --transform such as imagenet; --transform none says that there are none"
         )
-    return samples, lines
+    return lines
+
+
+def _refuse_without_data(
+    data: Path | None, transform: Transform | None, tokenizer: str | None
+) -> None:
+    if data is None and transform is not None:
+        raise SourceError(
+            "--transform, --mean, --std, --resize and --crop are for images of --data: name a folder of them"
+        )
+    if data is None and tokenizer is not None:
+        raise SourceError("--tokenizer is for sentences of --data: name a file of them")
+
+
+def _example(
+    user: UserFunctions, input_shape: tuple[int, ...] | None, tokenizer: str | None
+) -> Batch | None:
+    """One call, drawn or of the user's; inputs of a tokenizer are whole numbers, which are not drawn."""
+    if input_shape is None or tokenizer is not None:
+        return user.example()
+    return _random_example(input_shape)
+
+
+def _first_shape(example: Batch | None) -> tuple[int, ...] | None:
+    return None if example is None else tuple(_first_tensor(example.args, example.kwargs).shape)
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.features import FeatureLoss, TrainingPair, fading_features
 from sqakd_fx.training.gradient_schedules import refreshed_delta, scheduled_mu
 from sqakd_fx.training.oscillation import OscillationFreezing

@@ -12,7 +12,7 @@ from sqakd_fx.engine.activation_checkpointing import checkpointed
 from sqakd_fx.engine.compilation import wants_compiling, why_uncompiled
 from sqakd_fx.engine.distributed import is_distributed
 from sqakd_fx.engine.sharded_teacher import sharded
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.features import TrainingPair
 from sqakd_fx.training.step_batches import StepBatches
 

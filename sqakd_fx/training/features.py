@@ -23,7 +23,7 @@ from sqakd_fx.diagnostics.wording import no_effect
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, shape_of
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.losses import distillation_loss, share_of_relative_error
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sqakd_fx.quant.grid import along_axis
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.features import TrainingPair
 
 _BATCHES = 3

@@ -13,7 +13,7 @@ from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.ir.outputs import tensors_of
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.held_out import agreement
 from sqakd_fx.training.losses import distillation_loss
 

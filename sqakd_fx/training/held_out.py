@@ -22,7 +22,7 @@ from torch.utils.data import (
 from sqakd_fx.diagnostics.batch_errors import batch_named, length_of
 from sqakd_fx.frontend.output_kinds import named_outputs
 from sqakd_fx.ir.batches import moved
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.losses import judged_axis, output_loss, relative_error
 
 _SHARE_OF_TIME = 0.02

@@ -21,7 +21,7 @@ from sqakd_fx.engine.distributed import is_distributed, variance_of_all
 from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.frontend.output_kinds import named_outputs
 from sqakd_fx.ir.outputs import class_axis
-from sqakd_fx.recipe import Recipe, setting_of
+from sqakd_fx.recipe.keys import Recipe, setting_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _LEAST = 1e-6

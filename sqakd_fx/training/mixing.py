@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 
 
 def can_mix(inputs: tuple[Tensor, ...]) -> bool:

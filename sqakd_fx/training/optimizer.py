@@ -11,7 +11,7 @@ from torch import nn
 
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 
 
 def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from sqakd_fx.errors import RecipeError
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.quant.grid import along_axis
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 
 _MEMORY = 0.99
 

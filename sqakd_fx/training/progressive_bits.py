@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from sqakd_fx.quant.calibration import recalibrate
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 
 
 def stage_of(recipe: Recipe, step: int, total: int) -> int:

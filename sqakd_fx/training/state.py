@@ -15,7 +15,7 @@ from sqakd_fx.engine.distributed import any_process, is_everywhere, is_first
 from sqakd_fx.errors import StorageError, TrainingError
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.beginning import OTHER_RUN, Beginning, require_same_run
 from sqakd_fx.training.callbacks import Callback
 from sqakd_fx.training.checkpoint import (

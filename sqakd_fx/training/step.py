@@ -20,7 +20,7 @@ from sqakd_fx.engine.distributed import (
 from sqakd_fx.engine.memory_format import channels_last
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.ir.op_table import op_of
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.features import TrainingPair
 from sqakd_fx.training.losses import cross_entropy
 from sqakd_fx.training.teacher_cache import TeacherCache

@@ -13,7 +13,7 @@ from torch import Tensor
 from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.ir.batches import moved
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 
 EpochBatches = Callable[[int], Iterable[tuple[Tensor, ...]]]
 """Epoch number to an iterable of input tuples; the same number gives the same batches.

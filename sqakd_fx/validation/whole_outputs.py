@@ -1,7 +1,7 @@
 """Outputs of two computations of one model: how far the numbers are apart, and whether predictions change.
 
 From the same codes, outputs differ by float rounding alone (`relative_errors`). End to end, a code that lies on a tie
-may differ by one step and change codes behind it: there, a prediction counts as another one only where the margin
+may differ by one step and change codes behind it. There, a prediction counts as another one only where the margin
 between the two classes is beyond the measured rounding (`Predictions`).
 """
 

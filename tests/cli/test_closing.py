@@ -24,12 +24,14 @@ def test_the_last_lines_are_file_size_accuracy_speed_and_what_to_do_next() -> No
         "smaller",
         "run it",
         "report",
+        "charts",
     ]
     told = dict(lines)
     again = "sqakd-fx quantize model.py --data 'my photos' --for size"
     assert told["smaller"] == f"about 78 KiB: {again}"
     assert told["file"] == "out/model.onnx"
     assert told["run it"] == "python out/deploy.py"
+    assert told["charts"] == "sqakd-fx report out --open"
 
 
 def test_a_loss_is_followed_by_the_command_against_it() -> None:

@@ -13,7 +13,7 @@ from sqakd_fx.cli.graphs import SourceGraphs
 from sqakd_fx.cli.inspect import show_difference, show_stage
 from sqakd_fx.errors import RecipeError
 from sqakd_fx.program import all_passes
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import Source
 
 

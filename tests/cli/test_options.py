@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from sqakd_fx.cli.main import COMMANDS, app
 from sqakd_fx.cli.options import DeviceName, ProfileName, StageName
 from sqakd_fx.cli.recipe_keys import recipe_keys
 from sqakd_fx.exporters.profiles import PROFILES
-from sqakd_fx.presets import preset_names
-from sqakd_fx.recipe import KNOWN_FAMILIES, Override, Recipe
+from sqakd_fx.recipe.keys import KNOWN_FAMILIES, Override, Recipe
+from sqakd_fx.recipe.presets import preset_names
 
 NAMES = [command.__name__ for command in COMMANDS]
 
@@ -29,10 +30,11 @@ def answer(*arguments: str, columns: int = 200) -> Result:
     return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "TERMINAL_WIDTH": None})
 
 
-def test_help_and_version_do_not_import_torch() -> None:
+def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
     code = "import sys, sqakd_fx.cli.main as m\ntry: m.app(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
     for asked, said in (("--help", "quantize"), ("--version", version("sqakd-fx"))):
-        done = subprocess.run([sys.executable, "-c", code, asked], capture_output=True, text=True)
+        command = [sys.executable, "-c", code, asked]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
 
@@ -43,6 +45,12 @@ def test_every_option_has_a_help_text_of_several_words(command: str) -> None:
     assert answer(command, "-h").exit_code == 0
     for option in group.commands[command].params:
         assert len((option.help or "").split()) >= 3, option.name
+
+
+def test_help_has_no_line_that_ends_where_the_source_file_does() -> None:
+    for command in COMMANDS:
+        for paragraph in inspect.cleandoc(command.__doc__ or "").split("\n\n"):
+            assert "\n" not in paragraph, command.__name__
 
 
 def test_options_stand_in_groups() -> None:

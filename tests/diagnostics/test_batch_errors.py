@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import sqakd_fx
 from sqakd_fx.errors import SourceError
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 RECIPE = resolve_recipe("w4a4", steps=4, calibration_batches=2, held_out=0, compile="never")
 

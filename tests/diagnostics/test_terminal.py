@@ -15,7 +15,7 @@ from sqakd_fx.cli.graphs import SourceGraphs
 from sqakd_fx.cli.inspect import show_onnx, show_stage
 from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.diagnostics.wording import printable
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import Source
 from sqakd_fx.training.live import Live
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sqakd_fx.engine.activation_checkpointing import checkpointed
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.progress import StepReport
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from sqakd_fx.engine.compilation import compiler_settings, has_compiler
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.progress import StepReport
 
 pytestmark = pytest.mark.skipif(

@@ -21,7 +21,7 @@ from sqakd_fx.engine.prefetch import ahead
 from sqakd_fx.pipeline import quantize
 from sqakd_fx.program import build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.runtime.session import CUDA, providers
 from sqakd_fx.training.checkpoint import clear_checkpoints
 from sqakd_fx.training.keeping import Keeping

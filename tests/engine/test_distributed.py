@@ -24,7 +24,7 @@ from sqakd_fx.engine.sharded_teacher import sharded
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.program import build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.features import training_pair
 from sqakd_fx.training.optimizer import make_optimizer
 from sqakd_fx.training.step import GradientStep

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sqakd_fx.exporters.profiles import write_profile
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export_job
 from sqakd_fx.validation.validate import validate
 

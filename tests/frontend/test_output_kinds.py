@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.frontend.output_kinds import OutputKind, class_axes, decide_outputs, with_outputs
 from sqakd_fx.frontend.trace import trace
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.losses import judged_axis, output_loss
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from sqakd_fx.errors import ExportError, TraceError
 from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.frontend.trace import trace
 from sqakd_fx.program import build_program
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import load_source
 
 

@@ -19,7 +19,7 @@ from sqakd_fx.frontend.trace import trace
 from sqakd_fx.ir.pass_manager import Pass, PassResult, dump_into, run_passes
 from sqakd_fx.program import all_passes, build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 class Small(nn.Module):

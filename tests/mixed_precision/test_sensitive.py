@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sqakd_fx import quantize
+from sqakd_fx import quantize, stages
+from sqakd_fx.errors import TrainingError
 from sqakd_fx.mixed_precision.sensitive import (
     choose,
     measure_tensors,
@@ -19,11 +20,13 @@ from sqakd_fx.mixed_precision.sensitive import (
     total_work,
     with_relief,
 )
-from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.program import Program, build_program, lower, with_recipe
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
+from sqakd_fx.stages import relieve
 from sqakd_fx.validation.validate import validate
 
 ROWS = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
@@ -153,6 +156,46 @@ def test_a_run_decides_and_keeps_it_in_its_recipe(
     )
     text = (tmp_path / "out" / "recipe.toml").read_text()
     assert text.count('float = "activations"') == floats
+
+
+def test_relieving_a_calibrated_program_is_what_a_run_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Outlier(30.0).eval()
+    settings = {"steps": 0, "batch_size": 32, "tolerance": 0.01, "tolerance_work": 0.6}
+    recipe = resolve_recipe({"preset": "w8a8", **settings})
+    done = quantize(
+        model, ROWS, example_inputs=(ROWS[:2],), recipe=recipe, out=tmp_path / "out", progress=False
+    )
+    assert done is not None
+    program = build_program(model, (ROWS[:2],), recipe)
+    with pytest.raises(TrainingError, match="not calibrated"):
+        relieve(program, ROWS)
+    stages.calibrate(program, ROWS)
+    relieved, relief = relieve(program, ROWS)
+    assert relieved.is_calibrated
+    assert relief is not None
+    searched = done.report["sensitive_tensors"]
+    in_float = {one["quantizer"] for one in searched["tensors"] if one["in_float"]}
+    assert in_float == {tensor.name for tensor in relief.chosen} != set()
+    assert len(searched["tensors"]) == len(relief.tensors)
+    state, wanted = relieved.student.state_dict(), done.student.state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(value.equal(wanted[name]) for name, value in state.items())
+
+
+def test_without_a_search_the_program_is_the_same(model: nn.Module) -> None:
+    program = build_program(model, (ROWS[:2],), resolve_recipe("w8a8", sensitive="off"))
+    stages.calibrate(program, ROWS)
+    assert relieve(program, ROWS) == (program, None)
+
+
+def test_a_program_with_another_recipe_is_what_is_built_from_the_model(model: nn.Module) -> None:
+    first, second = resolve_recipe("w8a8"), resolve_recipe("w4a4")
+    program = with_recipe(build_program(model, (ROWS[:2],), first), second)
+    built = build_program(model, (ROWS[:2],), second)
+    assert program.student.code == built.student.code
+    assert [one.name for one in program.log] == [one.name for one in built.log]
+    assert program.notes == built.notes
 
 
 IMAGES = torch.randn(16, 3, 9, 9, generator=torch.Generator().manual_seed(1))

@@ -24,7 +24,7 @@ from sqakd_fx.mixed_precision.sensitivity import (
 from sqakd_fx.program import build_program, layer_facts, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import resolve_recipe, to_toml
+from sqakd_fx.recipe.resolution import resolve_recipe, to_toml
 from sqakd_fx.results.export import export
 
 

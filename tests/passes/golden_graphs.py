@@ -30,7 +30,7 @@ from sqakd_fx.passes.propagate_shapes import PropagateShapes
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 HASHES = Path(__file__).with_suffix(".json")
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"

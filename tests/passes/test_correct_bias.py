@@ -15,7 +15,7 @@ from sqakd_fx.passes.correct_bias import CorrectBias
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.input_statistics import input_statistics
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 X = torch.randn(64, 4, 10, 10, generator=torch.Generator().manual_seed(0)) + 2
 

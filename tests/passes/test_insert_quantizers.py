@@ -17,7 +17,7 @@ from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 class Normalized(nn.Module):

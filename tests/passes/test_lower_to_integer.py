@@ -23,7 +23,7 @@ from sqakd_fx.ir import meta
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.validation.validate import validate
 
 

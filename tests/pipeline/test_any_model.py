@@ -19,7 +19,7 @@ from sqakd_fx.errors import TraceError
 from sqakd_fx.frontend.trace import trace
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import build_program, layer_facts
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2", "w1a1"])

@@ -19,7 +19,7 @@ from common_models import ROWS, TOKENS, compiled
 
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import build_program, layer_facts
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 @pytest.mark.parametrize("name", HALVES)

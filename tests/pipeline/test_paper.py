@@ -15,7 +15,7 @@ from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.families import FAMILIES
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export_job
 from sqakd_fx.source.source import load_source
 from sqakd_fx.validation.validate import validate

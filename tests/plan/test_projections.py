@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sqakd_fx.ir import meta
 from sqakd_fx.program import build_program
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 
 class Residual(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sqakd_fx.ir.op_table import Kind
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 TOKENS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

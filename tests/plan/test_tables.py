@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 IDS = torch.tensor([[1, 5, 49], [0, 7, 7]])
 

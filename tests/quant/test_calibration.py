@@ -16,7 +16,7 @@ from sqakd_fx.quant.families import FAMILIES
 from sqakd_fx.quant.init_ranges import mse_optimal
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.sampling import spread_sample
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 

@@ -13,7 +13,8 @@ from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.quant.batch_norm import AffineBatchNorm
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.validation.validate import validate
 

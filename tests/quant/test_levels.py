@@ -15,7 +15,8 @@ from sqakd_fx.quant.families import FAMILIES, Interval, affine, register
 from sqakd_fx.quant.grid import decode
 from sqakd_fx.quant.levels import LARGEST_SUM, largest_weight_code, weight_levels
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 PRESETS = ("w8a8", "w7a8", "w4a8", "w8a4", "w4a4", "w2a2", "w1a1", "paper/pact-w8a8")
 

@@ -65,4 +65,4 @@ def test_the_summary_leads_with_the_float_model(
     assert first.startswith("logits, beside float, ")
     assert second.startswith("boxes, beside float, ")
     shown = (result.out / "report.md").read_text(encoding="utf-8")
-    assert "trained graph" not in shown.split("## Validation")[0]
+    assert "trained graph" not in shown.split("## Checks")[0]

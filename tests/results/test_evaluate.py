@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sqakd_fx
 from sqakd_fx.errors import SourceError
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 
 INPUTS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 

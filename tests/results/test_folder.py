@@ -16,7 +16,7 @@ from torch import nn
 import sqakd_fx
 from sqakd_fx.errors import StorageError
 from sqakd_fx.pipeline import Silent
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.folder import default_folder, held_folder, publish, settle, staged
 from sqakd_fx.storage import remove_temporaries, write_text
 

@@ -42,6 +42,7 @@ def test_a_notebook_shows_a_table_with_names_escaped(
     assert shown.startswith("<table>")
     assert "a&lt;b&gt;" in shown
     assert "<b>" not in shown
+    assert "<p>The file " in shown
 
 
 def test_it_computes_what_its_file_computes(told: tuple[sqakd_fx.Result, nn.Module]) -> None:

@@ -26,7 +26,7 @@ from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer
-from sqakd_fx.recipe import Recipe
+from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.results.known_operations import function_of
 from sqakd_fx.results.saved_graph import decode_graph, encode_graph, tensors_in
 from sqakd_fx.results.saved_modules import decode_module, encode_module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from reports import REPORT
 
 from sqakd_fx.results.collect import slower_sentence
 from sqakd_fx.results.markdown import markdown
@@ -21,8 +22,7 @@ def test_the_first_line_names_what_takes_longest() -> None:
         "The file is slower than the float model: 2.500 ms a call, 2.50 times as long. "
         "It spends most time in wide/Conv (QLinearConv) 71%, gelu/Erf (Erf) 10%."
     )
-    report = {"name": "net", "recipe": "w8a8", "summary": [], "validation_lines": []}
-    lines = markdown(report | {"slower_than_float": said}, [], []).splitlines()
+    lines = markdown(REPORT | {"slower_than_float": said}).splitlines()
     assert lines[2] == f"**{said}**"
 
 

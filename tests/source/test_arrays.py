@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from sqakd_fx.errors import RecipeError, SourceError, StorageError
-from sqakd_fx.recipe import read_toml
+from sqakd_fx.recipe.resolution import read_toml
 from sqakd_fx.source.arrays import read_data
 from sqakd_fx.source.source import load_source
 from sqakd_fx.storage import read_json, write_text
@@ -80,7 +80,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
     with pytest.raises(SourceError, match="there are no images"):
         read_data(tmp_path, (1, 1, 8, 8))
-    with pytest.raises(SourceError, match="neither a folder of images nor"):
+    with pytest.raises(SourceError, match="neither a folder of images or"):
         read_data(tmp_path / "a.npy", None)
     with pytest.raises(RecipeError, match="is not a file"):
         read_toml(tmp_path / "a.toml")

@@ -11,7 +11,7 @@ import torch
 from model_files import NET, refused, write
 from PIL import Image
 
-from sqakd_fx.cli.arguments import ImageOptions
+from sqakd_fx.cli.arguments import DataOptions
 from sqakd_fx.errors import RecipeError, SourceError
 from sqakd_fx.source.arrays import read_data
 from sqakd_fx.source.source import load_source
@@ -121,11 +121,11 @@ def test_transforms_are_read_from_the_files_of_hugging_face_and_timm(tmp_path: P
 
 
 def test_options_change_a_named_transform() -> None:
-    assert ImageOptions(None, None, None, None, None).transform() is None
-    changed = ImageOptions("imagenet", None, "0.5", 300, None).transform()
+    assert DataOptions().transform() is None
+    changed = DataOptions("imagenet", None, "0.5", 300).transform()
     assert changed == Transform(300, 0.875, None, NAMED["imagenet"].mean, (0.5,))
     with pytest.raises(RecipeError, match="--mean takes numbers"):
-        ImageOptions(None, "a,b", None, None, None).transform()
+        DataOptions(mean="a,b").transform()
 
 
 def test_a_model_of_a_package_says_that_its_weights_may_be_random() -> None:

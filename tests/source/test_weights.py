@@ -12,7 +12,7 @@ from torch import nn
 
 from sqakd_fx.errors import SourceError
 from sqakd_fx.pipeline import Silent, run
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import Source, load_source
 
 pytestmark = pytest.mark.usefixtures("clean_imports")
@@ -201,4 +201,4 @@ def test_weights_and_data_that_are_not_there_are_told_with_what_is_near(tmp_path
     assert "weights.pt" in str(refused(spec, weights=tmp_path / "weihgts.pt"))
     assert "is a folder" in str(refused(spec, weights=tmp_path))
     assert "weights.pt" in str(refused(spec, data=tmp_path / "weight"))
-    assert ".npy or .npz" in str(refused(spec, data=tmp_path / "weights.pt"))
+    assert "nor .npy, .npz, .txt" in str(refused(spec, data=tmp_path / "weights.pt"))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sqakd_fx
 from sqakd_fx.errors import TrainingError
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from sqakd_fx.training.progress import Listener
 

@@ -13,7 +13,8 @@ from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.checkpoint import Checkpoint, save_checkpoint
 from sqakd_fx.training.oscillation import OscillationFreezing
 from sqakd_fx.training.progressive_bits import stage_of

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sqakd_fx.program import Program, build_program, distillation_teacher
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.callbacks import low_bit_callbacks
 from sqakd_fx.training.features import feature_places, training_pair
 from sqakd_fx.training.losses import distillation_loss

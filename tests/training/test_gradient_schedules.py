@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.features import TrainingPair
 from sqakd_fx.training.gradient_schedules import hessian_deltas, mu_factor
 

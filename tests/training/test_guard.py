@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sqakd_fx
 from sqakd_fx.errors import TrainingError
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.guard import Judge, Judged, has_lost, refuse_destroyed
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -28,7 +28,7 @@ from sqakd_fx.engine.determinism import repeatable_arithmetic
 from sqakd_fx.errors import SourceError, TrainingError
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.inputs import training_inputs
 from sqakd_fx.training.held_out import Split, split_data
 from sqakd_fx.training.keeping import Keeping

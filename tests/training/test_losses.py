@@ -13,7 +13,8 @@ from torch.utils.data import TensorDataset
 
 from sqakd_fx import quantize
 from sqakd_fx.errors import RecipeError, SourceError
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.losses import check_output_settings, cross_entropy, distillation_loss
 
 ROWS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sqakd_fx.program import Program, build_program
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import Recipe, resolve_recipe
+from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.mixing import can_mix, mixed
 
 FLAT = torch.arange(400.0).reshape(400, 1, 1, 1).expand(400, 2, 16, 12).contiguous()

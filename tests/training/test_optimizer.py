@@ -9,7 +9,7 @@ from conftest import ResidualNet
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.optimizer import make_optimizer
 
 

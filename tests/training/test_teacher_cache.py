@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.recipe import resolve_recipe
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.training.keeping import Keeping
 from sqakd_fx.training.loop import distil
 from sqakd_fx.training.progress import Listener

@@ -1,13 +1,29 @@
-"""What there is: presets, passes, packages, kernels."""
+"""What there is: an example, presets, passes, packages, kernels."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sqakd_fx.cli.completion import presets_like
 from sqakd_fx.cli.options import Debug, Json
+from sqakd_fx.diagnostics.terminal import say
+
+
+def example(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the example is written.")
+    ] = Path("fashion"),
+    debug: Debug = False,
+) -> None:
+    """Write an example to quantize: a trained network, its model.py, and images."""
+    from sqakd_fx.source.example import write_example
+
+    path = write_example(folder)
+    say(f"wrote {path.parent}: quantize it by\n  sqakd-fx quantize {shlex.quote(str(path))}")
 
 
 def recipes(

@@ -95,7 +95,8 @@ def inspect(
     if diff is not None:
         show_difference(graphs, *diff)
     elif explain is not None:
-        show_explanation(graphs.program(), explain, format_)
+        file = Path(target) / "model.onnx"
+        show_explanation(graphs.program(), explain, format_, file if file.is_file() else None)
     else:
         show_stage(graphs, after or stage, format_)
 

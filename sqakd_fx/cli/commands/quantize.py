@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import ImageOptions, recipe_of, source_of
+from sqakd_fx.cli.arguments import DataOptions, recipe_of, source_of
+from sqakd_fx.cli.command_line import as_written
 from sqakd_fx.cli.options import (
     OUTPUT,
     TRAINING,
@@ -26,11 +27,15 @@ from sqakd_fx.cli.options import (
     SourceArgument,
     Std,
     Target,
+    Tokenizer,
     TransformName,
     Weights,
 )
 from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.errors import RecipeError
+
+if TYPE_CHECKING:
+    from sqakd_fx.results.result import Result
 
 Steps = Annotated[
     int | None,
@@ -88,6 +93,7 @@ Dump = Annotated[
 
 
 def quantize(
+    context: typer.Context,
     source: SourceArgument,
     data: Data = None,
     transform: TransformName = None,
@@ -95,6 +101,7 @@ def quantize(
     std: Std = None,
     resize: Resize = None,
     crop: Crop = None,
+    tokenizer: Tokenizer = None,
     weights: Weights = None,
     input_shape: Shape = None,
     goal: Goal = None,
@@ -119,8 +126,7 @@ def quantize(
     _refuse_two_choices(goal, recipe or bits)
     numbers = {"epochs": epochs, "steps": steps, "device": device, "seed": seed}
     recipe_of_options = recipe_of(goal or recipe, bits, set_, target=target, **numbers)
-    images = ImageOptions(transform, mean, std, resize, crop)
-    from sqakd_fx.cli.closing import print_closing
+    said = DataOptions(transform, mean, std, resize, crop, tokenizer)
     from sqakd_fx.training.live import Live
 
     with Live() as live:
@@ -128,15 +134,31 @@ def quantize(
         from sqakd_fx.pipeline import run
         from sqakd_fx.results.folder import default_folder
 
-        loaded = source_of(source, weights, data, input_shape, images)
+        loaded = source_of(source, weights, data, input_shape, said)
         resolved = recipe_of_options()
         folder = out or default_folder(loaded.name, resolved)
-        result = run(loaded, resolved, folder, resume=resume, force=force, dump=dump, observer=live)
+        result = run(
+            loaded,
+            resolved,
+            folder,
+            resume=resume,
+            force=force,
+            dump=dump,
+            observer=live,
+            command=as_written(context),
+        )
     if result is None:
         return
-    given = {"--data": data, **images.given(), "--weights": weights, "--input-shape": input_shape}
+    given = {"--data": data, **said.given(), "--weights": weights, "--input-shape": input_shape}
     options = [text for name, value in given.items() if value for text in (name, str(value))]
-    print_closing(result.report, result.model_path, [source, *options])
+    _close(result, [source, *options])
+
+
+def _close(result: Result, command: list[str]) -> None:
+    """Print the last lines; exit status 1 where the file differs from the trained graph."""
+    from sqakd_fx.cli.closing import print_closing
+
+    print_closing(result.report, result.model_path, command)
     if result.validation.failures:
         say(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sqakd_fx.cli.arguments import (
+    DataOptions,
     default_file,
     refuse_without_source,
     result_of,
@@ -25,6 +26,7 @@ from sqakd_fx.cli.options import (
     RuntimeName,
     Shape,
     SourceOption,
+    Tokenizer,
     Weights,
 )
 from sqakd_fx.diagnostics.terminal import say
@@ -87,6 +89,7 @@ def validate(
     ],
     source: SourceOption = None,
     data: Data = None,
+    tokenizer: Tokenizer = None,
     weights: Weights = None,
     input_shape: Shape = None,
     runtime: Annotated[
@@ -102,8 +105,7 @@ def validate(
 ) -> None:
     """Compare the exported file with the trained graph again; exit status 1 where it differs.
 
-    Without --source it is the student that the folder holds, on the files of --data, or on the example inputs and
-    samples drawn within the trained ranges.
+    The student is that of the folder. Without --data its example inputs are taken, and samples drawn for it.
     """
     from sqakd_fx.cli.validate import validate_saved, validate_with_source
     from sqakd_fx.results.markdown import tensor_table, validation_lines
@@ -111,9 +113,10 @@ def validate(
     folder, path = result_of(target)
     if source is None:
         refuse_without_source(folder, {"--weights": weights, "--input-shape": input_shape})
-        checked = validate_saved(folder, path, data, runtime)
+        checked = validate_saved(folder, path, data, runtime, tokenizer)
     else:
-        loaded = source_of(source, weights, data, input_shape)
+        said = DataOptions(tokenizer=tokenizer)
+        loaded = source_of(source, weights, data, input_shape, said)
         checked = validate_with_source(folder, path, loaded, runtime)
     if json_:
         print(json.dumps(checked.as_dict(), indent=2))

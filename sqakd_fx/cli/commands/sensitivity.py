@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import ImageOptions, recipe_of, source_of
+from sqakd_fx.cli.arguments import DataOptions, recipe_of, source_of
 from sqakd_fx.cli.options import (
     BITS,
     INPUT,
@@ -24,6 +24,7 @@ from sqakd_fx.cli.options import (
     Shape,
     SourceArgument,
     Std,
+    Tokenizer,
     TransformName,
     Weights,
 )
@@ -59,6 +60,7 @@ def sensitivity(
     std: Std = None,
     resize: Resize = None,
     crop: Crop = None,
+    tokenizer: Tokenizer = None,
     weights: Weights = None,
     input_shape: Shape = None,
     budget: BudgetOption = None,
@@ -80,13 +82,13 @@ def sensitivity(
     limit = None if budget is None else parse_budget(budget)
     widths = _widths(candidates) if limit is not None else ()
     recipe_of_options = recipe_of(recipe, bits or (None if recipe else "w4a4"), set_)
-    images = ImageOptions(transform, mean, std, resize, crop)
+    said = DataOptions(transform, mean, std, resize, crop, tokenizer)
     from sqakd_fx.cli.sensitivity import choose_and_write, measure_source, show
     from sqakd_fx.training.live import Live
 
     with Live() as live:
         live.stage("load", source)
-        loaded = source_of(source, weights, data, input_shape, images)
+        loaded = source_of(source, weights, data, input_shape, said)
         resolved = recipe_of_options()
         layers = measure_source(loaded, resolved, widths, samples, live)
     chosen = {} if limit is None else choose_and_write(resolved, layers, limit, out)

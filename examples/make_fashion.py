@@ -1,9 +1,9 @@
-"""Make everything in this folder from Debian's package dataset-fashion-mnist (MIT).
+"""Make the weights and images of examples/fashion from Debian's package dataset-fashion-mnist (MIT).
 
 Trains the float network with labels on all 60,000 images, then writes its weights, a slice of the
 training images without labels, and a slice of the test images with labels.
 
-    python examples/fashion/make.py
+    PYTHONPATH=examples/fashion python examples/make_fashion.py
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from torch.nn import functional as F
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 EPOCHS, BATCH, RATE = 14, 128, 0.12
 TRAIN_IMAGES, TEST_IMAGES = 8_000, 2_500
+OF_THE_WHEEL = {"train_images": 2_000, "test": 1_000}
+"""How many of them `sqakd-fx example` writes; the others are in files of their own."""
 
 
 def read(name: str) -> np.ndarray:
@@ -60,6 +62,17 @@ def train(network: FashionNet, images: Tensor, labels: Tensor) -> None:
         print(f"epoch {epoch + 1} of {EPOCHS}: loss {float(loss):.3f}", flush=True)
 
 
+def store(kind: str, **arrays: np.ndarray) -> None:
+    """Write the samples of the wheel, and those that the repository has beside them."""
+    first = OF_THE_WHEEL[kind]
+    np.savez_compressed(
+        HERE / f"{kind}.npz", **{name: array[:first] for name, array in arrays.items()}
+    )
+    np.savez_compressed(
+        HERE / f"{kind}_more.npz", **{name: array[first:] for name, array in arrays.items()}
+    )
+
+
 def main() -> None:
     torch.manual_seed(0)
     train_images, train_labels = (
@@ -78,9 +91,9 @@ def main() -> None:
             for c in range(10)
         ]
     )
-    np.savez_compressed(HERE / "train_images.npz", images=train_images[rng.permutation(chosen)])
+    store("train_images", images=train_images[rng.permutation(chosen)])
     some = rng.permutation(len(test_images))[:TEST_IMAGES]
-    np.savez_compressed(HERE / "test.npz", images=test_images[some], labels=test_labels[some])
+    store("test", images=test_images[some], labels=test_labels[some])
     save_file(network.state_dict(), HERE / "weights.safetensors")
     sliced = accuracy(
         network, normalize(test_images[some]), torch.from_numpy(test_labels[some]).long()
