@@ -39,7 +39,12 @@ REPORT: dict[str, Any] = {
     "layers": [LAYER, LAYER | {"name": "head", "source": "first_last: the last layer has 8 bits"}],
     "source": "model.py",
     "date": "2026-01-02T03:04+00:00",
-    "data": {"training": "Images of 8000", "batches": 62, "batch_size": 128, "evaluation": None},
+    "data": {
+        "training": "Images of 8000 samples",
+        "batches": 62,
+        "batch_size": 128,
+        "evaluation": None,
+    },
     "steps": 64,
     "seed": 0,
     "target": "onnxruntime",

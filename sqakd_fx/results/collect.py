@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.mixed_precision.sensitive import Relief
@@ -136,11 +137,11 @@ def _data(source: Source, program: Program, batches: int) -> dict[str, Any]:
 def _words_of(data: Any) -> str:
     """The kind of the data, and how many samples or batches it has, where it says so."""
     held: Any = data.dataset if isinstance(data, DataLoader) else data
-    if isinstance(held, Tensor):
-        return f"tensor of shape {tuple(held.shape)}"
+    if isinstance(held, Tensor | np.ndarray):
+        return f"{type(held).__name__} of shape {tuple(held.shape)}"
     name = "stream" if isinstance(held, Replay) else type(held).__name__
     try:
-        return f"{name} of {len(held)}"
+        return f"{name} of {len(held)} {'samples' if isinstance(held, Dataset) else 'batches'}"
     except Exception:
         return name
 

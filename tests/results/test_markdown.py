@@ -67,7 +67,7 @@ def test_the_verdict_comes_first_and_checks_come_last() -> None:
     titles = [line for line in lines if line.startswith("## ")]
     assert titles == ["## Bits, and what stays in float", "## Checks"]
     assert "| date | 2026-01-02 03:04 UTC |" in lines
-    assert "| data | Images of 8000; checked on 500 samples |" in lines
+    assert "| data | Images of 8000 samples; checked on 500 samples |" in lines
 
 
 def test_a_failure_is_the_verdict_and_the_first_check() -> None:
