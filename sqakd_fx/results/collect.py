@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
