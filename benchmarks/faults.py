@@ -134,7 +134,9 @@ USUAL = {
     "validate": {"target": "net"},
 }
 """What else a command is given."""
-DANGEROUS = frozenset((("quantize", "--dump", "/"),))
+DANGEROUS = frozenset(
+    (("quantize", "--dump", "/"), ("example", "folder", "/"), ("example", "folder", ".."))
+)
 """Options that write where they are told to."""
 SMALL = """
 import torch
