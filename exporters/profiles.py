@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from sqakd_fx.errors import ExportError, ParityError
 from sqakd_fx.exporters.constants_as_floats import constants_to_floats
 from sqakd_fx.exporters.container import TRANSLATIONS
+from sqakd_fx.exporters.encodings import SUFFIX, to_encodings
 from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
 from sqakd_fx.exporters.onnx_program import (
     check_model,
@@ -32,6 +33,7 @@ from sqakd_fx.exporters.tensorrt import to_tensorrt
 from sqakd_fx.exporters.translation import Form, Translator
 from sqakd_fx.exporters.typed import type_weights
 from sqakd_fx.runtime.session import session
+from sqakd_fx.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Exported:
     notes: tuple[str, ...]
 
 
-_LOADED = ("container", "packed", "typed", "tensorrt", "float")
+_LOADED = ("container", "packed", "typed", "tensorrt", "encodings", "float")
 """Profiles that ONNX Runtime must load before a file is left behind."""
 
 Content = tuple[Sequence[StoredWeight], Sequence[str]]
@@ -147,6 +149,16 @@ def _tensorrt(job: Export, path: Path) -> Content:
     return _in_bytes(model), ()
 
 
+def _encodings(job: Export, path: Path) -> Content:
+    model = _onnx(job, job.lowered, "encodings")
+    content = to_encodings(model)
+    save_model(model, path)
+    check_model(path)
+    beside = path.with_suffix(SUFFIX)
+    write_json(beside, content)
+    return (), (f"{beside.name} beside it has the scales and zero points",)
+
+
 def _float(job: Export, path: Path) -> Content:
     if job.teacher is None:
         raise ExportError(
@@ -173,6 +185,7 @@ PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {
     "typed": ("model.typed.onnx", _typed),
     "tensorrt": ("model.tensorrt.onnx", _tensorrt),
     "qonnx": ("model.qonnx.onnx", _qonnx),
+    "encodings": ("model.encodings.onnx", _encodings),
     "float": ("model.float.onnx", _float),
     "pt2": ("model.pt2", _pt2),
     "pt2e": ("model.pt2e.pt2", _pt2e),

@@ -8,7 +8,7 @@ from typing import Literal
 
 TargetName = Literal["onnxruntime", "tensorrt", "openvino"]
 """The targets that a recipe can name; their files are validated in ONNX Runtime."""
-ExportTargetName = Literal["onnxruntime", "tensorrt", "openvino", "executorch", "qonnx"]
+ExportTargetName = Literal["onnxruntime", "tensorrt", "openvino", "executorch", "qnn", "qonnx"]
 """The targets that a result can be exported for: all rows of `TARGETS`."""
 
 
@@ -94,6 +94,17 @@ TARGETS: Mapping[str, Target] = {
         package="executorch",
         seen="13 of 26 programs, on a CPU with XNNPACK; it refuses the others (`benchmarks/on_executorch.py`)",
     ),
+    "qnn": Target(
+        title="Qualcomm QNN",
+        profile="encodings",
+        signed=False,
+        smallest_weights=4,
+        quantized_constants=True,
+        adds_pairs=False,
+        rules=(),
+        package="aimet_onnx",
+        seen="no file on a device: AIMET 2.42 simulates the encodings of the tests (`docs/targets.md`)",
+    ),
     "qonnx": Target(
         title="FINN and other QONNX flows",
         profile="qonnx",
@@ -106,5 +117,5 @@ TARGETS: Mapping[str, Target] = {
         seen="files of the tests, executed by the qonnx package",
     ),
 }
-"""The rows, by what `--target` calls them. `qonnx` and `executorch` are exported from any result: they need no grids of
-their own."""
+"""The rows, by what `--target` calls them. `executorch`, `qnn` and `qonnx` are exported from any result: they
+need no grids of their own."""

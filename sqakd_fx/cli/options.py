@@ -12,7 +12,9 @@ from sqakd_fx.targets import ExportTargetName, TargetName
 
 INPUT, BITS, TRAINING, OUTPUT = "Model and data", "Bits and recipe", "Training", "Output"
 
-ProfileName = Literal["container", "packed", "typed", "tensorrt", "qonnx", "float", "pt2", "pt2e"]
+ProfileName = Literal[
+    "container", "packed", "typed", "tensorrt", "qonnx", "encodings", "float", "pt2", "pt2e"
+]
 StageName = Literal["traced", "folded", "quantized", "lowered"]
 FormatName = Literal["table", "tree", "code", "dot", "svg", "json"]
 RuntimeName = Literal["onnxruntime", "openvino"]
@@ -161,7 +163,7 @@ ExportTarget = Annotated[
     ExportTargetName | None,
     typer.Option(
         metavar="RUNTIME",
-        help="Where the file will run: onnxruntime, tensorrt, openvino, executorch or qonnx (FINN). "
+        help="Where the file will run: onnxruntime, tensorrt, openvino, executorch, qnn or qonnx (FINN). "
         "The recipe's own where none is given.",
         rich_help_panel=OUTPUT,
     ),

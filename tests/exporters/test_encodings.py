@@ -1,0 +1,138 @@
+"""A float model with an encodings file computes what was trained, once the encodings are applied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from default_sessions import NETWORKS
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from sqakd_fx.program import build_program, lower
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.results.export import export
+
+
+def applied(model: onnx.ModelProto, encodings: dict[str, Any]) -> onnx.ModelProto:
+    """Each tensor that has an encoding behind QuantizeLinear and DequantizeLinear, by the definition of the form."""
+    graph = model.graph
+    made = []
+    for one in encodings["activation_encodings"] + encodings["param_encodings"]:
+        name, bits = one["name"], one["bw"]
+        stored = next((x for x in graph.initializer if x.name == name), None)
+        scale = np.array(one["scale"], np.float32)
+        offset = np.array(one["offset"])
+        if stored is not None:
+            real = numpy_helper.to_array(stored)
+            axes = [i for i, size in enumerate(real.shape) if size == scale.size]
+            axis = axes[-1] if name in last_axis(graph) else axes[0] if axes else 0
+            shape = [-1 if i == axis else 1 for i in range(real.ndim)] if scale.size > 1 else []
+            step, shift = scale.reshape(shape), offset.reshape(shape)
+            codes = np.clip(np.rint(real / step) - shift, 0, 2**bits - 1)
+            stored.CopyFrom(numpy_helper.from_array(((codes + shift) * step).astype("f"), name))
+            continue
+        assert bits == 8
+        names = [f"{name}/{part}" for part in ("scale", "zero", "codes")]
+        graph.initializer.append(numpy_helper.from_array(scale[0], names[0]))
+        graph.initializer.append(numpy_helper.from_array(np.uint8(-offset[0]), names[1]))
+        given = name in {x.name for x in graph.input}
+        raw, floats = (name, f"{name}/floats") if given else (f"{name}/raw", name)
+        for node in graph.node:
+            place = node.input if given else node.output
+            renamed = [(floats if given else raw) if x == name else x for x in place]
+            del place[:]
+            place.extend(renamed)
+        made.append(helper.make_node("QuantizeLinear", [raw, *names[:2]], [names[2]]))
+        made.append(helper.make_node("DequantizeLinear", [names[2], *names[:2]], [floats]))
+    known = {x.name for x in graph.initializer} | {x.name for x in graph.input}
+    waiting = [*graph.node, *made]
+    del graph.node[:]
+    while waiting:
+        ready = next(n for n in waiting if all(not x or x in known for x in n.input))
+        waiting.remove(ready)
+        known |= set(ready.output)
+        graph.node.append(ready)
+    return model
+
+
+def last_axis(graph: onnx.GraphProto) -> set[str]:
+    """Weights whose output channels are the last axis."""
+    return {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+
+
+class Words(nn.Module):
+    """A table of embeddings, and a layer that reads its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.relu(self.table(x)).mean(1))
+        return y
+
+
+def written(
+    model: nn.Module, inputs: tuple[Any, ...], bits: str, folder: Path
+) -> tuple[Any, onnx.ModelProto, dict[str, Any]]:
+    program = build_program(model.eval(), inputs, {"preset": bits})
+    example = program.traced.call.flatten(inputs, {})
+    calibrate(program.student, [example], method="minmax")
+    lowered = lower(program.student).graph_module
+    made = export(program, lowered, folder / "model.qnn.onnx", target="qnn")
+    encodings = json.loads((folder / "model.qnn.encodings").read_text("utf-8"))
+    expected = lowered(*example)
+    leaf = torch.utils._pytree.tree_leaves(expected)[0]
+    return (example, leaf.detach().numpy()), onnx.load(made.path), encodings
+
+
+def run(model: onnx.ModelProto, inputs: Any) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    names = [given.name for given in session.get_inputs()]
+    return session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))[0]
+
+
+CASES = [
+    ("residual", "w8a8"),
+    ("residual", "w4a4"),
+    ("attention by hand", "w8a8"),
+    ("u-net", "w4a8"),
+    ("shared", "w8a8"),
+    ("words", "w8a8"),
+]
+
+
+@pytest.mark.parametrize(("name", "bits"), CASES)
+def test_with_its_encodings_applied_it_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = (
+        (Words(), (torch.arange(22).reshape(2, 11) % 11,)) if name == "words" else NETWORKS[name]()
+    )
+    (example, expected), model, encodings = written(*made, bits, tmp_path)
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
+    assert {x.data_type for x in model.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
+    got = run(applied(model, encodings), example)
+    assert np.allclose(got, expected, atol=1e-4)
+
+
+def test_weights_of_four_bits_say_so_and_names_are_those_of_the_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, model, encodings = written(*NETWORKS["residual"](), "w4a4", tmp_path)
+    assert encodings["version"] == "1.0.0"
+    bits = [one["bw"] for one in encodings["param_encodings"]]
+    assert set(bits) == {4, 8}
+    known = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    for one in encodings["activation_encodings"] + encodings["param_encodings"]:
+        assert one["name"] in known
+        assert len(one["scale"]) == len(one["offset"])
