@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sqakd_fx
 from sqakd_fx.program import Program, distillation_teacher
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.keeping import Keeping
@@ -113,3 +114,25 @@ def clean_imports(tmp_path: Path) -> Iterator[None]:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result folder of a small classifier, made once."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6)).eval()
+    images = torch.randn(96, 1, 8, 8)
+    out = tmp_path_factory.mktemp("report") / "net"
+    recipe = {"steps": 2, "batch_size": 16, "learning_rate": 1e-5, "activation_bits": 8}
+    labelled = [(images[:40], net(images[:40]).argmax(1))]
+    done = sqakd_fx.quantize(
+        net,
+        images,
+        example_inputs=images[:2],
+        recipe=recipe,
+        out=out,
+        eval_data=labelled,
+        progress=False,
+    )
+    assert done is not None
+    return out

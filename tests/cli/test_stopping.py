@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 STOPPED = "sqakd-fx: stopped; nothing half-written was left\n"
+NOT_IGNORED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""A process that a shell starts in the background ignores Ctrl-C, and so do those that it starts."""
 SENDS = "import os, signal, time; os.kill(os.getpid(), signal.{}); time.sleep(9)\n"
 
 
@@ -21,7 +23,7 @@ def outcome(code: str, folder: Path) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_a_command_that_does_not_train(tmp_path: Path, name: str) -> None:
-    command = (
+    command = NOT_IGNORED + (
         "from sqakd_fx.cli import main as m\n"
         "from sqakd_fx.cli.friendly import friendly\n"
         f"def wait():\n    {SENDS.format(name)}"
@@ -39,7 +41,7 @@ def test_a_signal_while_a_library_is_imported_ends_the_process_at_once(
     (tmp_path / "library.py").write_text(
         f"try:\n    {SENDS.format(name)}except KeyboardInterrupt:\n    print('taken')\n"
     )
-    code = (
+    code = NOT_IGNORED + (
         "from sqakd_fx.cli.stopping import stop_on_signals\n"
         "stop_on_signals()\nimport library\nprint('went on')"
     )

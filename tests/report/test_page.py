@@ -22,6 +22,8 @@ from sqakd_fx.report.held import read_held
 from sqakd_fx.report.page import page
 from sqakd_fx.results.figures import figures
 
+pytest.importorskip("plotly", reason="the HTML report needs plotly")
+
 HOSTILE = (
     "</script><script>alert(1)</script><img src=http://a/b onerror=alert(2)>"
     "<a href='javascript:alert(3)'>x</a>\x1b[31m"
