@@ -28,10 +28,22 @@ from sqakd_fx.storage import (
     storage_error,
     write_json,
 )
+from sqakd_fx.targets import TARGETS
 
 _NEW, _DONE, _LOCK = ".new", ".done", ".lock"
 _NAMES = ".names"
 """In `.done`: the names of all files of the result."""
+_EXPORTED = (
+    *(default for default, _ in PROFILES.values()),
+    *(f"model.{target}{suffix}" for target in TARGETS for suffix in (".onnx", ".pt2")),
+)
+_MADE_OF_A_RESULT = {
+    "report.html",
+    *_EXPORTED,
+    *(f"{name}.data" for name in _EXPORTED),
+    *(str(Path(name).with_suffix(".encodings")) for name in _EXPORTED),
+}
+"""What `report` and `export` write into a result folder, under the names that they choose."""
 _held: set[Path] = set()
 """Folders of runs in this process: a process does not lock a file against itself."""
 
@@ -142,10 +154,9 @@ def settle(out: Path) -> None:
     done = out / _DONE
     if done.is_symlink() or not done.is_dir():
         return
-    ours = {name for default, _ in PROFILES.values() for name in (default, f"{default}.data")}
     try:
         names = {str(name) for name in _list_in(done / _NAMES)}
-        for name in ours - names:
+        for name in _MADE_OF_A_RESULT - names:
             (out / name).unlink(missing_ok=True)
         for path in sorted(done.iterdir()):
             if path.name != _NAMES:

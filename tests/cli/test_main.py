@@ -69,7 +69,7 @@ def test_quantize_leaves_a_complete_result_folder(tmp_path: Path) -> None:
     result = tmp_path / "result"
     names = {p.name for p in result.iterdir()}
     assert {
-        "model.onnx", "recipe.toml", "report.json", "report.md",
+        "model.onnx", "recipe.toml", "report.json", "report.md", "report.html",
         "student.safetensors", "example.safetensors", "graph.json", "program.json", "train.jsonl", "deploy.py",
     } <= names  # fmt: skip
     assert not any("tmp" in name for name in names)

@@ -52,7 +52,8 @@ def test_a_second_run_is_told_and_a_dead_one_holds_nothing(tmp_path: Path) -> No
 def filled(out: Path) -> None:
     """A finished result beside a file of the user's, and a new one that waits."""
     out.mkdir()
-    for name in ("model.onnx", "report.json", "model.packed.onnx", "notes.txt"):
+    made = ("model.packed.onnx", "model.qnn.onnx", "model.qnn.encodings", "report.html")
+    for name in ("model.onnx", "report.json", *made, "notes.txt"):
         (out / name).write_text("old")
     for name in ("model.onnx", "report.json"):
         (staged(out) / name).write_text("new")

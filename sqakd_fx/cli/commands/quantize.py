@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,7 @@ from sqakd_fx.cli.options import (
     Weights,
 )
 from sqakd_fx.diagnostics.terminal import say
-from sqakd_fx.errors import RecipeError
+from sqakd_fx.errors import RecipeError, SqakdError
 
 if TYPE_CHECKING:
     from sqakd_fx.results.result import Result
@@ -158,10 +159,23 @@ def _close(result: Result, command: list[str]) -> None:
     """Print the last lines; exit status 1 where the file differs from the trained graph."""
     from sqakd_fx.cli.closing import print_closing
 
+    _draw(result.model_path.parent)
     print_closing(result.report, result.model_path, command)
     if result.validation.failures:
         say(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _draw(folder: Path) -> None:
+    """The page with charts, where plotly is installed; a result without it is whole as well."""
+    if find_spec("plotly") is None:
+        return
+    from sqakd_fx.report.page import write_page
+
+    try:
+        write_page(folder)
+    except SqakdError as error:
+        say(f"note: report.html is not written: {error}")
 
 
 def _refuse_two_choices(goal: str | None, other: str | None) -> None:
