@@ -3,7 +3,7 @@
     Before:  QuantizeLinear → MaxPool of codes → Pad with the zero point → DequantizeLinear
     After:   the same operators on floats, and what was stored in codes for them in floats
 
-The profiles of runtimes that know no operators on codes (`qonnx.py`, `tensorrt.py`) begin with it.
+The profiles of runtimes that know no operators on codes (`encodings.py`, `qonnx.py`, `tensorrt.py`) begin with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sqakd_fx.errors import ExportError
-from sqakd_fx.exporters.packed import add_initializer
+from sqakd_fx.exporters.packed import add_initializer, replace_initializer
 
 _FIRST, _ANY = (0,), None
 CARRIED: dict[str, tuple[int, ...] | None] = {
@@ -96,14 +96,60 @@ def array_of(value: ir.Value | None) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def stored_codes_to_floats(model: ir.Model, node: ir.Node, done: set[ir.Node]) -> None:
+def float_bounds(
+    model: ir.Model, stem: str, scale: np.ndarray, ends: tuple[int, int]
+) -> list[ir.Value]:
+    """The floats between which a grid lies whose codes about zero point 0 have these ends."""
+    return [
+        add_initializer(model, f"{stem}_{end}", np.asarray(code * scale, np.float32))
+        for end, code in zip(("lower", "upper"), ends, strict=True)
+    ]
+
+
+def codes_to_floats(model: ir.Model) -> list[ir.Value]:
+    """INT8 tensors that no DequantizeLinear reads, of layers in float and of tables, hold their codes as floats."""
+    changed = []
+    for value in list(model.graph.initializers.values()):
+        readers = {use.node.op_type for use in value.uses()}
+        if value.dtype != ir.DataType.INT8 or not readers or value.const_value is None:
+            continue
+        if not readers & {"QuantizeLinear", "DequantizeLinear"}:
+            floats = ir.tensor(array_of(value).astype(np.float32), name=value.name)
+            replace_initializer(model, value, floats)
+            changed.append(value)
+    return changed
+
+
+def forget_types(model: ir.Model) -> None:
+    """Types, shapes and notes of what was codes and is floats; whoever needs types infers them."""
+    outer = set(model.graph.outputs)
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            continue
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value not in outer:
+                value.type = value.shape = None
+
+
+def stored_codes_to_floats(model: ir.Model) -> list[ir.Node]:
     """Constants that codes meet on their way to a DequantizeLinear (bounds, pads, rows): what it makes of them.
 
-    Operators in `done` are left out, and join it: whatever reads the same codes makes the same floats of them.
+    Returns each DequantizeLinear of codes that are computed. What reads the same codes makes the same floats of them.
 
     Raises:
         ExportError: an operator on that way computes with codes as the numbers that they are.
     """
+    done: set[ir.Node] = set()
+    readers = [n for n in model.graph if n.op_type == "DequantizeLinear" and not is_stored(n)]
+    for node in readers:
+        _on_the_way(model, node, done)
+    return readers
+
+
+def _on_the_way(model: ir.Model, node: ir.Node, done: set[ir.Node]) -> None:
+    """Of one DequantizeLinear; operators in `done` are left out, and join it."""
     scale, zero_point = array_of(node.inputs[1]), array_of(node.inputs[2]).astype(np.float32)
     waiting = [input_of(node, 0)]
     while waiting:

@@ -20,16 +20,21 @@ from onnx_ir.passes import common as ir_passes
 from sqakd_fx.exporters.codes_as_floats import (
     array_of,
     bounded,
+    codes_to_floats,
+    float_bounds,
+    forget_types,
     input_of,
     is_stored,
     replace_value,
     stored_codes_to_floats,
 )
-from sqakd_fx.exporters.packed import add_initializer, replace_initializer
+from sqakd_fx.exporters.packed import add_initializer
 
 SUFFIX = ".encodings"
 VERSION = "1.0.0"
 _MOST = 255
+_ONE = np.ones((), np.float32)
+"""The step of codes that are held as floats."""
 
 Encoding = dict[str, Any]
 
@@ -50,27 +55,23 @@ def to_encodings(model: ir.Model) -> dict[str, Any]:
     Raises:
         ExportError: the model computes on codes in a way that has no float form.
     """
-    done: set[ir.Node] = set()
-    readers = [node for node in model.graph if node.op_type == "DequantizeLinear"]
-    for node in readers:
-        if not is_stored(node):
-            stored_codes_to_floats(model, node, done)
+    computed = stored_codes_to_floats(model)
+    stored = [n for n in model.graph if n.op_type == "DequantizeLinear" and is_stored(n)]
     activations = [
         _activation(model, node) for node in list(model.graph) if node.op_type == "QuantizeLinear"
     ]
     parameters: list[Grid] = []
     floats: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
-    for node in readers:
-        if is_stored(node):
-            key = input_of(node, 0), input_of(node, 1)
-            if key not in floats:
-                floats[key] = _stored(model, node, parameters)
-            replace_value(node.outputs[0], floats[key])
-        else:
-            replace_value(node.outputs[0], input_of(node, 0))
-    _forget_types(model)
+    for node in computed:
+        replace_value(node.outputs[0], input_of(node, 0))
+    for node in stored:
+        key = input_of(node, 0), input_of(node, 1)
+        if key not in floats:
+            floats[key] = _stored(model, node, parameters)
+        replace_value(node.outputs[0], floats[key])
     ir_passes.RemoveUnusedNodesPass()(model)
-    parameters += _codes_to_floats(model)
+    forget_types(model)
+    parameters += [Grid(rows, 8, _ONE, None) for rows in codes_to_floats(model)]
     return {
         "version": VERSION,
         "activation_encodings": list(map(_encoding, activations)),
@@ -99,10 +100,7 @@ def _activation(model: ir.Model, node: ir.Node) -> Grid:
     out, stem = around.last.outputs[0], str(around.last.outputs[0].name)
     low, high = around.low - int(zero_point), around.high - int(zero_point)
     if (around.low, around.high) != (0, _MOST):
-        ends = [
-            add_initializer(model, f"{stem}_{end}", np.asarray(code * scale, np.float32))
-            for end, code in (("lower", low), ("upper", high))
-        ]
+        ends = float_bounds(model, stem, scale, (low, high))
         made = ir.node("Clip", [x, *ends], name=f"{stem}/Clip")
     elif low == 0:
         made = ir.node("Relu", [x], name=f"{stem}/Relu")
@@ -132,26 +130,3 @@ def _stored(model: ir.Model, node: ir.Node, parameters: list[Grid]) -> ir.Value:
         small = zero_point is None and codes.size and codes.min() >= -8 and codes.max() <= 7
         parameters.append(Grid(floats, 4 if small else 8, scale, zero_point))
     return floats
-
-
-def _codes_to_floats(model: ir.Model) -> list[Grid]:
-    """Tables whose rows are looked up as codes hold these as floats, on a grid of step 1."""
-    grids = []
-    for value in list(model.graph.initializers.values()):
-        codes = None if value.const_value is None else value.const_value.numpy()
-        if codes is not None and codes.dtype == np.int8 and value.uses():
-            name = str(value.name)
-            replace_initializer(model, value, ir.tensor(codes.astype(np.float32), name=name))
-            grids.append(Grid(model.graph.initializers[name], 8, np.ones((), np.float32), None))
-    return grids
-
-
-def _forget_types(model: ir.Model) -> None:
-    """Types and notes of what was codes; whoever needs types infers them."""
-    outer = set(model.graph.outputs)
-    for node in model.graph:
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.metadata_props.clear()
-            if value not in outer:
-                value.type = value.shape = None

@@ -18,6 +18,7 @@ from onnx_ir.passes import common as ir_passes
 from sqakd_fx.exporters.codes_as_floats import (
     array_of,
     bounded,
+    float_bounds,
     input_of,
     is_stored,
     replace_value,
@@ -34,10 +35,7 @@ def to_qonnx(model: ir.Model) -> None:
     Raises:
         ExportError: the model computes on codes in a way that has no float form.
     """
-    done: set[ir.Node] = set()
-    for node in list(model.graph):
-        if node.op_type == "DequantizeLinear" and not is_stored(node):
-            stored_codes_to_floats(model, node, done)
+    stored_codes_to_floats(model)
     stored: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
     for node in list(model.graph):
         if node.op_type == "QuantizeLinear":
@@ -77,10 +75,7 @@ def _activation(model: ir.Model, node: ir.Node) -> None:
     stem = str(out.name)
     made = []
     if (low, high) != (0, 2**bits - 1):
-        bounds = [
-            _number(model, f"{stem}_{end}", (code - zero_point) * scale)
-            for end, code in (("lower", low), ("upper", high))
-        ]
+        bounds = float_bounds(model, stem, scale, (low - zero_point, high - zero_point))
         made.append(ir.node("Clip", [x, *bounds], name=f"{stem}/Clip"))
         made[-1].outputs[0].name = f"{stem}/Clip:0"
         x = made[-1].outputs[0]

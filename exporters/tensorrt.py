@@ -19,13 +19,16 @@ from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.codes_as_floats import (
     array_of,
     bounded,
+    codes_to_floats,
+    float_bounds,
+    forget_types,
     input_of,
     is_stored,
     replace_value,
     stored_codes_to_floats,
 )
 from sqakd_fx.exporters.names import mark, marked_tensor
-from sqakd_fx.exporters.packed import add_initializer, replace_initializer
+from sqakd_fx.exporters.packed import add_initializer
 
 QUANTIZED_LAYERS = (
     "Add",
@@ -64,10 +67,7 @@ def to_tensorrt(model: ir.Model) -> None:
     Raises:
         ExportError: a grid is not symmetric in INT8, or the model computes on codes in a way that has no float form.
     """
-    done: set[ir.Node] = set()
-    readers = [n for n in model.graph if n.op_type == "DequantizeLinear" and not is_stored(n)]
-    for node in readers:
-        stored_codes_to_floats(model, node, done)
+    readers = stored_codes_to_floats(model)
     quantized = {
         value: _symmetric(model, node)
         for node in list(model.graph)
@@ -83,9 +83,9 @@ def to_tensorrt(model: ir.Model) -> None:
         if node.op_type == "DequantizeLinear" and is_stored(node):
             _stored(model, node)
     _quantize_moves(model)
-    _other_codes_to_floats(model)
+    codes_to_floats(model)
     ir_passes.RemoveUnusedNodesPass()(model)
-    _forget_types(model)
+    forget_types(model)
 
 
 def _zero(model: ir.Model) -> ir.Value:
@@ -113,10 +113,7 @@ def _symmetric(model: ir.Model, node: ir.Node) -> ir.Value:
     if (low, high) == (0, _MOST):
         x = _then(model, around.last, "Relu", stem, x)
     elif (low, high) != (_LEAST, _MOST):
-        ends = [
-            add_initializer(model, f"{stem}_{end}", np.asarray(code * scale, np.float32))
-            for end, code in (("lower", low), ("upper", high))
-        ]
+        ends = float_bounds(model, stem, scale, (low, high))
         x = _then(model, around.last, "Clip", stem, x, *ends)
     pair = _pair(model, around.last, stem, x, input_of(node, 1))
     codes = input_of(pair, 0)
@@ -210,27 +207,3 @@ def _stored(model: ir.Model, node: ir.Node) -> None:
         moved = (codes.astype(np.int16) - zero_point).astype(np.int8)
         node.replace_input_with(0, add_initializer(model, f"{value.name}_int8", moved))
         node.replace_input_with(2, _zero(model))
-
-
-def _other_codes_to_floats(model: ir.Model) -> None:
-    """INT8 tensors that no DequantizeLinear reads, of layers in float and of tables, hold their codes as floats."""
-    for value in list(model.graph.initializers.values()):
-        readers = {use.node for use in value.uses()}
-        if value.dtype != ir.DataType.INT8 or not readers or value.const_value is None:
-            continue
-        if not any(r.op_type in ("QuantizeLinear", "DequantizeLinear") for r in readers):
-            floats = ir.tensor(array_of(value).astype(np.float32), name=value.name)
-            replace_initializer(model, value, floats)
-
-
-def _forget_types(model: ir.Model) -> None:
-    """Types, shapes and notes of what was codes and is floats; whoever needs types infers them."""
-    outer = set(model.graph.outputs)
-    for node in model.graph:
-        if node.op_type == "QuantizeLinear":
-            continue
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.metadata_props.clear()
-            if value not in outer:
-                value.type = value.shape = None

@@ -103,19 +103,6 @@ def refuse_without_source(folder: Path, given: Mapping[str, Any]) -> None:
             )
 
 
-def default_file(profile: str | None, target: str | None, own: str) -> str:
-    """What `export` writes in a result folder whose recipe has the target `own`."""
-    from sqakd_fx.exporters.profiles import PROFILES
-    from sqakd_fx.targets import TARGETS
-
-    if profile:
-        return PROFILES[profile][0]
-    if target is None or target == own:
-        return "model.onnx"
-    form = TARGETS[target].profile
-    return f"model.{target}{'.onnx' if form is None else Path(PROFILES[form][0]).suffix}"
-
-
 def source_of(
     spec: str,
     weights: Path | None,

@@ -16,8 +16,8 @@ def rows(results: Sequence[Held]) -> list[tuple[str, list[str]]]:
     """Label and a text for each result; a row that says nothing of any is left out."""
     made = {
         "verdict": [_verdict(one) for one in results],
-        "score": [_score(one) for one in results],
-        "float": [_float_score(one) for one in results],
+        "score": [_score(one, "onnx") for one in results],
+        "float": [_score(one, "float") for one in results],
         "like float": [_likeness(one) for one in results],
         "size": [size(one.raw["onnx_bytes"]) for one in results],
         "of float": [_ratio(one.raw["onnx_bytes"], one.raw["float_onnx_bytes"]) for one in results],
@@ -52,14 +52,10 @@ def _verdict(one: Held) -> str:
     return "slower than float" if one.raw["slower_than_float"] else "passed"
 
 
-def _score(one: Held) -> str:
+def _score(one: Held, model: str) -> str:
+    """Of the model "onnx" or "float"."""
     accuracy, metric = one.raw["accuracy"], one.raw["metric"]
-    return UNKNOWN if accuracy is None else f"{metric} {number_of(accuracy.get('onnx'), metric)}"
-
-
-def _float_score(one: Held) -> str:
-    accuracy, metric = one.raw["accuracy"], one.raw["metric"]
-    return UNKNOWN if accuracy is None else f"{metric} {number_of(accuracy.get('float'), metric)}"
+    return UNKNOWN if accuracy is None else f"{metric} {number_of(accuracy.get(model), metric)}"
 
 
 def _likeness(one: Held) -> str:

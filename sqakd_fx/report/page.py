@@ -21,9 +21,9 @@ from sqakd_fx.report.origin import command, deployment, facts
 from sqakd_fx.report.overview import overview, sizes
 from sqakd_fx.report.samples import sample_table
 from sqakd_fx.results.figures import date_words
+from sqakd_fx.results.file_names import PAGE
 from sqakd_fx.storage import finite, write_text
 
-NAME = "report.html"
 _TALL = 20
 """Bars from which a chart scrolls in a box."""
 
@@ -35,7 +35,7 @@ def write_page(folder: Path) -> Path:
         StorageError: the folder holds no finished run, is damaged or cannot be written, or Plotly is not installed.
     """
     plotly = _plotly()
-    path = folder / NAME
+    path = folder / PAGE
     write_text(path, page(read_held(folder), plotly))
     return path
 

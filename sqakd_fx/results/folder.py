@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from sqakd_fx.errors import StorageError
-from sqakd_fx.exporters.profiles import PROFILES
 from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.results.file_names import made_of_a_result
 from sqakd_fx.storage import (
     claim_output_folder,
     read_json,
@@ -28,22 +28,10 @@ from sqakd_fx.storage import (
     storage_error,
     write_json,
 )
-from sqakd_fx.targets import TARGETS
 
 _NEW, _DONE, _LOCK = ".new", ".done", ".lock"
 _NAMES = ".names"
 """In `.done`: the names of all files of the result."""
-_EXPORTED = (
-    *(default for default, _ in PROFILES.values()),
-    *(f"model.{target}{suffix}" for target in TARGETS for suffix in (".onnx", ".pt2")),
-)
-_MADE_OF_A_RESULT = {
-    "report.html",
-    *_EXPORTED,
-    *(f"{name}.data" for name in _EXPORTED),
-    *(str(Path(name).with_suffix(".encodings")) for name in _EXPORTED),
-}
-"""What `report` and `export` write into a result folder, under the names that they choose."""
 _held: set[Path] = set()
 """Folders of runs in this process: a process does not lock a file against itself."""
 
@@ -156,7 +144,7 @@ def settle(out: Path) -> None:
         return
     try:
         names = {str(name) for name in _list_in(done / _NAMES)}
-        for name in _MADE_OF_A_RESULT - names:
+        for name in made_of_a_result() - names:
             (out / name).unlink(missing_ok=True)
         for path in sorted(done.iterdir()):
             if path.name != _NAMES:

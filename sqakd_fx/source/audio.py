@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sqakd_fx.errors import SourceError, short
+from sqakd_fx.source.folders import files_of
 
 _SUFFIXES = {".wav", ".flac"}
 
@@ -73,8 +74,7 @@ class AudioFolder(Dataset[Tensor]):
 
 
 def sound_files(folder: Path) -> list[Path]:
-    named = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    return sorted(path for path in named if path.is_file())
+    return files_of(folder, _SUFFIXES)
 
 
 def read_audio(folder: Path, shape: tuple[int, ...] | None) -> AudioFolder:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sqakd_fx.errors import SourceError
+from sqakd_fx.source.folders import files_of
 from sqakd_fx.source.transform import Transform
 
 _WHITE_16 = 65535.0
@@ -21,8 +22,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", "
 
 
 def image_files(folder: Path) -> list[Path]:
-    named = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    return sorted(path for path in named if path.is_file())
+    return files_of(folder, _SUFFIXES)
 
 
 class ImageFolder(Dataset[Tensor]):

@@ -10,7 +10,6 @@ import typer
 
 from sqakd_fx.cli.arguments import (
     DataOptions,
-    default_file,
     refuse_without_source,
     result_of,
     source_of,
@@ -62,6 +61,7 @@ def export(
     from sqakd_fx.program import lower
     from sqakd_fx.results.export import export as write
     from sqakd_fx.results.export import export_saved
+    from sqakd_fx.results.file_names import exported_file
     from sqakd_fx.results.student import load_saved, load_student
 
     if profile is not None and target is not None:
@@ -70,11 +70,11 @@ def export(
         given = {"--weights": weights, "--data": data, "--input-shape": input_shape}
         refuse_without_source(result, given)
         saved = load_saved(result)
-        path = out or result / default_file(profile, target, saved.recipe.target)
+        path = out or result / exported_file(profile, target, saved.recipe.target)
         exported = export_saved(saved, path, profile=profile, target=target)
     else:
         program = load_student(result, source_of(source, weights, data, input_shape))
-        path = out or result / default_file(profile, target, program.recipe.target)
+        path = out or result / exported_file(profile, target, program.recipe.target)
         lowered = lower(program.student).graph_module
         exported = write(program, lowered, path, profile=profile, target=target)
     for note in exported.notes:
