@@ -2,9 +2,9 @@
 
     python benchmarks/waiting.py
 
-The processes of all policies take turns; each trains a small or a larger network on all cores and tells the wall time of a
-step. Then the same beside busy processes. A few steps that stall decide how long a run takes, so that the figures are means.
-The machine's load before each row is printed: on a quiet machine it is near 0.
+The processes of both policies take turns; each trains a small or a larger network on all cores and tells the wall time
+of a step. Then the same beside busy processes. The figures are means, since a few steps that stall decide how long a
+run takes. The machine's load before each row is printed: on a quiet machine it is near 0.
 """
 
 from __future__ import annotations
