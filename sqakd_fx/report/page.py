@@ -140,7 +140,8 @@ def _about_samples(held: Held) -> str:
     order = "of the evaluation data" if labelled else "of the first epoch's training data"
     return paragraph(
         f"Among the first 512 samples {order}, counted from 0. Positions count within the output, flattened; the "
-        "largest values of the float model are shown, and the file's largest."
+        "largest values of the float model are shown, and the file's largest. Images go from their darkest value to "
+        "their brightest; an arrow leads from the float model's class to the file's."
     )
 
 
