@@ -121,7 +121,7 @@ class Live:
         if self.current is not None and done:
             name, detail = self.current
             elapsed = time.monotonic() - self.started
-            self.console.print(f"{name:<10} {elapsed:6.1f} s  {detail}", soft_wrap=True)
+            self._say(f"{name:<10} {elapsed:6.1f} s  {detail}")
         self.current = None
 
     def progress(self, done: int, total: int) -> None:
@@ -132,7 +132,7 @@ class Live:
             self.spoke = time.monotonic()
             left = (self.spoke - self.started) / done * (total - done) if done else 0.0
             line = f"  {done} of {total}, about {left:.0f} s left"
-            self.console.print(line, soft_wrap=True)
+            self._say(line)
 
     def training(self, report: StepReport) -> None:
         """Steps of the distillation."""
@@ -155,14 +155,18 @@ class Live:
             self.spoke = time.monotonic()
             left = f"  {report.seconds_left:.0f} s left" if report.step < report.steps else ""
             line = f"  step {report.step} of {report.steps}: {detail}{left}"
-            self.console.print(line, soft_wrap=True)
+            self._say(line)
 
     def _with_curves(self, report: StepReport) -> str:
         """Loss, agreement and pace, with the course of the first two."""
-        loss = f"loss {report.loss:.4f} {curve(self.losses)}"
-        agreement = f"{self.agreement} {curve(self.agreements)}"
+        loss = f"loss {report.loss:.4f} {curve(self.losses)}".rstrip()
+        agreement = f"{self.agreement} {curve(self.agreements)}".rstrip()
         return f"{loss}{agreement}  {report.steps_per_second:.1f} steps/s"
+
+    def _say(self, line: str) -> None:
+        """A line that stays; a terminal breaks it between words, a file or a pipe has it whole."""
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def note(self, text: str) -> None:
         """Something the user should know."""
-        self.console.print(f"  note: {printable(text)}", soft_wrap=True)
+        self._say(f"  note: {printable(text)}")

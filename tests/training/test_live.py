@@ -55,6 +55,20 @@ def test_a_curve_has_as_many_blocks_as_there_is_room_for(values: list[float], dr
     assert curve(values) == drawn
 
 
+def test_a_terminal_breaks_notes_between_words_and_a_file_has_them_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "sentences that say something of the data " * 4
+    monkeypatch.setenv("COLUMNS", "80")
+    Live().note(words)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    Live().note(words)
+    whole, *broken = (line.strip() for line in capsys.readouterr().err.splitlines())
+    assert whole == f"note: {words.strip()}"
+    assert len(broken) > 1
+    assert " ".join(broken) == whole
+
+
 def test_a_slow_stage_says_how_far_it_is_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
