@@ -75,7 +75,8 @@ class Farthest:
             self._seen + row,
             *judged,
             positions,
-            *(tuple(float(x[at]) for at in positions) for x in (theirs, ours)),
+            float_values=tuple(float(theirs[at]) for at in positions),
+            values=tuple(float(ours[at]) for at in positions),
         )
 
 

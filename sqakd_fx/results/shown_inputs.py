@@ -56,12 +56,12 @@ def shown_input(sample: Tensor) -> Picture | Numbers | None:
 
 def _picture(values: Tensor) -> Picture:
     scale = min(1.0, _LONGEST_SIDE / max(values.shape[1:]))
-    size = [max(1, round(side * scale)) for side in values.shape[1:]]
-    small = F.interpolate(values[None], size, mode="area")[0]
+    height, width = (max(1, round(side * scale)) for side in values.shape[1:])
+    small = F.interpolate(values[None], (height, width), mode="area")[0]
     spread = (small.max() - small.min()).clamp_min(1e-12)
     bytes_ = ((small - small.min()) / spread * 255).round().to(torch.uint8).permute(1, 2, 0)
     pixels = base64.b64encode(bytes_.contiguous().numpy().tobytes()).decode()
-    return Picture(values.shape[0], *size, pixels)
+    return Picture(values.shape[0], height, width, pixels)
 
 
 def _numbers(values: Tensor) -> Numbers:

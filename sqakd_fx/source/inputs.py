@@ -194,7 +194,9 @@ def with_samples(
 def source_inputs(source: Source, program: Program) -> TrainingInputs:
     """The training inputs of a source; raises SourceError where it has no data."""
     if source.train_data is None:
-        raise SourceError(f"{source.spec} gives no training data: add train_data(), or use --data or --data-free")
+        raise SourceError(
+            f"{source.spec} gives no training data: add train_data(), or use --data or --data-free"
+        )
     return training_inputs(source.train_data, program, sizes_of(source, program))
 
 
