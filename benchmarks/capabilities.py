@@ -19,6 +19,8 @@ from typing import Any
 
 from peers.environment import default_folder
 
+from sqakd_fx.results.machine import processor_facts, processor_name
+
 ROOT = Path(__file__).parents[1]
 WORDS = {
     "INTEGER": "integer",
@@ -89,12 +91,8 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 def processor() -> str:
     """What the kernel calls it, with what decides which integer kernels there are."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.exists() else ""
-    name = next(
-        (line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), ""
-    )
-    return f"{name or 'unknown'}{' with AVX512-VNNI' if 'avx512_vnni' in text else ''}"
+    vnni = " with AVX512-VNNI" if "avx512_vnni" in processor_facts() else ""
+    return f"{processor_name()}{vnni}"
 
 
 def main() -> None:

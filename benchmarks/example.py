@@ -1,6 +1,7 @@
-"""Accuracy of the example at W8A8, W4A4 and W2A2, from unlabelled images, over three seeds.
+"""Accuracy of the example by preset, from unlabelled images, over three seeds.
 
-    python benchmarks/example.py [OUT] [--seeds 3]
+    python benchmarks/example.py [OUT] [--seeds 3] [--presets w8a8 w4a4 w2a2]
+    python benchmarks/example.py --presets speed size accuracy    # what --for chooses
 
 Finished runs are kept in OUT (default: sqakd-out/benchmark-example) and not run again. Prints a table.
 """
@@ -17,7 +18,7 @@ from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import load_source
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fashion" / "model.py"
-BITS = ("w8a8", "w4a4", "w2a2")
+PRESETS = ("w8a8", "w4a4", "w2a2")
 
 
 def report(bits: str, seed: int, out: Path) -> dict:
@@ -33,12 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", nargs="?", type=Path, default="sqakd-out/benchmark-example")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--presets", nargs="+", default=PRESETS)
     options = parser.parse_args()
     print(
-        "| bits | float | ONNX, mean ± std | difference | same top-1 as the student | file | seconds |"
+        "| preset | float | ONNX, mean ± std | difference | same top-1 as the student | file | seconds |"
     )
     print("|---|---|---|---|---|---|---|")
-    for bits in BITS:
+    for bits in options.presets:
         reports = [report(bits, seed, options.out) for seed in range(options.seeds)]
         float_accuracy = reports[0]["accuracy"]["float"]
         scores = [r["accuracy"]["onnx"] for r in reports]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -28,6 +27,8 @@ from typing import Any
 from pretrained_environments import default_folder, names, nncf_python, python_of
 from pretrained_files import feeds, load, network, session
 from pretrained_table import table
+
+from sqakd_fx.results.machine import processor_facts, processor_name
 
 ROWS = (
     "float",
@@ -124,14 +125,9 @@ def versions() -> str:
             parts.append(f"{runtime} {version(runtime)}")
         except ModuleNotFoundError:
             continue
-    facts = Path("/proc/cpuinfo")
-    text = facts.read_text() if facts.exists() else ""
-    model = next(
-        (line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")),
-        platform.machine(),
-    )
-    sets = [flag for flag in ("avx2", "avx512f", "vnni") if flag in text]
-    return f"{', '.join(parts)}; {model} ({', '.join(sets) or 'no vector instructions known'})"
+    sets = [flag for flag in ("avx2", "avx512f", "vnni") if flag in processor_facts()]
+    words = ", ".join(sets) or "no vector instructions known"
+    return f"{', '.join(parts)}; {processor_name()} ({words})"
 
 
 def parsed() -> argparse.Namespace:

@@ -34,6 +34,8 @@ from pretrained_files import (
 )
 from torch import nn
 
+from sqakd_fx.results.machine import processor_facts
+
 OURS = {"w8a8": "w8a8", "w4a8": "w4a8", "w4a4": "w4a4"}
 
 
@@ -147,8 +149,8 @@ def make_static(folder: Path) -> Path:
 
 def _has_byte_products() -> bool:
     """Whether this processor has VNNI; where it has not, `quantize_static` asks for 7-bit weights."""
-    facts = Path("/proc/cpuinfo")
-    return not facts.exists() or "vnni" in facts.read_text()
+    facts = processor_facts()
+    return not facts or "vnni" in facts
 
 
 def make_dynamic(folder: Path) -> Path:

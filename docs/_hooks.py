@@ -18,12 +18,17 @@ ELSEWHERE = {
     "examples/paper/README.md": "paper.md",
 }
 """Path in the repository, and the name of the page that it becomes."""
+NOTEBOOKS = "examples/notebooks/"
+"""Files that the site has as they are."""
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that lie outside docs/."""
+    """Add the pages and the notebooks that lie outside docs/."""
+    for path in sorted((ROOT / NOTEBOOKS).glob("*.ipynb")):
+        name = f"notebooks/{path.name}"
+        files.append(File.generated(config, name, content=path.read_text("utf-8")))
     for path, name in ELSEWHERE.items():
         text = (ROOT / path).read_text("utf-8")
         head = "---\nhide: [navigation]\n---\n" if name == "index.md" else ""
@@ -44,8 +49,8 @@ def relinked(markdown: str, path: str) -> str:
     def link(match: re.Match[str]) -> str:
         image, text, target, anchor = match.groups()
         found = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
-        page = ELSEWHERE.get(found, found.removeprefix("docs/"))
-        if found in ELSEWHERE or found.startswith("docs/"):
+        page = ELSEWHERE.get(found, found.removeprefix("docs/").removeprefix("examples/"))
+        if found in ELSEWHERE or found.startswith(("docs/", NOTEBOOKS)):
             return f"{image}[{text}]({page}{anchor or ''})"
         return f"{text} (`{found}`)"
 

@@ -23,6 +23,7 @@ def simplify(model: ir.Model, codes: Set[str]) -> None:
     """Simplify a translated model in place, with types from ONNX's inference; initializers called `codes` stay."""
     stored = set(model.graph.initializers)
     ir_passes.ClearMetadataAndDocStringPass()(model)
+    shapes = [value.shape and value.shape.copy() for value in model.graph.outputs]
     _forget_types(model)
     _drop_defaults(model)
     ir_passes.ShapeInferencePass()(model)
@@ -30,6 +31,8 @@ def simplify(model: ir.Model, codes: Set[str]) -> None:
     _lift_constants(model, stored)
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)
+    for value, shape in zip(model.graph.outputs, shapes, strict=True):
+        value.shape = shape  # shape inference has a new symbol for a batch that passes a Reshape
 
 
 def _forget_types(model: ir.Model) -> None:

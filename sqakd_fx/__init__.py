@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sqakd_fx.recipe.resolution import resolve_recipe
     from sqakd_fx.results.export import export
     from sqakd_fx.results.result import Result
+    from sqakd_fx.source.synthetic import synthetic_samples
     from sqakd_fx.stages import calibrate, distil, relieve, validate
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "quantize": "pipeline",
     "relieve": "stages",
     "resolve_recipe": "recipe.resolution",
+    "synthetic_samples": "source.synthetic",
     "trace": "frontend.trace",
     "validate": "stages",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "quantize",
     "relieve",
     "resolve_recipe",
+    "synthetic_samples",
     "trace",
     "validate",
 ]

@@ -45,9 +45,10 @@ from sqakd_fx.results.measure import measure
 from sqakd_fx.results.result import Result
 from sqakd_fx.results.student import save_student
 from sqakd_fx.results.tensors import tensor_facts
-from sqakd_fx.source.inputs import TrainingInputs, source_inputs
+from sqakd_fx.source.inputs import TrainingInputs, source_inputs, with_samples
 from sqakd_fx.source.sizes import has_example_size
 from sqakd_fx.source.source import Source
+from sqakd_fx.source.synthetic import DataFree
 from sqakd_fx.stages import check_outputs, find_ranges, sensitive_tensors, train
 from sqakd_fx.storage import storage_error, write_json
 from sqakd_fx.training.keeping import Keeping, forget, kept_in, require_nothing_stopped
@@ -227,6 +228,7 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
     program = with_evaluation(job.source, _trace(job, journal), job.recipe)
     for output in program.outputs:
         journal.say.note(output.sentence)
+    job = _with_samples(job, journal, program)
     inputs = source_inputs(job.source, program)
     steps_per_epoch = inputs.count()
     keeping = kept_in(job.out, resume=job.resume)
@@ -275,6 +277,18 @@ def _trace(job: _Job, journal: _Journal) -> Program:
         require_finite(program.example, "the example")
         check_outputs(program)
     return program
+
+
+def _with_samples(job: _Job, journal: _Journal, program: Program) -> _Job:
+    """The job with made inputs where it asks for them."""
+    wanted = job.source.train_data
+    if not isinstance(wanted, DataFree):
+        return job
+    with journal.stage("make data", f"{wanted.samples} inputs of BatchNorm's statistics"):
+        source = with_samples(job.source, program, wanted, job.device, journal.say.progress)
+    for text in source.notes:
+        journal.say.note(text)
+    return replace(job, source=source)
 
 
 def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs) -> None:

@@ -19,6 +19,7 @@ FIRST_PARAMETERS = {
     "quantize": ["model", "data"],
     "relieve": ["program", "data"],
     "resolve_recipe": ["recipe"],
+    "synthetic_samples": ["model", "example_inputs", "wanted"],
     "trace": ["model", "example"],
     "validate": ["program", "lowered", "path", "data"],
 }

@@ -20,6 +20,7 @@ from sqakd_fx.storage import is_result_folder
 if TYPE_CHECKING:
     from sqakd_fx.recipe.keys import Recipe
     from sqakd_fx.source.source import Source
+    from sqakd_fx.source.synthetic import DataFree
     from sqakd_fx.source.transform import Transform
 
 
@@ -106,7 +107,7 @@ def refuse_without_source(folder: Path, given: Mapping[str, Any]) -> None:
 def source_of(
     spec: str,
     weights: Path | None,
-    data: Path | None,
+    data: Path | DataFree | None,
     shape: str | None,
     said: DataOptions | None = None,
 ) -> Source:
@@ -121,6 +122,17 @@ def source_of(
         transform=None if said is None else said.transform(),
         tokenizer=None if said is None else said.tokenizer,
     )
+
+
+def data_of(data: Path | None, data_free: bool) -> Path | DataFree | None:
+    """Where the inputs come from: a path, the model's own statistics, or the model's file."""
+    if not data_free:
+        return data
+    if data is not None:
+        raise RecipeError("--data-free makes inputs, and --data reads them: give one of them")
+    from sqakd_fx.source.synthetic import DataFree
+
+    return DataFree()
 
 
 def sizes_of(text: str | None) -> tuple[int, ...] | None:

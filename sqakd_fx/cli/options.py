@@ -43,6 +43,14 @@ Data = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+WithoutData = Annotated[
+    bool,
+    typer.Option(
+        "--data-free",
+        help="Make inputs of the statistics in the model's BatchNorm layers, where there are no real ones.",
+        rich_help_panel=INPUT,
+    ),
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sqakd_fx.diagnostics.terminal import cells, wide_console
+from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.ir.batches import rows
 from sqakd_fx.mixed_precision.budget import Budget, choose_bits, totals, with_bits
 from sqakd_fx.mixed_precision.sensitivity import (
@@ -21,8 +22,9 @@ from sqakd_fx.mixed_precision.sensitivity import (
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.recipe.resolution import to_toml
-from sqakd_fx.source.inputs import source_inputs
+from sqakd_fx.source.inputs import source_inputs, with_samples
 from sqakd_fx.source.source import Source
+from sqakd_fx.source.synthetic import DataFree
 from sqakd_fx.storage import write_text
 from sqakd_fx.training.live import Live
 
@@ -35,6 +37,11 @@ def measure_source(
     program = build_program(
         source.model, source.example_inputs, recipe, example_kwargs=source.example_kwargs
     )
+    wanted = source.train_data
+    if isinstance(wanted, DataFree):
+        live.stage("make data", f"{wanted.samples} inputs of BatchNorm's statistics")
+        device = choose_device(recipe.device)
+        source = with_samples(source, program, wanted, device, live.progress)
     inputs = source_inputs(source, program)
     passes = passes_needed(program, widths)
     live.stage("measure", f"{samples} samples, forward only: the cost of {passes:.0f} full passes")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sqakd_fx.errors import SourceError
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.program import lower
 from sqakd_fx.results.evaluate import validation_batches
 from sqakd_fx.results.saved_inputs import drawn_inputs, inputs_of
 from sqakd_fx.results.student import load_saved, load_student, lowered_of
 from sqakd_fx.source.inputs import source_inputs
-from sqakd_fx.source.source import Source
+from sqakd_fx.source.source import Source, require_data
 from sqakd_fx.validation.validate import validate
 from sqakd_fx.validation.verdict import Validation
 
@@ -25,8 +24,7 @@ def validate_saved(
     Raises:
         SourceError: the data cannot be read, or there is a tokenizer and no data.
     """
-    if data is None and tokenizer is not None:
-        raise SourceError("--tokenizer is for sentences of --data: name a file of them")
+    require_data(data, None, tokenizer)
     saved = load_saved(folder)
     if data is None:
         print(

@@ -48,7 +48,7 @@ def _loss(held: Held) -> Choice:
     if at:
         lines.append(_line(at, judged, "held-out samples", ORANGE))
     positive = all(value > 0 for value in (*values, *judged))
-    scale = {"type": "log", "tickformat": ".2~g", "nticks": 6} if positive else {}
+    scale = {"type": "log", "tickformat": ".2~g", "dtick": "D2"} if positive else {}
     layout = {"xaxis": axis("step"), "yaxis": axis("loss", **scale), "showlegend": True}
     return Choice("loss", lines, layout)
 

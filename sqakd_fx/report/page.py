@@ -19,7 +19,7 @@ from sqakd_fx.report.layers import layer_chart, layer_table, tensor_chart, tenso
 from sqakd_fx.report.markup import folded, paragraph, section, text
 from sqakd_fx.report.origin import command, deployment, facts
 from sqakd_fx.report.overview import overview, sizes
-from sqakd_fx.report.samples import sample_table
+from sqakd_fx.report.samples import sample_pictures, sample_table
 from sqakd_fx.results.figures import date_words
 from sqakd_fx.results.file_names import PAGE
 from sqakd_fx.storage import finite, write_text
@@ -94,7 +94,12 @@ def _content(held: Held) -> tuple[str, list[Chart]]:
             paragraph(missing),
             graph.place(),
         ),
-        section("Samples farthest from float", _about_samples(held), sample_table(held)),
+        section(
+            "Samples farthest from float",
+            _about_samples(held),
+            sample_pictures(held),
+            sample_table(held),
+        ),
         section("What stays in float", _left(held)),
         section("Checks", _items(report.validation_lines)),
         section("Run the file", deployment()),
@@ -135,7 +140,8 @@ def _about_samples(held: Held) -> str:
     order = "of the evaluation data" if labelled else "of the first epoch's training data"
     return paragraph(
         f"Among the first 512 samples {order}, counted from 0. Positions count within the output, flattened; the "
-        "largest values of the float model are shown, and the file's largest."
+        "largest values of the float model are shown, and the file's largest. Images go from their darkest value to "
+        "their brightest; an arrow leads from the float model's class to the file's."
     )
 
 

@@ -55,7 +55,7 @@ class Answers:
             for one, far in zip(self._sums, self._farthest, strict=True):
                 got, want = file[one.kind.index].double(), wanted[one.kind.index].double()
                 one.add(got, want)
-                far.add(got, want)
+                far.add(got, want, batch[0])
         if has_labels:
             for name, made in (("float", wanted), ("student", student), ("onnx", file)):
                 self.outputs[name].append([x.cpu() for x in made])

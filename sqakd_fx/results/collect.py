@@ -26,6 +26,7 @@ from sqakd_fx.results.measure import Measured
 from sqakd_fx.source.inputs import batch_size_of
 from sqakd_fx.source.replay import Replay
 from sqakd_fx.source.source import Source
+from sqakd_fx.source.synthetic import SyntheticSamples
 from sqakd_fx.storage import write_json, write_text
 from sqakd_fx.targets import TARGETS
 from sqakd_fx.training.loop import Distilled
@@ -137,6 +138,8 @@ def _data(source: Source, program: Program, batches: int) -> dict[str, Any]:
 def _words_of(data: Any) -> str:
     """The kind of the data, and how many samples or batches it has, where it says so."""
     held: Any = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(held, SyntheticSamples):
+        return held.sentence
     if isinstance(held, Tensor | np.ndarray):
         return f"{type(held).__name__} of shape {tuple(held.shape)}"
     name = "stream" if isinstance(held, Replay) else type(held).__name__

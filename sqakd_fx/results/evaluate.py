@@ -18,7 +18,7 @@ from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program, with_labels
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.source.batches import Loading, labelled_batches
-from sqakd_fx.source.inputs import TrainingInputs
+from sqakd_fx.source.inputs import TrainingInputs, first_no_class
 from sqakd_fx.source.sizes import has_example_size, require_example_size
 from sqakd_fx.source.source import Source
 
@@ -181,11 +181,10 @@ def _top1(output: Tensor, target: Any, axis: int | None) -> float:
             f"{tuple(predicted.shape)}: give a class index for each, or a metric(outputs, targets)"
         )
     count = output.shape[min(1, output.ndim - 1) if axis is None else axis]
-    numbers = target.float()
-    strange = numbers[~((numbers >= 0) & (numbers < count) & (numbers == numbers.round()))]
-    if strange.numel():
+    stranger = first_no_class(target, count)
+    if stranger is not None:
         raise SourceError(
-            f"the labels of the evaluation data hold {strange[0].item():g}, and the model has the classes 0 to "
+            f"the labels of the evaluation data hold {stranger:g}, and the model has the classes 0 to "
             f"{count - 1}: give a class index for each, or a metric(outputs, targets) that leaves others out"
         )
     return 100 * float((predicted == target).float().mean())

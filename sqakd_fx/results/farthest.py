@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from sqakd_fx.frontend.output_kinds import OutputKind
+from sqakd_fx.results.shown_inputs import Numbers, Picture, shown_input
 
 _KEPT, _VALUES = 8, 5
 
@@ -22,6 +23,7 @@ class FarSample:
         changed: share of its predictions that are others; None where the output has no classes.
         positions: of some values in the output, flattened: the largest ones of the float model and of the file.
         float_values, values: at these positions.
+        shown: the sample's first input; None where it is not known.
     """
 
     output: str
@@ -31,6 +33,7 @@ class FarSample:
     positions: tuple[int, ...]
     float_values: tuple[float, ...]
     values: tuple[float, ...]
+    shown: Picture | Numbers | None = None
 
 
 class Farthest:
@@ -41,8 +44,8 @@ class Farthest:
         self.samples: list[FarSample] = []
         self._seen = 0
 
-    def add(self, got: Tensor, wanted: Tensor) -> None:
-        """One batch of the file's output and of the float model's."""
+    def add(self, got: Tensor, wanted: Tensor, inputs: Tensor | None = None) -> None:
+        """One batch of the file's output, of the float model's, and of what the model's first input was."""
         if not wanted.ndim or not wanted.numel():
             return
         ours, theirs = (x.reshape(len(x), -1) for x in (got, wanted))
@@ -54,9 +57,10 @@ class Farthest:
         order = errors if changed is None else errors + 1e6 * changed
         for row in order.topk(min(_KEPT, len(order))).indices.tolist():
             share = None if changed is None else float(changed[row])
-            self.samples.append(
-                self._sample(row, ours[row], theirs[row], (float(errors[row]), share))
-            )
+            sample = self._sample(row, ours[row], theirs[row], (float(errors[row]), share))
+            if inputs is not None and inputs.ndim and len(inputs) == len(wanted):
+                sample = replace(sample, shown=shown_input(inputs[row]))
+            self.samples.append(sample)
         self.samples = sorted(self.samples, key=_rank)[:_KEPT]
         self._seen += len(wanted)
 
@@ -71,7 +75,8 @@ class Farthest:
             self._seen + row,
             *judged,
             positions,
-            *(tuple(float(x[at]) for at in positions) for x in (theirs, ours)),
+            float_values=tuple(float(theirs[at]) for at in positions),
+            values=tuple(float(ours[at]) for at in positions),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.source.folders import files_of
+from sqakd_fx.source.libraries import library
 
 _SUFFIXES = {".wav", ".flac"}
 
@@ -29,7 +29,7 @@ class AudioFolder(Dataset[Tensor]):
     def __init__(self, folder: Path, *, channels: int | None, length: int) -> None:
         self.files = sound_files(folder)
         self.channels, self.length = channels, length
-        self.soundfile = _soundfile(folder)
+        self.soundfile = library("soundfile", f"--data {folder}", "audio")
         self.rate = int(self._read(self.files[0])[1])
 
     def __len__(self) -> int:
@@ -90,12 +90,3 @@ def read_audio(folder: Path, shape: tuple[int, ...] | None) -> AudioFolder:
             "1,16000, or train_data() in model.py"
         )
     return AudioFolder(folder, channels=shape[1] if len(shape) == 3 else None, length=shape[-1])
-
-
-def _soundfile(folder: Path) -> Any:
-    try:
-        return importlib.import_module("soundfile")
-    except (ImportError, OSError) as error:
-        raise SourceError(
-            f"the sound files in {folder} need soundfile: pip install 'sqakd-fx[audio]'"
-        ) from error

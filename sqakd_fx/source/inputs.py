@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from sqakd_fx.source.items import form_of
 from sqakd_fx.source.replay import replayable
 from sqakd_fx.source.sizes import Sizes, sizes_of
 from sqakd_fx.source.source import Source
+from sqakd_fx.source.synthetic import DataFree, synthetic_samples
 from sqakd_fx.training.held_out import Split, split_data
 
 _MOST_COUNTED = 100_000
@@ -119,12 +120,19 @@ def require_classes(labels: Tensor, count: int, batch: str) -> None:
     """Raise SourceError where a whole number among `labels` is none of 0 to `count - 1`, nor what a loss leaves out."""
     if labels.is_floating_point() or labels.is_complex():
         return
-    strange = labels[((labels < 0) | (labels >= count)) & (labels != _LEFT_OUT)]
-    if strange.numel():
+    stranger = first_no_class(labels[labels != _LEFT_OUT], count)
+    if stranger is not None:
         raise SourceError(
-            f"{batch} has the label {int(strange[0])}, and the model has the classes 0 to {count - 1}: give these, or "
+            f"{batch} has the label {stranger:g}, and the model has the classes 0 to {count - 1}: give these, or "
             f"{_LEFT_OUT} for what has none"
         )
+
+
+def first_no_class(labels: Tensor, count: int) -> float | None:
+    """The first label that is none of the whole numbers 0 to `count - 1`."""
+    numbers = labels.double()
+    strange = numbers[~((numbers >= 0) & (numbers < count) & (numbers == numbers.round()))]
+    return strange[0].item() if strange.numel() else None
 
 
 def training_inputs(data: Any, program: Program, sizes: Sizes | None = None) -> TrainingInputs:
@@ -156,10 +164,39 @@ def batch_size_of(program: Program) -> int:
     return next((len(x) for x in program.example if isinstance(x, Tensor) and x.ndim), 1)
 
 
+def with_samples(
+    source: Source,
+    program: Program,
+    wanted: DataFree,
+    device: torch.device,
+    on_step: Callable[[int, int], None],
+) -> Source:
+    """The source with inputs that are made of its model's statistics, and a note of them.
+
+    Raises:
+        SourceError: the model's statistics do not tell of its inputs.
+    """
+    made = synthetic_samples(
+        source.model,
+        source.example_kwargs or source.example_inputs,
+        wanted,
+        batch_size=batch_size_of(program),
+        seed=program.recipe.seed,
+        device=device,
+        on_step=on_step,
+    )
+    note = f"there is no data: {made.sentence}"
+    if source.eval_data is None:
+        note += "; what is said of the file beside float is of such inputs, and real ones may fare worse"
+    return replace(source, train_data=made, notes=(note,))
+
+
 def source_inputs(source: Source, program: Program) -> TrainingInputs:
     """The training inputs of a source; raises SourceError where it has no data."""
     if source.train_data is None:
-        raise SourceError(f"{source.spec} gives no training data: add train_data() or use --data")
+        raise SourceError(
+            f"{source.spec} gives no training data: add train_data(), or use --data or --data-free"
+        )
     return training_inputs(source.train_data, program, sizes_of(source, program))
 
 

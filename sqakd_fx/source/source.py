@@ -23,6 +23,7 @@ from sqakd_fx.source.batches import Batch, Loading, input_batches
 from sqakd_fx.source.images import ImageFolder
 from sqakd_fx.source.items import TARGET_KEYS, Form, form_of
 from sqakd_fx.source.model_file import find_user_code
+from sqakd_fx.source.synthetic import DataFree
 from sqakd_fx.source.torchvision_models import torchvision_default
 from sqakd_fx.source.transform import Transform
 from sqakd_fx.source.user_functions import UserFunctions, plain_tensor
@@ -44,7 +45,7 @@ class Source:
     model: nn.Module
     example_inputs: tuple[Any, ...]
     example_kwargs: dict[str, Any]
-    train_data: Iterable[Any] | Dataset[Any] | None
+    train_data: Iterable[Any] | Dataset[Any] | DataFree | None
     eval_data: Iterable[Any] | Dataset[Any] | None
     metric: Callable[[Any, Any], float] | None
     notes: tuple[str, ...] = ()
@@ -57,7 +58,7 @@ class Source:
     @property
     def labels_ignored(self) -> bool:
         """Whether the training data comes with labels; draws its first batch."""
-        if self.train_data is None:
+        if self.train_data is None or isinstance(self.train_data, DataFree):
             return False
         batches = input_batches(self.train_data, self.form, Loading(batch_size=1))
         next(iter(batches))
@@ -68,7 +69,7 @@ def load_source(
     spec: str,
     *,
     weights: Path | None = None,
-    data: Path | None = None,
+    data: Path | DataFree | None = None,
     input_shape: tuple[int, ...] | None = None,
     transform: Transform | None = None,
     tokenizer: str | None = None,
@@ -77,7 +78,8 @@ def load_source(
 
     Args:
         weights: a state dict: safetensors, or a pickle of tensors only; "FILE:KEY" where a file holds several.
-        data: a folder of images or sounds, .npy, .npz, .txt, .csv or .parquet, in place of `train_data()`.
+        data: a folder of images or sounds, .npy, .npz, .txt, .csv or .parquet, in place of `train_data()`; or what is
+            to be made of the model's own statistics.
         input_shape: shape of the one input, batch axis first, in place of `example_inputs()`.
         transform: what the images of `data` go through.
         tokenizer: what makes inputs of the sentences of `data`: a folder, or a name of the Hugging Face hub.
@@ -88,23 +90,24 @@ def load_source(
         TraceError: the model is not Python code with dense weights.
     """
     _check_shape(input_shape)
-    _refuse_without_data(data, transform, tokenizer)
+    path = data if isinstance(data, Path) else None
+    require_data(path, transform, tokenizer)
     module, factory, name, folder = find_user_code(spec)
     user = UserFunctions(module, folder)
     model, notes, own_transform = _trained_model(user, factory, spec, weights)
-    if _has_images(data):
+    if _has_images(path):
         transform = transform or own_transform
     require_readable(model)
     model = model.cpu().float().eval()
 
     example = _example(user, input_shape, tokenizer)
     train_data: Any
-    if data is None:
-        train_data = user.data("train_data")
+    if path is None:
+        train_data = user.data("train_data") if data is None else data
     else:
         shape = _first_shape(example) or input_shape
         takes = named_parameters(inspect.signature(model.forward))
-        train_data = read_data(data, shape, transform, tokenizer=tokenizer, takes=takes)
+        train_data = read_data(path, shape, transform, tokenizer=tokenizer, takes=takes)
         notes += _about_samples(train_data, transform)
     if example is None:
         example = _example_from_data(model, train_data, spec)
@@ -178,9 +181,8 @@ def _about_samples(samples: Any, transform: Transform | None) -> list[str]:
     return lines
 
 
-def _refuse_without_data(
-    data: Path | None, transform: Transform | None, tokenizer: str | None
-) -> None:
+def require_data(data: Path | None, transform: Transform | None, tokenizer: str | None) -> None:
+    """Raise SourceError where something is said of files and no file is named."""
     if data is None and transform is not None:
         raise SourceError(
             "--transform, --mean, --std, --resize and --crop are for images of --data: name a folder of them"
@@ -211,7 +213,7 @@ def _random_example(shape: tuple[int, ...]) -> Batch:
 
 
 def _example_from_data(model: nn.Module, data: Any, spec: str) -> Batch:
-    if data is None:
+    if data is None or isinstance(data, DataFree):
         raise SourceError(
             f"the input shape of {spec} is not known: give --input-shape such as 1,3,224,224, "
             "or add example_inputs() to model.py"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sqakd_fx.errors import SourceError, short
+from sqakd_fx.source.libraries import library
 
 SUFFIXES = (".txt", ".csv", ".parquet")
 _COLUMNS = ("text", "sentence", "content")
@@ -103,7 +103,7 @@ def read_text(
 
 
 def _load_tokenizer(name: str) -> Any:
-    transformers = _library("transformers", "--tokenizer")
+    transformers = library("transformers", "--tokenizer", "text")
     try:
         return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
@@ -135,7 +135,7 @@ def _of_csv(path: Path) -> list[str]:
 
 
 def _of_parquet(path: Path) -> list[str]:
-    parquet = _library("pyarrow.parquet", f"--data {path}")
+    parquet = library("pyarrow.parquet", f"--data {path}", "text")
     schema = parquet.read_schema(path)
     names = [field.name for field in schema if str(field.type) in ("string", "large_string")]
     column = _column(names, path)
@@ -154,11 +154,3 @@ def _column(names: Sequence[str], path: Path) -> str:
             f"call that of the sentences {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]}"
         )
     return found
-
-
-def _library(name: str, what: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise SourceError(f"{what} needs {package}: pip install 'sqakd-fx[text]'") from error

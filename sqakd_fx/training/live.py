@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,20 @@ _PLAIN_SECONDS = 5.0
 _SILENT_SECONDS = 30.0
 """After which a stage says how far it is, where there is no live view."""
 _WIDE = 110
+_ROOM_FOR_CURVES = 118
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def curve(values: Sequence[float], cells: int = 8) -> str:
+    """The course of some values in one line of blocks, from the lowest to the highest; none of fewer than two."""
+    if len(values) < 2:
+        return ""
+    width = min(cells, len(values))
+    ends = [(cell + 1) * len(values) // width for cell in range(width)]
+    shown = [values[end - 1] for end in ends]
+    lowest, spread = min(shown), max(shown) - min(shown)
+    places = [round((one - lowest) / spread * (len(_BARS) - 1)) if spread else 0 for one in shown]
+    return "".join(_BARS[place] for place in places)
 
 
 class _Count(ProgressColumn):
@@ -59,6 +75,8 @@ class Live:
         self.started = time.monotonic()
         self.spoke = 0.0
         self.agreement = ""
+        self.losses: list[float] = []
+        self.agreements: list[float] = []
 
     def __enter__(self) -> Live:
         if self.console.is_terminal and not self.console.is_jupyter:
@@ -103,7 +121,7 @@ class Live:
         if self.current is not None and done:
             name, detail = self.current
             elapsed = time.monotonic() - self.started
-            self.console.print(f"{name:<10} {elapsed:6.1f} s  {detail}", soft_wrap=True)
+            self._say(f"{name:<10} {elapsed:6.1f} s  {detail}")
         self.current = None
 
     def progress(self, done: int, total: int) -> None:
@@ -114,17 +132,22 @@ class Live:
             self.spoke = time.monotonic()
             left = (self.spoke - self.started) / done * (total - done) if done else 0.0
             line = f"  {done} of {total}, about {left:.0f} s left"
-            self.console.print(line, soft_wrap=True)
+            self._say(line)
 
     def training(self, report: StepReport) -> None:
         """Steps of the distillation."""
+        if math.isfinite(report.loss):
+            self.losses.append(report.loss)
         if report.agreement is not None:
             self.agreement = f"  agreement {report.agreement:.1%}"
+            self.agreements.append(report.agreement)
         short = f"loss {report.loss:.4f}{self.agreement}"
         memory = "" if report.peak_bytes is None else f"  peak {report.peak_bytes / 2**30:.2f} GiB"
         detail = f"{short}  {report.steps_per_second:.1f} steps/s{memory}"
         if self.progress_bar is not None and self.task is not None:
             shown = detail if self.console.width >= _WIDE else short
+            if self.console.width >= _ROOM_FOR_CURVES and not self.console.options.ascii_only:
+                shown = self._with_curves(report)
             self.progress_bar.update(
                 self.task, completed=report.step, total=report.steps, detail=shown
             )
@@ -132,8 +155,18 @@ class Live:
             self.spoke = time.monotonic()
             left = f"  {report.seconds_left:.0f} s left" if report.step < report.steps else ""
             line = f"  step {report.step} of {report.steps}: {detail}{left}"
-            self.console.print(line, soft_wrap=True)
+            self._say(line)
+
+    def _with_curves(self, report: StepReport) -> str:
+        """Loss, agreement and pace, with the course of the first two."""
+        loss = f"loss {report.loss:.4f} {curve(self.losses)}".rstrip()
+        agreement = f"{self.agreement} {curve(self.agreements)}".rstrip()
+        return f"{loss}{agreement}  {report.steps_per_second:.1f} steps/s"
+
+    def _say(self, line: str) -> None:
+        """A line that stays; a terminal breaks it between words, a file or a pipe has it whole."""
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def note(self, text: str) -> None:
         """Something the user should know."""
-        self.console.print(f"  note: {printable(text)}", soft_wrap=True)
+        self._say(f"  note: {printable(text)}")

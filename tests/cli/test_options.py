@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -150,3 +151,42 @@ def test_a_shell_completes_options_and_keys(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert "weight_bits=" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["quantize", "m.py", "--data", "x.npy", "--data-free"], "give one of them"),
+        (["sensitivity", "m.py", "--data", "x.npy", "--data-free"], "give one of them"),
+        (["sensitivity", "m.py", "--out", "mixed.toml"], "give --budget such as size=1.5MB"),
+        (["quantize", "m.py", "--data-free", "--mean", "0.5"], "are for images of --data"),
+    ],
+)
+def test_options_that_contradict_or_miss_others_are_refused(
+    arguments: list[str], said: str
+) -> None:
+    done = answer(*arguments)
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def test_data_free_makes_inputs_and_the_report_says_of_what(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "def model():\n"
+        "    torch.manual_seed(0)\n"
+        "    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))\n"
+        "    net(2 + torch.randn(64, 1, 6, 6))\n"
+        "    return net.eval()\n"
+    )
+    done = answer(
+        "quantize", str(tmp_path / "model.py"), "--input-shape", "2,1,6,6", "--data-free",
+        "--steps", "1", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "real ones may fare worse" in done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["data"]["training"].startswith("512 inputs made of the statistics of 1 BatchNorm")
+    assert "make data" in report["seconds"]
+    assert "--data-free" in report["command"]

@@ -37,6 +37,18 @@ class Pair(nn.Module):
         return boxes, scores, doubled, best
 
 
+class Pooled(nn.Module):
+    """A Reshape between the batch axis of the input and that of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = nn.functional.adaptive_avg_pool2d(self.conv(x).relu(), 1)
+        return self.fc(pooled.flatten(1))  # type: ignore[no-any-return]
+
+
 class Given(nn.Module):
     """An output twice, and an input."""
 
@@ -91,6 +103,14 @@ def test_every_profile_has_the_models_names_one_batch_and_descriptions(
     ]
     assert (file.producer_name, file.producer_version) == ("sqakd-fx", version("sqakd-fx"))
     assert graph.doc_string == "Pair"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_batch_that_passes_a_reshape_is_the_same_batch(profile: str, tmp_path: Path) -> None:
+    _, job = _job(Pooled(), torch.randn(2, 3, 6, 6))
+    graph = onnx.load(write_profile(profile, job, tmp_path / "model.onnx").path).graph
+    assert _sizes(graph.input[0]) == ["batch", 3, 6, 6]
+    assert _sizes(graph.output[0]) == ["batch", 5]
 
 
 @pytest.mark.parametrize("profile", ["container", "qonnx"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from sqakd_fx.cli.main import app
@@ -28,6 +30,8 @@ HOSTILE = (
     "</script><script>alert(1)</script><img src=http://a/b onerror=alert(2)>"
     "<a href='javascript:alert(3)'>x</a>\x1b[31m"
 )
+FOREIGN_IMAGE = r'<img(?! src="data:image/png;base64,[A-Za-z0-9+/=]+" (?:width|height|alt)=)'
+"""Any image but one that is written into the page."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -87,7 +91,7 @@ def test_the_page_loads_nothing_and_runs_only_its_own_scripts(result: Path) -> N
     for script in scripts:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy[1]
-    assert not re.search(r"https?://|<link|<iframe|<img|@import|url\(", text)
+    assert not re.search(rf"https?://|<link|<iframe|{FOREIGN_IMAGE}|@import|url\(", text)
 
 
 def test_the_numbers_are_those_of_the_report(result: Path) -> None:
@@ -105,6 +109,43 @@ def test_the_numbers_are_those_of_the_report(result: Path) -> None:
     assert report["onnx_bytes"] / 1024 in sizes["choices"][0]["data"][0]["x"]
     for sample in report["farthest_samples"]:
         assert f">{sample['index']}</td>" in text
+
+
+def test_samples_that_are_images_are_shown_as_such(result: Path) -> None:
+    text, report = drawn(result), json.loads((result / "report.json").read_text())
+    found = re.findall(r'<img src="data:image/png;base64,([^"]+)"', text)
+    assert len(found) == len(report["farthest_samples"])
+    first = report["farthest_samples"][0]["shown"]
+    with Image.open(io.BytesIO(base64.b64decode(found[0]))) as image:
+        assert image.size == (first["width"], first["height"]) == (8, 8)
+        assert image.tobytes() == base64.b64decode(first["pixels"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"pixels": "AAAA"}, {"pixels": "<b>"}, {"height": 9**9}, {"channels": 2}, {"width": -8}],
+)
+def test_pixels_that_are_no_image_of_their_size_are_left_out(
+    result: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    folder = copy_of(result, tmp_path)
+    report = json.loads((folder / "report.json").read_text())
+    for sample in report["farthest_samples"]:
+        sample["shown"] |= changed
+    (folder / "report.json").write_text(json.dumps(report))
+    assert "<img" not in drawn(folder)
+
+
+def test_samples_that_are_no_images_are_shown_as_numbers(result: Path, tmp_path: Path) -> None:
+    folder = copy_of(result, tmp_path)
+    report = json.loads((folder / "report.json").read_text())
+    numbers = {"shape": [2, 3], "lowest": -1.0, "mean": 0.25, "highest": 4.0, "values": [0.5, -1]}
+    for sample in report["farthest_samples"]:
+        sample["shown"] = numbers
+    (folder / "report.json").write_text(json.dumps(report))
+    text = drawn(folder)
+    assert "<img" not in text
+    assert "2×3; -1 to 4, mean 0.25; 0.5, -1" in text
 
 
 def test_what_a_folder_lacks_is_left_out(result: Path, tmp_path: Path) -> None:
@@ -163,7 +204,7 @@ def test_a_product_without_a_weight_has_no_figures_of_its_neighbour(
 def test_no_name_becomes_markup(result: Path, tmp_path: Path) -> None:
     text = drawn(hostile(result, tmp_path))
     assert "alert(1)" in text, "the names are shown"
-    assert not re.search(r"<(img|a)\b", text)
+    assert not re.search(rf"<a\b|{FOREIGN_IMAGE}", text)
     assert len(re.findall(r"<script", text)) == 3
     assert "\x1b" not in text
     for one in charts(text):
@@ -252,4 +293,4 @@ def test_a_browser_draws_every_chart_and_hostile_names_do_nothing(
     assert f'data-drawn="{wanted}"' in done.stdout
     assert "CONSOLE" not in done.stderr, done.stderr
     shown = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.S)
-    assert not re.search(r"<img|<a [^>]*(http|javascript)", shown)
+    assert not re.search(rf"{FOREIGN_IMAGE}|<a [^>]*(http|javascript)", shown)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sqakd_fx.training import live as live_module
-from sqakd_fx.training.live import Live
+from sqakd_fx.training.live import Live, curve
 from sqakd_fx.training.progress import StepReport
 
 REPORT = StepReport(
@@ -33,14 +35,38 @@ def test_the_live_view_fits_the_terminal_and_says_step_and_time_left(
         assert live.progress_bar is not None
         for step in (10, 11_000):
             live.progress(step, 240_000)
+        live.training(replace(REPORT, step=6_000, loss=0.9, agreement=0.5))
         live.training(REPORT)
         lines = live.console.render_lines(live.progress_bar.get_renderable())
     (line,) = ("".join(part.text for part in one).rstrip() for one in lines)
     assert len(line) <= columns
     assert "12000 of 240000" in line
-    assert "loss 0.0478  agreement 97.7%" in line
+    wide = "loss 0.0478 █▁  agreement 97.7% ▁█  2.7 steps/s"
+    assert (wide if columns == 120 else "loss 0.0478  agreement 97.7%") in line
     assert line.endswith("left")
     assert ("2.7 steps/s" in line) == (columns == 120)
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [([], ""), ([1.0], ""), ([1.0, 1.0], "▁▁"), ([8.0, 1.0], "█▁"), (range(800), "▁▂▃▄▅▆▇█")],
+)
+def test_a_curve_has_as_many_blocks_as_there_is_room_for(values: list[float], drawn: str) -> None:
+    assert curve(values) == drawn
+
+
+def test_a_terminal_breaks_notes_between_words_and_a_file_has_them_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "sentences that say something of the data " * 4
+    monkeypatch.setenv("COLUMNS", "80")
+    Live().note(words)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    Live().note(words)
+    whole, *broken = (line.strip() for line in capsys.readouterr().err.splitlines())
+    assert whole == f"note: {words.strip()}"
+    assert len(broken) > 1
+    assert " ".join(broken) == whole
 
 
 def test_a_slow_stage_says_how_far_it_is_where_there_is_no_terminal(

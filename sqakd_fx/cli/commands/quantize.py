@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import DataOptions, recipe_of, source_of
+from sqakd_fx.cli.arguments import DataOptions, data_of, recipe_of, source_of
 from sqakd_fx.cli.command_line import as_written
 from sqakd_fx.cli.options import (
     OUTPUT,
@@ -31,12 +32,14 @@ from sqakd_fx.cli.options import (
     Tokenizer,
     TransformName,
     Weights,
+    WithoutData,
 )
 from sqakd_fx.diagnostics.terminal import say
-from sqakd_fx.errors import RecipeError, SqakdError
+from sqakd_fx.errors import RecipeError, short
 
 if TYPE_CHECKING:
     from sqakd_fx.results.result import Result
+    from sqakd_fx.training.live import Live
 
 Steps = Annotated[
     int | None,
@@ -97,6 +100,7 @@ def quantize(
     context: typer.Context,
     source: SourceArgument,
     data: Data = None,
+    data_free: WithoutData = False,
     transform: TransformName = None,
     mean: Mean = None,
     std: Std = None,
@@ -135,47 +139,53 @@ def quantize(
         from sqakd_fx.pipeline import run
         from sqakd_fx.results.folder import default_folder
 
-        loaded = source_of(source, weights, data, input_shape, said)
+        loaded = source_of(source, weights, data_of(data, data_free), input_shape, said)
         resolved = recipe_of_options()
-        folder = out or default_folder(loaded.name, resolved)
         result = run(
             loaded,
             resolved,
-            folder,
+            out or default_folder(loaded.name, resolved),
             resume=resume,
             force=force,
             dump=dump,
             observer=live,
             command=as_written(context),
         )
-    if result is None:
-        return
-    given = {"--data": data, **said.given(), "--weights": weights, "--input-shape": input_shape}
-    options = [text for name, value in given.items() if value for text in (name, str(value))]
-    _close(result, [source, *options])
+        if result is None:
+            return
+        _draw(result.model_path.parent, live)
+    given = said.given() | {"--data": data, "--weights": weights, "--input-shape": input_shape}
+    _close(result, [source, *["--data-free"] * data_free, *_written(given)])
+
+
+def _written(given: Mapping[str, object]) -> list[str]:
+    """The options that have a value, as on a command line."""
+    return [text for name, value in given.items() if value for text in (name, str(value))]
 
 
 def _close(result: Result, command: list[str]) -> None:
     """Print the last lines; exit status 1 where the file differs from the trained graph."""
     from sqakd_fx.cli.closing import print_closing
 
-    _draw(result.model_path.parent)
     print_closing(result.report, result.model_path, command)
     if result.validation.failures:
         say(f"sqakd-fx: validation failed: {result.validation.failures[0]}", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _draw(folder: Path) -> None:
+def _draw(folder: Path, live: Live) -> None:
     """The page with charts, where plotly is installed; a result without it is whole as well."""
     if find_spec("plotly") is None:
         return
+    live.stage("draw", "the page with charts")
     from sqakd_fx.report.page import write_page
 
     try:
         write_page(folder)
-    except SqakdError as error:
-        say(f"note: report.html is not written: {error}")
+    except Exception as error:
+        live.note(
+            f"report.html is not written ({short(error)}): `sqakd-fx report` with the folder tries again"
+        )
 
 
 def _refuse_two_choices(goal: str | None, other: str | None) -> None:

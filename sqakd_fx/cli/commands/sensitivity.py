@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import DataOptions, recipe_of, source_of
+from sqakd_fx.cli.arguments import DataOptions, data_of, recipe_of, source_of
 from sqakd_fx.cli.options import (
     BITS,
     INPUT,
@@ -27,6 +27,7 @@ from sqakd_fx.cli.options import (
     Tokenizer,
     TransformName,
     Weights,
+    WithoutData,
 )
 from sqakd_fx.diagnostics.terminal import say
 from sqakd_fx.errors import RecipeError
@@ -40,8 +41,11 @@ BudgetOption = Annotated[
     ),
 ]
 RecipeFile = Annotated[
-    Path,
-    typer.Option(help="File for the recipe that meets the budget.", rich_help_panel=OUTPUT),
+    Path | None,
+    typer.Option(
+        help="File for the recipe that meets the budget; mixed.toml where none is given.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Candidates = Annotated[
     str,
@@ -55,6 +59,7 @@ Samples = Annotated[
 def sensitivity(
     source: SourceArgument,
     data: Data = None,
+    data_free: WithoutData = False,
     transform: TransformName = None,
     mean: Mean = None,
     std: Std = None,
@@ -64,7 +69,7 @@ def sensitivity(
     weights: Weights = None,
     input_shape: Shape = None,
     budget: BudgetOption = None,
-    out: RecipeFile = Path("mixed.toml"),
+    out: RecipeFile = None,
     candidates: Candidates = "2,3,4,6,8",
     samples: Samples = 128,
     json_: Json = False,
@@ -79,22 +84,28 @@ def sensitivity(
     """
     from sqakd_fx.mixed_precision.budget import parse_budget
 
+    if out is not None and budget is None:
+        raise RecipeError(
+            "--out is the recipe that meets a budget: give --budget such as size=1.5MB as well"
+        )
+    path = out or Path("mixed.toml")
     limit = None if budget is None else parse_budget(budget)
     widths = _widths(candidates) if limit is not None else ()
     recipe_of_options = recipe_of(recipe, bits or (None if recipe else "w4a4"), set_)
     said = DataOptions(transform, mean, std, resize, crop, tokenizer)
+    inputs = data_of(data, data_free)
     from sqakd_fx.cli.sensitivity import choose_and_write, measure_source, show
     from sqakd_fx.training.live import Live
 
     with Live() as live:
         live.stage("load", source)
-        loaded = source_of(source, weights, data, input_shape, said)
+        loaded = source_of(source, weights, inputs, input_shape, said)
         resolved = recipe_of_options()
         layers = measure_source(loaded, resolved, widths, samples, live)
-    chosen = {} if limit is None else choose_and_write(resolved, layers, limit, out)
+    chosen = {} if limit is None else choose_and_write(resolved, layers, limit, path)
     show(layers, chosen, as_json=json_)
     if chosen and not json_:
-        say(f"wrote {out}: sqakd-fx quantize {source} --recipe {out}")
+        say(f"wrote {path}: sqakd-fx quantize {source} --recipe {path}")
 
 
 def _widths(text: str) -> tuple[int, ...]:
