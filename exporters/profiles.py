@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from sqakd_fx.errors import ExportError, ParityError
 from sqakd_fx.exporters.constants_as_floats import constants_to_floats
 from sqakd_fx.exporters.container import TRANSLATIONS
+from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.encodings import SUFFIX, to_encodings
 from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
 from sqakd_fx.exporters.onnx_program import (
@@ -32,6 +33,7 @@ from sqakd_fx.exporters.slim import slim
 from sqakd_fx.exporters.tensorrt import to_tensorrt
 from sqakd_fx.exporters.translation import Form, Translator
 from sqakd_fx.exporters.typed import type_weights
+from sqakd_fx.recipe.free_axes import FreeAxes
 from sqakd_fx.runtime.session import session
 from sqakd_fx.storage import write_json
 
@@ -42,7 +44,8 @@ class Export:
 
     `smallest_weights` are the bits of the smallest type that the target knows; without `quantized_constants` tensors
     that no input changes are floats. `provider` is the ONNX Runtime provider
-    that must load the file. With `fixed_batch` the file takes the example's batch size only. A `translator` that has
+    that must load the file. With `fixed_batch` the file takes the example's batch size only; `free_axes`
+    are the other axes of any size. A `translator` that has
     translated the graph before saves most of the time.
     """
 
@@ -56,6 +59,7 @@ class Export:
     quantized_constants: bool = True
     provider: str = "CPUExecutionProvider"
     fixed_batch: bool = False
+    free_axes: FreeAxes = ()
     translator: Translator = field(default_factory=Translator)
 
 
@@ -78,7 +82,7 @@ def _onnx(job: Export, program: fx.GraphModule, profile: str) -> ir.Model:
     model = export_program(
         program,
         _example(job),
-        Form(TRANSLATIONS, job.opset, _batch_axis(job)),
+        Form(TRANSLATIONS, job.opset, _batch_axis(job), job.free_axes),
         metadata={**job.metadata, "sqakd_fx.profile": profile},
         interface=job.interface,
         translator=job.translator,
@@ -94,6 +98,10 @@ def _example(job: Export) -> Sequence[Any]:
 
 def _batch_axis(job: Export) -> int | None:
     return None if job.fixed_batch else 0
+
+
+def _open_axes(job: Export) -> tuple[int | None, FreeAxes]:
+    return _batch_axis(job), job.free_axes
 
 
 def _two(x: Any) -> Any:
@@ -170,12 +178,14 @@ def _float(job: Export, path: Path) -> Content:
 
 
 def _pt2(job: Export, path: Path) -> Content:
-    save_program(job.lowered, _example(job), path, batch_axis=_batch_axis(job))
+    example = _example(job)
+    save_program(job.lowered, example, path, dynamic_shapes(example, *_open_axes(job)))
     return (), ("loading it needs `import sqakd_fx.ir.integer_ops` first",)
 
 
 def _pt2e(job: Export, path: Path) -> Content:
-    save_decomposed(job.lowered, _example(job), path, batch_axis=_batch_axis(job))
+    example = _example(job)
+    save_decomposed(job.lowered, example, path, dynamic_shapes(example, *_open_axes(job)))
     return (), ("loading it needs `import torch.ao.quantization.fx._decomposed` first",)
 
 

@@ -55,10 +55,10 @@ class _Value:
 
 
 def save_decomposed(
-    lowered: fx.GraphModule, example: Sequence[Any], path: Path, *, batch_axis: int | None = 0
+    lowered: fx.GraphModule, example: Sequence[Any], path: Path, shapes: tuple[Any, ...]
 ) -> None:
     """`decomposed` of an integer program as a torch.export program. Raises ExportError, StorageError."""
-    save_program(decomposed(lowered, example), example, path, batch_axis=batch_axis)
+    save_program(decomposed(lowered, example), example, path, shapes)
 
 
 def decomposed(lowered: fx.GraphModule, example: Sequence[Any]) -> fx.GraphModule:

@@ -84,9 +84,13 @@ def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         scores = call(torch.mul, scores, scale)
         mask = given.get("attn_mask")
         if given.get("is_causal"):
-            blocked = torch.ones(q_shape[-2], k_shape[-2], dtype=torch.bool).triu(1)
-            constant = insert_attribute(graph_module, node, f"{node.name}_causal_mask", blocked)
-            scores = call(torch.masked_fill, scores, constant, float("-inf"))
+            blocked: Any
+            if len(q_shape) - 2 in meta.free_axes(query) or len(k_shape) - 2 in meta.free_axes(key):
+                blocked = call(torch.triu, call(torch.ones_like, scores, dtype=torch.bool), 1)
+            else:
+                later = torch.ones(q_shape[-2], k_shape[-2], dtype=torch.bool).triu(1)
+                blocked = insert_attribute(graph_module, node, f"{node.name}_causal_mask", later)
+            scores = call(torch.masked_fill, scores, blocked, float("-inf"))
         if isinstance(mask, fx.Node):
             known = mask.meta.get("tensor_meta")
             if getattr(known, "dtype", None) is torch.bool:
@@ -118,7 +122,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         parts = node.target(shapes, *rest, **node.kwargs)  # type: ignore[operator]
     drops_axis = bool(parts) and parts[0].ndim < len(shape)
     axis = _split_axis(node, drops_axis) % len(shape)
-    if axis == 0 or axis in meta.batch_axes(cast(fx.Node, source)):
+    if axis in (0, *meta.batch_axes(cast(fx.Node, source)), *meta.free_axes(cast(fx.Node, source))):
         return False
     starts = list(
         itertools.accumulate((0 if drops_axis else p.shape[axis] for p in parts), initial=0)

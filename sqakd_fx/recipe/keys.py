@@ -28,6 +28,19 @@ def _known_family(name: str) -> str:
 
 
 FamilyName = Annotated[str, AfterValidator(_known_family)]
+
+
+def _axis_name(name: str) -> str:
+    if not name.isidentifier() or name == BATCH:
+        raise PydanticCustomError(
+            "axis", "an axis is called by a word such as height, and not {batch}", {"batch": BATCH}
+        )
+    return name
+
+
+BATCH = "batch"
+"""What the batch axis is called, of every input and output."""
+AxisName = Annotated[str, AfterValidator(_axis_name)]
 WeightRange = Literal["reduced", "full"]
 LossKind = Literal["auto", "kl", "probabilities", "bce", "kl+mse", "mse", "cosine", "none"]
 T = TypeVar("T")
@@ -335,6 +348,11 @@ class Recipe(BaseModel):
         "onnxruntime", description="where the model will run; decides which grids are trained"
     )
     opset: int = Field(21, ge=21, le=25, description="ONNX operator set of the file")
+    dynamic: dict[str, dict[AxisName, Annotated[int, Field(ge=1)]]] = Field(
+        {},
+        description="axes whose sizes are free in the file, as the batch is, by input: {x = {height = 2, width = 3}}; "
+        '"*" is every input',
+    )
     profile: Literal["container", "packed", "typed"] = Field(
         "container", description="how weights are stored in model.onnx"
     )

@@ -33,6 +33,7 @@ def export_job(lowered: fx.GraphModule, program: Program, target: str | None = N
         smallest_weights=_row(program.recipe, target).smallest_weights,
         quantized_constants=_row(program.recipe, target).quantized_constants,
         fixed_batch=program.traced.fixed_batch,
+        free_axes=program.free_axes,
     )
 
 
@@ -108,6 +109,7 @@ def export_saved(
         smallest_weights=_row(recipe, target).smallest_weights,
         quantized_constants=_row(recipe, target).quantized_constants,
         fixed_batch=saved.fixed_batch,
+        free_axes=saved.free_axes,
     )
     return _written(job, recipe, path, profile, target)
 
