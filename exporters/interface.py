@@ -14,6 +14,7 @@ from sqakd_fx.ir.tensor_names import free_name, numbered_outputs
 from sqakd_fx.recipe.free_axes import FreeAxes
 from sqakd_fx.recipe.keys import BATCH
 
+
 @dataclass(frozen=True)
 class Interface:
     """The name of the model's class, and what each of its inputs and outputs is, in words."""

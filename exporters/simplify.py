@@ -25,11 +25,16 @@ def simplify(model: ir.Model, codes: Set[str]) -> None:
     ir_passes.ClearMetadataAndDocStringPass()(model)
     _forget_types(model)
     _drop_defaults(model)
+    known = [v.shape and v.shape.copy() for v in model.graph.outputs]
     ir_passes.ShapeInferencePass()(model)
     _fold_constants(model, codes)
     _lift_constants(model, stored)
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)
+    for value, shape in zip(model.graph.outputs, known, strict=True):
+        value.shape = (
+            shape or value.shape
+        )  # inference forgets sizes behind a reshape to sizes that are computed
 
 
 def _forget_types(model: ir.Model) -> None:

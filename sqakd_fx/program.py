@@ -131,9 +131,7 @@ def _way_out(float_module: FloatModule) -> str:
     )
 
 
-def _unifying(
-    example: tuple[Any, ...], others: tuple[tuple[Any, ...], ...] = ()
-) -> list[Pass]:
+def _unifying(example: tuple[Any, ...], others: tuple[tuple[Any, ...], ...] = ()) -> list[Pass]:
     """From the traced graph to one form of every operation; `others` are calls of other sizes."""
     first: list[Pass] = [PropagateShapes(example, others)] if others else []
     return [

@@ -75,13 +75,14 @@ class Unfolding:
                 made = graph.call_function(torch.narrow, (made, axis, start, outs[axis]))
         return made
 
-
     def apply_to_any_size(
         self, graph: fx.Graph, node: fx.Node, outs: Sequence[int], ins: Sequence[int]
     ) -> fx.Node:
         """The same with the sizes of `node` in place of the example's, from which only the crop follows."""
         axes = range(len(self.stride))
-        sizes: list[Any] = [graph.call_method("size", (node, axis)) for axis in range(2 + len(axes))]
+        sizes: list[Any] = [
+            graph.call_method("size", (node, axis)) for axis in range(2 + len(axes))
+        ]
         made, batch, sizes = node, sizes[0], sizes[2:]
         whole = [_times(graph, size, s) for size, s in zip(sizes, self.stride, strict=True)]
         for axis in reversed(axes):

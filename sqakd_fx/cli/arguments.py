@@ -135,6 +135,23 @@ def sizes_of(text: str | None) -> tuple[int, ...] | None:
     return sizes
 
 
+def dynamic_of(texts: list[str] | None) -> dict[str, dict[str, int]] | None:
+    """What --dynamic says, as a recipe has it; raises RecipeError."""
+    if not texts:
+        return None
+    found: dict[str, dict[str, int]] = {}
+    for text in texts:
+        name, sign, axes = text.rpartition(":")
+        for part in axes.split(","):
+            called, equals, axis = part.partition("=")
+            if not equals or not axis.strip().isdigit():
+                raise RecipeError(
+                    f"--dynamic takes height=2,width=3, or INPUT:length=1 for one input, not {text!r}"
+                )
+            found.setdefault(name if sign else "*", {})[called.strip()] = int(axis)
+    return found
+
+
 def recipe_of(
     recipe: str | None, bits: str | None, settings: list[str] | None, **fields: Any
 ) -> Callable[[], Recipe]:

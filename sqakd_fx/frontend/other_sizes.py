@@ -38,7 +38,7 @@ def require_other_sizes(model: nn.Module, call: Call) -> None:
 
 
 def refuse_fixed_pools(graph_module: fx.GraphModule) -> None:
-    """Raise TraceError where an adaptive pool makes a fixed size, other than 1, of a free one: ONNX has no such form."""
+    """Raise TraceError where an adaptive pool makes a fixed size, not 1, of a free one: ONNX has no such form."""
     modules = dict(graph_module.named_modules())
     for node in graph_module.graph.nodes:
         op = op_of(node, modules)

@@ -113,7 +113,9 @@ def _at_other_sizes(pair: _Pair, once: dict[str, Tensor]) -> list[_Sizes]:
             sizes = pair.compare(named)
         except TraceError as error:
             shapes = " and ".join("×".join(map(str, x.shape)) for x in tensors)
-            names = ", ".join(dict.fromkeys(n for axes in pair.call.free_axes for n in axes.values()))
+            names = ", ".join(
+                dict.fromkeys(n for axes in pair.call.free_axes for n in axes.values())
+            )
             raise TraceError(
                 f"the recipe frees {names} (dynamic), and the graph holds for the example's size only: at {shapes}, "
                 f"{error}",

@@ -16,6 +16,7 @@ from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.program import Program, distillation_teacher, lower
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.results.interface import interface_of
+from sqakd_fx.results.other_sizes import require_other_sizes
 from sqakd_fx.results.student import SavedStudent, lowered_of
 from sqakd_fx.targets import TARGETS, Target
 from sqakd_fx.validation.target_rules import TARGET_KEY, check_rules
@@ -124,5 +125,7 @@ def check_export(program: Program) -> Translator:
     """
     with undisturbed_randomness(), tempfile.TemporaryDirectory() as folder:
         lowered, translator = lower(program.student).graph_module, Translator()
-        export(program, lowered, Path(folder) / "model.onnx", translator=translator)
+        made = export(program, lowered, Path(folder) / "model.onnx", translator=translator)
+        graphs = (program.student, lowered)
+        require_other_sizes(graphs, made.path, program.example, program.free_axes)
     return translator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import DataOptions, recipe_of, source_of
+from sqakd_fx.cli.arguments import DataOptions, dynamic_of, recipe_of, source_of
 from sqakd_fx.cli.command_line import as_written
 from sqakd_fx.cli.options import (
     OUTPUT,
@@ -19,6 +19,7 @@ from sqakd_fx.cli.options import (
     Data,
     Debug,
     DeviceName,
+    Dynamic,
     Goal,
     Mean,
     RecipeOption,
@@ -110,6 +111,7 @@ def quantize(
     bits: BitsOption = None,
     set_: Settings = None,
     target: Target = None,
+    dynamic: Dynamic = None,
     steps: Steps = None,
     epochs: Epochs = None,
     device: Device = None,
@@ -126,7 +128,9 @@ def quantize(
     """
     _refuse_two_choices(goal, recipe or bits)
     numbers = {"epochs": epochs, "steps": steps, "device": device, "seed": seed}
-    recipe_of_options = recipe_of(goal or recipe, bits, set_, target=target, **numbers)
+    recipe_of_options = recipe_of(
+        goal or recipe, bits, set_, target=target, dynamic=dynamic_of(dynamic), **numbers
+    )
     said = DataOptions(transform, mean, std, resize, crop, tokenizer)
     from sqakd_fx.training.live import Live
 
