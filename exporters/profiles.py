@@ -25,6 +25,7 @@ from sqakd_fx.exporters.onnx_program import (
     save_model,
 )
 from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
+from sqakd_fx.exporters.preprocessing import add_preprocessing
 from sqakd_fx.exporters.pt2 import save_program
 from sqakd_fx.exporters.pt2e import save_decomposed
 from sqakd_fx.exporters.qonnx import to_qonnx
@@ -34,6 +35,7 @@ from sqakd_fx.exporters.tensorrt import to_tensorrt
 from sqakd_fx.exporters.translation import Form, Translator
 from sqakd_fx.exporters.typed import type_weights
 from sqakd_fx.recipe.free_axes import FreeAxes
+from sqakd_fx.recipe.keys import Preprocess
 from sqakd_fx.runtime.session import session
 from sqakd_fx.storage import write_json
 
@@ -45,7 +47,7 @@ class Export:
     `smallest_weights` are the bits of the smallest type that the target knows; without `quantized_constants` tensors
     that no input changes are floats. `provider` is the ONNX Runtime provider
     that must load the file. With `fixed_batch` the file takes the example's batch size only; `free_axes`
-    are the other axes of any size. A `translator` that has
+    are the other axes of any size. Inputs of `preprocess` are images of bytes. A `translator` that has
     translated the graph before saves most of the time.
     """
 
@@ -60,6 +62,7 @@ class Export:
     provider: str = "CPUExecutionProvider"
     fixed_batch: bool = False
     free_axes: FreeAxes = ()
+    preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
     translator: Translator = field(default_factory=Translator)
 
 
@@ -72,6 +75,8 @@ class Exported:
     notes: tuple[str, ...]
 
 
+_TAKE_BYTES = ("container", "packed", "typed", "tensorrt")
+"""Profiles whose files take images of bytes, where the recipe asks for it."""
 _LOADED = ("container", "packed", "typed", "tensorrt", "encodings", "float")
 """Profiles that ONNX Runtime must load before a file is left behind."""
 
@@ -112,6 +117,7 @@ def _two(x: Any) -> Any:
 def _container(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "container")
     read_apart(model)
+    add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
     return _in_bytes(model), ()
@@ -128,6 +134,7 @@ def _packed(job: Export, path: Path) -> Content:
     content = pack_weights(model, job.provider, job.smallest_weights)
     slim(model)
     read_apart(model)
+    add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
     return content
@@ -137,6 +144,7 @@ def _typed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "typed")
     content = type_weights(model, job.provider, job.smallest_weights)
     read_apart(model)
+    add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
     return content
@@ -152,6 +160,7 @@ def _qonnx(job: Export, path: Path) -> Content:
 def _tensorrt(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "tensorrt")
     to_tensorrt(model)
+    add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
     return _in_bytes(model), ()
@@ -231,4 +240,9 @@ def write_profile(
         check(made)
         for file in sorted(Path(folder).iterdir(), key=lambda p: p.name == path.name):
             file.replace(path.parent / file.name)
+    if job.preprocess and profile not in _TAKE_BYTES:
+        notes = (
+            *notes,
+            f"{path.name} takes floats: preprocess has no form in the profile {profile}",
+        )
     return Exported(path, tuple(weights), tuple(notes))

@@ -78,6 +78,21 @@ class Override(BaseModel):
     why: str | None = Field(None, description="shown beside what the override does")
 
 
+class Preprocess(BaseModel):
+    """What the file does to images of bytes: (x / scale - mean) / std, each of a channel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    scale: float = Field(255.0, gt=0, description="what bytes are divided by")
+    mean: tuple[float, ...] = Field((0.0,), min_length=1, description="taken off each channel")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0,), min_length=1, description="what each channel is divided by"
+    )
+    layout: Literal["nchw", "nhwc"] = Field(
+        "nchw", description="where the images have their channels"
+    )
+
+
 class Recipe(BaseModel):
     """A validated recipe; field names are the keys in TOML and of `--set`."""
 
@@ -355,6 +370,12 @@ class Recipe(BaseModel):
     )
     profile: Literal["container", "packed", "typed"] = Field(
         "container", description="how weights are stored in model.onnx"
+    )
+
+    preprocess: dict[str, Preprocess] = Field(
+        {},
+        description="inputs that the file takes as uint8 images, by input: {x = {mean = [0.5], std = [0.5], "
+        'layout = "nhwc"}}; the file computes (x / 255 - mean) / std',
     )
 
     override: tuple[Override, ...] = Field(

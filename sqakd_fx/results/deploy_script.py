@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sqakd_fx.program import Program
 from sqakd_fx.recipe.keys import BATCH
+from sqakd_fx.runtime.preprocessing import given_to, of_metadata
 from sqakd_fx.storage import write_text
 
 _SCRIPT = '''"""Runs {file} on random inputs, or on those of files: python deploy.py [{usage}X.npy ...]"""
@@ -48,12 +49,16 @@ def write_deploy_script(program: Program, model: Path) -> Path:
     Raises:
         StorageError: the file cannot be written.
     """
-    graph = onnx.load(str(model), load_external_data=False).graph
+    proto = onnx.load(str(model), load_external_data=False)
+    graph = proto.graph
+    taken = of_metadata({one.key: one.value for one in proto.metadata_props})
+    pairs = zip(graph.input, program.example, strict=True)
+    example = [given_to(taken, value.name, x) for value, x in pairs]
     lines = [
         f"    {value.name!r}: {_random(x, _shape(value, x))},"
-        for value, x in zip(graph.input, program.example, strict=True)
+        for value, x in zip(graph.input, example, strict=True)
     ]
-    usage, sizes = _open_sizes(graph, program.example)
+    usage, sizes = _open_sizes(graph, example)
     text = _SCRIPT.format(file=model.name, usage=usage, sizes=sizes, inputs="\n".join(lines))
     path = model.with_name("deploy.py")
     write_text(path, text)

@@ -18,6 +18,7 @@ from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.results.interface import interface_of
 from sqakd_fx.results.other_sizes import require_other_sizes
 from sqakd_fx.results.student import SavedStudent, lowered_of
+from sqakd_fx.runtime.preprocessing import preprocess_by_input
 from sqakd_fx.targets import TARGETS, Target
 from sqakd_fx.validation.target_rules import TARGET_KEY, check_rules
 
@@ -35,6 +36,9 @@ def export_job(lowered: fx.GraphModule, program: Program, target: str | None = N
         quantized_constants=_row(program.recipe, target).quantized_constants,
         fixed_batch=program.traced.fixed_batch,
         free_axes=program.free_axes,
+        preprocess=preprocess_by_input(
+            program.recipe.preprocess, dict(zip(program.input_names, program.example, strict=True))
+        ),
     )
 
 
@@ -111,6 +115,9 @@ def export_saved(
         quantized_constants=_row(recipe, target).quantized_constants,
         fixed_batch=saved.fixed_batch,
         free_axes=saved.free_axes,
+        preprocess=preprocess_by_input(
+            recipe.preprocess, dict(zip(saved.input_names, saved.example, strict=True))
+        ),
     )
     return _written(job, recipe, path, profile, target)
 
