@@ -135,10 +135,10 @@ def sizes_of(text: str | None) -> tuple[int, ...] | None:
     return sizes
 
 
-def dynamic_of(texts: list[str] | None) -> dict[str, dict[str, int]] | None:
-    """What --dynamic says, as a recipe has it; raises RecipeError."""
+def dynamic_of(texts: list[str] | None) -> dict[str, dict[str, dict[str, int]]]:
+    """The recipe's key `dynamic` as --dynamic says it, nothing where it says nothing; raises RecipeError."""
     if not texts:
-        return None
+        return {}
     found: dict[str, dict[str, int]] = {}
     for text in texts:
         name, sign, axes = text.rpartition(":")
@@ -149,7 +149,7 @@ def dynamic_of(texts: list[str] | None) -> dict[str, dict[str, int]] | None:
                     f"--dynamic takes height=2,width=3, or INPUT:length=1 for one input, not {text!r}"
                 )
             found.setdefault(name if sign else "*", {})[called.strip()] = int(axis)
-    return found
+    return {"dynamic": found}
 
 
 def recipe_of(

@@ -102,8 +102,8 @@ def wrong_preprocessing(model: Path, inputs: tuple[Tensor, ...]) -> list[str]:
         how = taken[value.name]
         if not _gives_the_same(alone.SerializeToString(), value.name, x, how):
             found.append(
-                f"{value.name}: the preprocessing in the file gives other numbers than (x / {how.scale:g} - mean) / std "
-                "in float32"
+                f"{value.name}: the preprocessing in the file gives other numbers than (x / {how.scale:g} - mean) / "
+                "std in float32"
             )
     return found
 

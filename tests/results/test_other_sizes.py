@@ -169,8 +169,8 @@ def test_an_axis_has_a_name_of_its_own_and_is_not_the_batch(axes: dict[str, int]
 
 def test_the_option_is_the_recipes_key() -> None:
     said = dynamic_of(["height=2,width=3", "ids:length=1"])
-    assert said == {"*": {"height": 2, "width": 3}, "ids": {"length": 1}}
-    assert dynamic_of(None) is None
+    assert said == {"dynamic": {"*": {"height": 2, "width": 3}, "ids": {"length": 1}}}
+    assert dynamic_of(None) == {}
     with pytest.raises(RecipeError, match="--dynamic takes height=2,width=3"):
         dynamic_of(["height"])
 

@@ -127,10 +127,8 @@ def quantize(
     Without options: 8 bits, a few training steps.
     """
     _refuse_two_choices(goal, recipe or bits)
-    numbers = {"epochs": epochs, "steps": steps, "device": device, "seed": seed}
-    recipe_of_options = recipe_of(
-        goal or recipe, bits, set_, target=target, dynamic=dynamic_of(dynamic), **numbers
-    )
+    fields = {"epochs": epochs, "steps": steps, "device": device, "seed": seed, "target": target}
+    recipe_of_options = recipe_of(goal or recipe, bits, set_, **fields, **dynamic_of(dynamic))
     said = DataOptions(transform, mean, std, resize, crop, tokenizer)
     from sqakd_fx.training.live import Live
 
