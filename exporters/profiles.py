@@ -18,6 +18,7 @@ from sqakd_fx.exporters.constants_as_floats import constants_to_floats
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.encodings import SUFFIX, to_encodings
+from sqakd_fx.exporters.int4_blocks import to_int4_blocks
 from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
 from sqakd_fx.exporters.onnx_program import (
     check_model,
@@ -47,7 +48,8 @@ class Export:
     `smallest_weights` are the bits of the smallest type that the target knows; without `quantized_constants` tensors
     that no input changes are floats. `provider` is the ONNX Runtime provider
     that must load the file. With `fixed_batch` the file takes the example's batch size only; `free_axes`
-    are the other axes of any size. Inputs of `preprocess` are images of bytes. A `translator` that has
+    are the other axes of any size. Inputs of `preprocess` are images of bytes. `int4_block` is the block
+    of INT4 weights for TensorRT, 0 for none. A `translator` that has
     translated the graph before saves most of the time.
     """
 
@@ -63,6 +65,7 @@ class Export:
     fixed_batch: bool = False
     free_axes: FreeAxes = ()
     preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
+    int4_block: int = 0
     translator: Translator = field(default_factory=Translator)
 
 
@@ -77,6 +80,7 @@ class Exported:
 
 _TAKE_BYTES = ("container", "packed", "typed", "tensorrt")
 """Profiles whose files take images of bytes, where the recipe asks for it."""
+_NO_BLOCKS = "no weight is stored in INT4: none has codes from -8 to 7 and a multiple of {block} values to sum over"
 _LOADED = ("container", "packed", "typed", "tensorrt", "encodings", "float")
 """Profiles that ONNX Runtime must load before a file is left behind."""
 
@@ -160,10 +164,12 @@ def _qonnx(job: Export, path: Path) -> Content:
 def _tensorrt(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "tensorrt")
     to_tensorrt(model)
+    blocks = to_int4_blocks(model, job.int4_block) if job.int4_block else []
+    notes = () if blocks or not job.int4_block else (_NO_BLOCKS.format(block=job.int4_block),)
     add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
-    return _in_bytes(model), ()
+    return [*_in_bytes(model), *blocks], notes
 
 
 def _encodings(job: Export, path: Path) -> Content:

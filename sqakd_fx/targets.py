@@ -65,6 +65,7 @@ TARGETS: Mapping[str, Target] = {
             "scales are positive constants",
             "activations have one scale",
             "weights have scales along the output channels",
+            "INT4 weights stand in blocks",
             "quantizers stand in pairs",
             "layers read pairs",
             "operators are ONNX's own",

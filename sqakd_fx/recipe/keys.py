@@ -372,6 +372,10 @@ class Recipe(BaseModel):
         "container", description="how weights are stored in model.onnx"
     )
 
+    int4_block: Literal[0, 64, 128] = Field(
+        0,
+        description="for TensorRT, block of values with one scale in INT4 weights of linear layers; 0 stores INT8",
+    )
     preprocess: dict[str, Preprocess] = Field(
         {},
         description="inputs that the file takes as uint8 images, by input: {x = {mean = [0.5], std = [0.5], "

@@ -36,6 +36,7 @@ def export_job(lowered: fx.GraphModule, program: Program, target: str | None = N
         quantized_constants=_row(program.recipe, target).quantized_constants,
         fixed_batch=program.traced.fixed_batch,
         free_axes=program.free_axes,
+        int4_block=program.recipe.int4_block,
         preprocess=preprocess_by_input(
             program.recipe.preprocess, dict(zip(program.input_names, program.example, strict=True))
         ),
@@ -115,6 +116,7 @@ def export_saved(
         quantized_constants=_row(recipe, target).quantized_constants,
         fixed_batch=saved.fixed_batch,
         free_axes=saved.free_axes,
+        int4_block=recipe.int4_block,
         preprocess=preprocess_by_input(
             recipe.preprocess, dict(zip(saved.input_names, saved.example, strict=True))
         ),

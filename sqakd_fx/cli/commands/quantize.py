@@ -153,8 +153,7 @@ def quantize(
     if result is None:
         return
     given = {"--data": data, **said.given(), "--weights": weights, "--input-shape": input_shape}
-    options = [text for name, value in given.items() if value for text in (name, str(value))]
-    _close(result, [source, *options])
+    _close(result, [source, *(x for name, y in given.items() if y for x in (name, str(y)))])
 
 
 def _close(result: Result, command: list[str]) -> None:
