@@ -1,11 +1,11 @@
 """A torch.export program in `quantized_decomposed` operations, which ExecuTorch and LiteRT lower to integer kernels.
 
     Before:  codes = sqakd_fx.requantize(sqakd_fx.conv(codes, ...), ...) → max_pool of codes
-    After:   x = dequantize(quantize(clamp(conv(x, dequantize(weight), bias)))) → max_pool of floats
+    After:   x = dequantize(quantize(conv(x, dequantize(weight), bias))) → max_pool of floats
 
 What was codes is the floats that they stand for, behind a pair of quantize and dequantize where an integer operation
 reads it. Codes are INT8: a code q of the integer program is q - 128 here, and so is its zero point. A range of fewer
-codes is a clamp of floats in front of its pair. Biases are float.
+codes is a clamp of floats between two pairs of the same grid. Biases are float.
 """
 
 from __future__ import annotations
@@ -161,9 +161,13 @@ class _Builder:
         return self.made.graph.call_function(target, arguments, named)
 
     def on_grid(self, x: fx.Node, grid: _Grid, name: str) -> _Value:
-        """`x` clamped to a grid's range, and on the grid."""
+        """`x` on a grid, then clamped to its range and on the grid again, which changes no code.
+
+        XNNPACK takes a layer with the pair behind it. A clamp between them leaves the layer to a kernel of floats.
+        """
         if (grid.qmin, grid.qmax) != (0, 255):
-            x = self.call(torch.clamp, x, grid.real(grid.qmin), grid.real(grid.qmax))
+            wide = self.pair(x, grid, f"{name}_wide")
+            x = self.call(torch.clamp, wide, grid.real(grid.qmin), grid.real(grid.qmax))
         return _Value(self.pair(x, grid, name), grid, is_pair=True)
 
     def pair(self, x: fx.Node, grid: _Grid, name: str) -> fx.Node:
