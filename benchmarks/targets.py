@@ -1,18 +1,24 @@
 """One training of the example, a file for every target, and what checks it: one table.
 
-python benchmarks/targets.py [--steps 60] [--bits w8a8]
+    pip install openvino executorch qonnx    # each is optional; what is not installed is not run
+    python benchmarks/targets.py [--steps 60] [--bits w8a8]
+
+The last column is the runtime itself on the first 500 test images, beside the integer program in PyTorch. For QNN it is
+ONNX Runtime with the encodings applied, which is no QNN.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sqakd_fx.errors import SqakdError
 from sqakd_fx.program import Program, build_program, lower
@@ -50,7 +56,8 @@ def row(
         return [target, f"not written: {error}", "", "", "", ""]
     size = f"{path.stat().st_size / 1024:.0f} KiB"
     if target not in ("onnxruntime", "tensorrt", "openvino"):
-        return [target, size, str(rules), "not for it", "", _installed(target)]
+        images = next(batch[0] for batch in source.eval_data)[:500]
+        return [target, size, str(rules), "not for it", "", _itself(target, path, lowered, images)]
     asked = "openvino" if target == "openvino" and find_spec("openvino") else "onnxruntime"
     inputs = source_inputs(source, program)
     batches = (batch for batch, _ in validation_batches(source, program, inputs))
@@ -71,6 +78,65 @@ def _codes(runs: Sequence[RuntimeParity]) -> str:
     off = sum(tensor.share_above(0) * tensor.elements for tensor in tensors)
     share = off / sum(tensor.elements for tensor in tensors)
     return "equal" if not worst else f"{share:.4%} off, by {worst} at most"
+
+
+def _itself(target: str, path: Path, lowered: torch.fx.GraphModule, images: Tensor) -> str:
+    """What the runtime of a target computes of images, beside the integer program."""
+    runs, package = _RUNS[target]
+    if find_spec(package) is None:
+        return f"not run: {package} is not installed"
+    with torch.no_grad():
+        wanted = lowered(images)
+    try:
+        got = runs(path, images)
+    except Exception as refused:
+        return f"refused: {' '.join(str(refused).split())[:120]}"
+    error = float((got - wanted).norm() / wanted.norm())
+    same = float((got.argmax(1) == wanted.argmax(1)).float().mean())
+    return f"error {error:.1e}, {same:.2%} of {len(images)} predictions"
+
+
+def _in_executorch(path: Path, images: Tensor) -> Tensor:
+    from executorch.runtime import Runtime
+    from on_executorch import lowered_to_xnnpack
+
+    fixed = torch.export.export(torch.export.load(path).module(), (images,))
+    made, _ = lowered_to_xnnpack(fixed)
+    method = Runtime.get().load_program(made.buffer).load_method("forward")
+    (found,) = method.execute([images.contiguous()])
+    return torch.as_tensor(found)
+
+
+def _with_encodings(path: Path, images: Tensor) -> Tensor:
+    import json
+
+    import onnx
+    import onnxruntime
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    from applied_encodings import applied
+
+    encodings = json.loads(path.with_suffix(".encodings").read_text("utf-8"))
+    model = applied(onnx.load(str(path)), encodings)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+def _in_qonnx(path: Path, images: Tensor) -> Tensor:
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+
+    model = ModelWrapper(str(path))
+    given, made = model.graph.input[0].name, model.graph.output[0].name
+    return torch.from_numpy(execute_onnx(model, {given: images.numpy()})[made])
+
+
+_RUNS: Mapping[str, tuple[Callable[[Path, Tensor], Tensor], str]] = {
+    "executorch": (_in_executorch, "executorch"),
+    "qnn": (_with_encodings, "onnxruntime"),
+    "qonnx": (_in_qonnx, "qonnx"),
+}
+"""What runs a target's file that ONNX Runtime does not, and the package that it needs."""
 
 
 def _installed(target: str) -> str:
