@@ -2,8 +2,8 @@
 
     python benchmarks/deploy_script.py [--environment FOLDER]
 
-The results are the example, a transformer of two inputs and a detector, calibrated. Each runs at several batch sizes, the
-last two at several sizes as well. The environment is made by `python -m venv` and pip where it is not there.
+The results are the example, a transformer of two inputs and a detector, calibrated. Each runs at several batch sizes,
+the last two at several sizes as well. The environment is made by `python -m venv` and pip where it is not there.
 """
 
 from __future__ import annotations
