@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sqakd_fx.recipe.free_axes import FreeAxes
+from sqakd_fx.recipe.free_axes import FreeAxes, of_each
 
 
 def dynamic_shapes(
@@ -21,5 +20,5 @@ def dynamic_shapes(
         dict.fromkeys([*first, *axes], torch.export.Dim.DYNAMIC)
         if isinstance(x, Tensor) and x.ndim
         else None
-        for x, axes in zip_longest(example, free_axes, fillvalue={})
+        for x, axes in zip(example, of_each(free_axes, len(example)), strict=True)
     )

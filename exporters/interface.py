@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import onnx_ir as ir
 
 from sqakd_fx.exporters.names import names_of, values_of
 from sqakd_fx.ir.tensor_names import free_name, numbered_outputs
-from sqakd_fx.recipe.free_axes import FreeAxes
+from sqakd_fx.recipe.free_axes import FreeAxes, of_each
 from sqakd_fx.recipe.keys import BATCH
 
 
@@ -67,7 +66,8 @@ def _part_outputs(model: ir.Model) -> None:
 def _name_axes(model: ir.Model, free_axes: FreeAxes) -> None:
     """Symbols of torch's exporter get names; an axis that is computed of them is called as it is computed."""
     names: dict[str, str] = {}
-    for value, free in zip_longest(model.graph.inputs, free_axes, fillvalue={}):
+    inputs = model.graph.inputs
+    for value, free in zip(inputs, of_each(free_axes, len(inputs)), strict=True):
         for axis, size in enumerate(value.shape or ()):
             called = {0: BATCH, **free}.get(axis)
             if called is not None and isinstance(size, ir.SymbolicDim) and size.value is not None:

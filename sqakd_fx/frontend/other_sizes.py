@@ -27,14 +27,14 @@ def require_other_sizes(model: nn.Module, call: Call) -> None:
         except Exception as error:
             failed.append((" and ".join("×".join(map(str, x.shape)) for x in other), error))
     if tried and len(failed) == len(tried):
-        shapes, error = failed[0]
-        location = model_line(error)
+        shapes, cause = failed[0]
+        location = model_line(cause)
         raise TraceError(
             f"the recipe frees {_names(call)} (dynamic), and the model runs at the example's size only: at {shapes} it "
-            f"fails{f' at {location}' if location else ''} ({first_line(error)}); leave that out of dynamic, or pool "
+            f"fails{f' at {location}' if location else ''} ({first_line(cause)}); leave that out of dynamic, or pool "
             "to one size in front of what fails",
             location=location,
-        ) from error
+        ) from cause
 
 
 def refuse_fixed_pools(graph_module: fx.GraphModule) -> None:

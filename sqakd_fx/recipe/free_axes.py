@@ -55,6 +55,11 @@ def _require_axis(name: str, shape: Sequence[int], called: str, axis: int) -> No
         )
 
 
+def of_each(free: FreeAxes, count: int) -> FreeAxes:
+    """The free axes of each of so many inputs, also where nothing is said of any."""
+    return free or ({},) * count
+
+
 def free_sizes(free: FreeAxes, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
     """The example's size of each name."""
     return {

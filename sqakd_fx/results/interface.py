@@ -10,13 +10,14 @@ from torch import Tensor
 from sqakd_fx.exporters.interface import Interface
 from sqakd_fx.ir import meta
 from sqakd_fx.program import Program
+from sqakd_fx.recipe.free_axes import of_each
 
 
 def interface_of(program: Program) -> Interface:
     """What the model, its inputs and its outputs are, as they are known of the example."""
     name = type(program.traced.graph_module).__name__
     batch = ", the example's batch size only" if program.traced.fixed_batch else ""
-    free = program.free_axes or tuple({} for _ in program.example)
+    free = of_each(program.free_axes, len(program.example))
     inputs = tuple(
         f"argument {argument} of {name}{_range(x)}{batch}{_any_size(x, axes)}"
         for argument, x, axes in zip(program.input_names, program.example, free, strict=True)

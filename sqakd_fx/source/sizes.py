@@ -19,7 +19,7 @@ from sqakd_fx.frontend.copy_model import float_copy
 from sqakd_fx.frontend.float32 import in_float32
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import Program
-from sqakd_fx.recipe.free_axes import FreeAxes
+from sqakd_fx.recipe.free_axes import FreeAxes, of_each
 from sqakd_fx.source.source import Source
 
 _LARGEST_DIFFERENCE = 1e-3
@@ -46,7 +46,7 @@ def has_example_size(program: HasExample, batch: tuple[Any, ...]) -> bool:
 
 def _other_size(program: HasExample, batch: tuple[Any, ...]) -> tuple[str, str, str] | None:
     """(input, its size, the size that the file takes) of the first input that the file does not take."""
-    free = program.free_axes or ({},) * len(program.example)
+    free = of_each(program.free_axes, len(program.example))
     for name, given, wanted, axes in zip(
         program.input_names, batch, program.example, free, strict=False
     ):
