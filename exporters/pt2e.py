@@ -223,8 +223,13 @@ def _arguments(node: fx.Node) -> list[Any]:
 
 
 def _quantize(build: _Builder, node: fx.Node) -> _Value:
+    """Of what is on a grid already by a pair of its own: XNNPACK gives wrong sums where a layer reads that pair too."""
     x, scale, zero_point, qmin, qmax = _arguments(node)
-    return build.on_grid(build.values[x].node, build.grid(scale, zero_point, qmin, qmax), node.name)
+    given = build.values[x].node
+    if isinstance(given, fx.Node) and given.target is _Q.dequantize_per_tensor.default:
+        codes = build.call(_Q.quantize_per_tensor.default, given, *given.args[1:])
+        given = build.call(given.target, codes, *given.args[1:])
+    return build.on_grid(given, build.grid(scale, zero_point, qmin, qmax), node.name)
 
 
 def _dequantize(build: _Builder, node: fx.Node) -> _Value:
