@@ -3,8 +3,8 @@
     pip install openvino executorch qonnx    # each is optional; what is not installed is not run
     python benchmarks/targets.py [--steps 60] [--bits w8a8]
 
-Files are validated on the first 512 test images. The last column is the runtime itself on the first 256, beside the integer program in PyTorch. For QNN it is
-ONNX Runtime with the encodings applied, which is no QNN.
+Files are validated on the first 512 test images. The last column is the runtime itself on the first 256, beside the
+integer program in PyTorch. For QNN it is ONNX Runtime with the encodings applied, which is no QNN.
 """
 
 from __future__ import annotations

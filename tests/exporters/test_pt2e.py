@@ -85,6 +85,21 @@ def test_codes_below_eight_bits_are_clamped_floats_between_two_pairs(
     assert all(clamp.args[0].target is dequantize for clamp in clamps)
 
 
+def test_a_tensor_that_goes_to_a_second_grid_has_a_pair_of_its_own(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    _, job = job_of(residual_net, images, "w4a4")
+    made = decomposed(job.lowered, job.example)
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    second = [
+        node
+        for node in made.graph.find_nodes(op="call_function", target=dequantize)
+        if any(x.target is QUANTIZE and x.args[1:] != node.args[1:] for x in node.users)
+    ]
+    assert second
+    assert all(len(node.users) == 1 for node in second)
+
+
 class ScaledByAConstant(nn.Module):
     """A layer scale on a layer that is used twice cannot be folded: the constant is stored as codes."""
 
