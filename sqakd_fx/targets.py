@@ -93,7 +93,7 @@ TARGETS: Mapping[str, Target] = {
         adds_pairs=False,
         rules=(),
         package="executorch",
-        seen="13 of 26 programs, on a CPU with XNNPACK; it refuses the others (`benchmarks/on_executorch.py`)",
+        seen="14 of 26 programs, on a CPU with XNNPACK; it refuses the others (`benchmarks/on_executorch.py`)",
     ),
     "qnn": Target(
         title="Qualcomm QNN",
