@@ -119,17 +119,23 @@ def _with_encodings(path: Path, images: Tensor) -> Tensor:
 
     encodings = json.loads(path.with_suffix(".encodings").read_text("utf-8"))
     model = applied(onnx.load(str(path)), encodings)
-    session = onnxruntime.InferenceSession(model.SerializeToString())
+    options = onnxruntime.SessionOptions()  # optimized, it quantizes the float weights again
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
 
 
 def _in_qonnx(path: Path, images: Tensor) -> Tensor:
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
 
     model = ModelWrapper(str(path))
-    given, made = model.graph.input[0].name, model.graph.output[0].name
-    return torch.from_numpy(execute_onnx(model, {given: images.numpy()})[made])
+    given, made = model.graph.input[0], model.graph.output[0]
+    for value in (given, made):
+        value.type.tensor_type.shape.dim[0].dim_value = len(images)
+    found = execute_onnx(model.transform(InferShapes()), {given.name: images.numpy()})
+    return torch.from_numpy(found[made.name])
 
 
 _RUNS: Mapping[str, tuple[Callable[[Path, Tensor], Tensor], str]] = {
