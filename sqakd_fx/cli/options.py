@@ -166,7 +166,7 @@ Dynamic = Annotated[
         metavar="[INPUT:]NAME=AXIS,...",
         help="Axes whose sizes are free in the file, as the batch is: height=2,width=3, or ids:length=1 of one input. "
         "May be given several times.",
-        rich_help_panel=OUTPUT,
+        rich_help_panel=BITS,
     ),
 ]
 ExportTarget = Annotated[
