@@ -126,10 +126,12 @@ def _with_encodings(path: Path, images: Tensor) -> Tensor:
 
 
 def _in_qonnx(path: Path, images: Tensor) -> Tensor:
+    import onnx
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
 
+    onnx.IR_VERSION = 10  # qonnx makes a model of every operator, newer than ONNX Runtime reads
     model = ModelWrapper(str(path))
     given, made = model.graph.input[0], model.graph.output[0]
     for value in (given, made):
