@@ -10,9 +10,8 @@ import onnx_ir as ir
 
 from sqakd_fx.exporters.names import names_of, values_of
 from sqakd_fx.ir.tensor_names import free_name, numbered_outputs
-
-BATCH = "batch"
-"""What the batch axis is called, of every input and output."""
+from sqakd_fx.recipe.free_axes import FreeAxes, of_each
+from sqakd_fx.recipe.keys import BATCH
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,15 @@ class Interface:
 UNDESCRIBED = Interface()
 
 
-def name_interface(model: ir.Model, names: Sequence[str]) -> None:
+def name_interface(model: ir.Model, names: Sequence[str], free_axes: FreeAxes = ()) -> None:
     """Outputs are called `names`, or by numbers where those are not as many; the first axis of an input is the batch.
+
+    `free_axes` has the names of an input's other axes.
 
     An input that is given back, and an output that is given twice, have a value of their own.
     """
     _part_outputs(model)
-    _name_axes(model)
+    _name_axes(model, free_axes)
     outputs = model.graph.outputs
     taken = {str(v.name) for v in (*model.graph.inputs, *model.graph.initializers.values())}
     wanted: list[str] = []
@@ -62,12 +63,15 @@ def _part_outputs(model: ir.Model) -> None:
         seen.add(value)
 
 
-def _name_axes(model: ir.Model) -> None:
+def _name_axes(model: ir.Model, free_axes: FreeAxes) -> None:
     """Symbols of torch's exporter get names; an axis that is computed of them is called as it is computed."""
     names: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for symbol in _symbols(value)[:1]:
-            names[symbol] = BATCH
+    inputs = model.graph.inputs
+    for value, free in zip(inputs, of_each(free_axes, len(inputs)), strict=True):
+        for axis, size in enumerate(value.shape or ()):
+            called = {0: BATCH, **free}.get(axis)
+            if called is not None and isinstance(size, ir.SymbolicDim) and size.value is not None:
+                names.setdefault(size.value, called)
     numbers = (f"axis_{number}" for number in range(1, 1 << 16))
     for value in (*model.graph.inputs, *model.graph.outputs):
         for symbol in _symbols(value):

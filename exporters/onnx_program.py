@@ -69,7 +69,7 @@ def export_program(
     prevent_rewrites(model)
     name_values(model, origins, names, tensors)
     end = lowered.graph.output_node()
-    name_interface(model, meta.output_names(end))
+    name_interface(model, meta.output_names(end), form.free_axes)
     describe_interface(model, interface)
     for name, tensor in stored.items():
         if name in model.graph.initializers:

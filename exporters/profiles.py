@@ -16,7 +16,9 @@ from torch import Tensor, fx
 from sqakd_fx.errors import ExportError, ParityError
 from sqakd_fx.exporters.constants_as_floats import constants_to_floats
 from sqakd_fx.exporters.container import TRANSLATIONS
+from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.encodings import SUFFIX, to_encodings
+from sqakd_fx.exporters.int4_blocks import to_int4_blocks
 from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
 from sqakd_fx.exporters.onnx_program import (
     check_model,
@@ -24,6 +26,7 @@ from sqakd_fx.exporters.onnx_program import (
     save_model,
 )
 from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
+from sqakd_fx.exporters.preprocessing import add_preprocessing
 from sqakd_fx.exporters.pt2 import save_program
 from sqakd_fx.exporters.pt2e import save_decomposed
 from sqakd_fx.exporters.qonnx import to_qonnx
@@ -32,6 +35,8 @@ from sqakd_fx.exporters.slim import slim
 from sqakd_fx.exporters.tensorrt import to_tensorrt
 from sqakd_fx.exporters.translation import Form, Translator
 from sqakd_fx.exporters.typed import type_weights
+from sqakd_fx.recipe.free_axes import FreeAxes
+from sqakd_fx.recipe.keys import Preprocess
 from sqakd_fx.runtime.session import session
 from sqakd_fx.storage import write_json
 
@@ -42,7 +47,9 @@ class Export:
 
     `smallest_weights` are the bits of the smallest type that the target knows; without `quantized_constants` tensors
     that no input changes are floats. `provider` is the ONNX Runtime provider
-    that must load the file. With `fixed_batch` the file takes the example's batch size only. A `translator` that has
+    that must load the file. With `fixed_batch` the file takes the example's batch size only; `free_axes`
+    are the other axes of any size. Inputs of `preprocess` are images of bytes. `int4_block` is the block
+    of INT4 weights for TensorRT, 0 for none. A `translator` that has
     translated the graph before saves most of the time.
     """
 
@@ -56,6 +63,9 @@ class Export:
     quantized_constants: bool = True
     provider: str = "CPUExecutionProvider"
     fixed_batch: bool = False
+    free_axes: FreeAxes = ()
+    preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
+    int4_block: int = 0
     translator: Translator = field(default_factory=Translator)
 
 
@@ -68,6 +78,9 @@ class Exported:
     notes: tuple[str, ...]
 
 
+_TAKE_BYTES = ("container", "packed", "typed", "tensorrt")
+"""Profiles whose files take images of bytes, where the recipe asks for it."""
+_NO_BLOCKS = "no weight is stored in INT4: none has codes from -8 to 7 and a multiple of {block} values to sum over"
 _LOADED = ("container", "packed", "typed", "tensorrt", "encodings", "float")
 """Profiles that ONNX Runtime must load before a file is left behind."""
 
@@ -78,7 +91,7 @@ def _onnx(job: Export, program: fx.GraphModule, profile: str) -> ir.Model:
     model = export_program(
         program,
         _example(job),
-        Form(TRANSLATIONS, job.opset, _batch_axis(job)),
+        Form(TRANSLATIONS, job.opset, _batch_axis(job), job.free_axes),
         metadata={**job.metadata, "sqakd_fx.profile": profile},
         interface=job.interface,
         translator=job.translator,
@@ -96,6 +109,10 @@ def _batch_axis(job: Export) -> int | None:
     return None if job.fixed_batch else 0
 
 
+def _open_axes(job: Export) -> tuple[int | None, FreeAxes]:
+    return _batch_axis(job), job.free_axes
+
+
 def _two(x: Any) -> Any:
     """Two samples: torch takes an axis of size 1 for one that is always 1."""
     return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x
@@ -104,6 +121,7 @@ def _two(x: Any) -> Any:
 def _container(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "container")
     read_apart(model)
+    add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
     return _in_bytes(model), ()
@@ -120,6 +138,7 @@ def _packed(job: Export, path: Path) -> Content:
     content = pack_weights(model, job.provider, job.smallest_weights)
     slim(model)
     read_apart(model)
+    add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
     return content
@@ -129,6 +148,7 @@ def _typed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "typed")
     content = type_weights(model, job.provider, job.smallest_weights)
     read_apart(model)
+    add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
     return content
@@ -144,9 +164,12 @@ def _qonnx(job: Export, path: Path) -> Content:
 def _tensorrt(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "tensorrt")
     to_tensorrt(model)
+    blocks = to_int4_blocks(model, job.int4_block) if job.int4_block else []
+    notes = () if blocks or not job.int4_block else (_NO_BLOCKS.format(block=job.int4_block),)
+    add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
-    return _in_bytes(model), ()
+    return [*_in_bytes(model), *blocks], notes
 
 
 def _encodings(job: Export, path: Path) -> Content:
@@ -170,12 +193,14 @@ def _float(job: Export, path: Path) -> Content:
 
 
 def _pt2(job: Export, path: Path) -> Content:
-    save_program(job.lowered, _example(job), path, batch_axis=_batch_axis(job))
+    example = _example(job)
+    save_program(job.lowered, example, path, dynamic_shapes(example, *_open_axes(job)))
     return (), ("loading it needs `import sqakd_fx.ir.integer_ops` first",)
 
 
 def _pt2e(job: Export, path: Path) -> Content:
-    save_decomposed(job.lowered, _example(job), path, batch_axis=_batch_axis(job))
+    example = _example(job)
+    save_decomposed(job.lowered, example, path, dynamic_shapes(example, *_open_axes(job)))
     return (), ("loading it needs `import torch.ao.quantization.fx._decomposed` first",)
 
 
@@ -221,4 +246,9 @@ def write_profile(
         check(made)
         for file in sorted(Path(folder).iterdir(), key=lambda p: p.name == path.name):
             file.replace(path.parent / file.name)
+    if job.preprocess and profile not in _TAKE_BYTES:
+        notes = (
+            *notes,
+            f"{path.name} takes floats: preprocess has no form in the profile {profile}",
+        )
     return Exported(path, tuple(weights), tuple(notes))

@@ -15,12 +15,10 @@ from sqakd_fx.storage import write_atomically
 
 
 def save_program(
-    lowered: fx.GraphModule, example: Sequence[Any], path: Path, *, batch_axis: int | None = 0
+    lowered: fx.GraphModule, example: Sequence[Any], path: Path, shapes: tuple[Any, ...]
 ) -> None:
-    """torch.export.save; `batch_axis` of every input is dynamic. Raises ExportError, StorageError."""
+    """torch.export.save, with the open axes of each input in `shapes`. Raises ExportError, StorageError."""
     inputs = tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in example)
-    dynamic = {} if batch_axis is None else {batch_axis: torch.export.Dim.DYNAMIC}
-    shapes = tuple(dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in inputs)
     takes_varargs = any(
         str(n.target).startswith("*") for n in lowered.graph.find_nodes(op="placeholder")
     )

@@ -1,11 +1,11 @@
 """A torch.export program in `quantized_decomposed` operations, which ExecuTorch and LiteRT lower to integer kernels.
 
     Before:  codes = sqakd_fx.requantize(sqakd_fx.conv(codes, ...), ...) → max_pool of codes
-    After:   x = dequantize(quantize(clamp(conv(x, dequantize(weight), bias)))) → max_pool of floats
+    After:   x = dequantize(quantize(conv(x, dequantize(weight), bias))) → max_pool of floats
 
 What was codes is the floats that they stand for, behind a pair of quantize and dequantize where an integer operation
 reads it. Codes are INT8: a code q of the integer program is q - 128 here, and so is its zero point. A range of fewer
-codes is a clamp of floats in front of its pair. Biases are float.
+codes is a clamp of floats between two pairs of the same grid. Biases are float.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class _Value:
 
 
 def save_decomposed(
-    lowered: fx.GraphModule, example: Sequence[Any], path: Path, *, batch_axis: int | None = 0
+    lowered: fx.GraphModule, example: Sequence[Any], path: Path, shapes: tuple[Any, ...]
 ) -> None:
     """`decomposed` of an integer program as a torch.export program. Raises ExportError, StorageError."""
-    save_program(decomposed(lowered, example), example, path, batch_axis=batch_axis)
+    save_program(decomposed(lowered, example), example, path, shapes)
 
 
 def decomposed(lowered: fx.GraphModule, example: Sequence[Any]) -> fx.GraphModule:
@@ -161,9 +161,13 @@ class _Builder:
         return self.made.graph.call_function(target, arguments, named)
 
     def on_grid(self, x: fx.Node, grid: _Grid, name: str) -> _Value:
-        """`x` clamped to a grid's range, and on the grid."""
+        """`x` on a grid, then clamped to its range and on the grid again, which changes no code.
+
+        XNNPACK takes a layer with the pair behind it. A clamp between them leaves the layer to a kernel of floats.
+        """
         if (grid.qmin, grid.qmax) != (0, 255):
-            x = self.call(torch.clamp, x, grid.real(grid.qmin), grid.real(grid.qmax))
+            wide = self.pair(x, grid, f"{name}_wide")
+            x = self.call(torch.clamp, wide, grid.real(grid.qmin), grid.real(grid.qmax))
         return _Value(self.pair(x, grid, name), grid, is_pair=True)
 
     def pair(self, x: fx.Node, grid: _Grid, name: str) -> fx.Node:
@@ -219,8 +223,13 @@ def _arguments(node: fx.Node) -> list[Any]:
 
 
 def _quantize(build: _Builder, node: fx.Node) -> _Value:
+    """Of what is on a grid already by a pair of its own: XNNPACK gives wrong sums where a layer reads that pair too."""
     x, scale, zero_point, qmin, qmax = _arguments(node)
-    return build.on_grid(build.values[x].node, build.grid(scale, zero_point, qmin, qmax), node.name)
+    given = build.values[x].node
+    if isinstance(given, fx.Node) and given.target is _Q.dequantize_per_tensor.default:
+        codes = build.call(_Q.quantize_per_tensor.default, given, *given.args[1:])
+        given = build.call(given.target, codes, *given.args[1:])
+    return build.on_grid(given, build.grid(scale, zero_point, qmin, qmax), node.name)
 
 
 def _dequantize(build: _Builder, node: fx.Node) -> _Value:

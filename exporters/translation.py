@@ -21,21 +21,24 @@ from torch import Tensor, fx
 from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import constant_of
+from sqakd_fx.recipe.free_axes import FreeAxes
 
 
 @dataclass(frozen=True)
 class Form:
     """How a program is to be translated: the translations of its own operations, and the target's rules.
 
-    `batch_axis` of every input is dynamic, and all sizes fixed where it is None.
+    `batch_axis` of every input is dynamic, and its size fixed where it is None; so are the `free_axes` of each input.
     """
 
     translations: Mapping[Any, Callable[..., Any]]
     opset: int
     batch_axis: int | None = 0
+    free_axes: FreeAxes = ()
 
 
 _GLOBAL_POOLS = {
@@ -124,11 +127,7 @@ def _refresh(model: ir.Model, stored: Mapping[str, Tensor]) -> None:
 
 def _translate(lowered: fx.GraphModule, example_inputs: Sequence[Any], form: Form) -> Translated:
     lowered = _with_tensors_only(lowered, example_inputs)
-    axis = form.batch_axis
-    dynamic = {} if axis is None else {axis: torch.export.Dim.DYNAMIC}
-    shapes = tuple(
-        dynamic if isinstance(x, torch.Tensor) and x.ndim else None for x in example_inputs
-    )
+    shapes = dynamic_shapes(example_inputs, form.batch_axis, form.free_axes)
     program: torch.export.ExportedProgram | None = None
     with silent_export(), kept_translations():
         try:
@@ -147,9 +146,8 @@ def _translate(lowered: fx.GraphModule, example_inputs: Sequence[Any], form: For
                 verbose=False,
             )
         except Exception as error:
-            raise ExportError(
-                f"the student cannot be written as ONNX: {_reason(error, lowered, program)}"
-            ) from error
+            reason = _reason(error, lowered, program, any(form.free_axes))
+            raise ExportError(f"the student cannot be written as ONNX: {reason}") from error
     assert exported is not None
     assert exported.exported_program is not None
     origins = {
@@ -220,9 +218,19 @@ def _takes_varargs(graph_module: fx.GraphModule) -> bool:
 
 
 def _reason(
-    error: Exception, lowered: fx.GraphModule, program: torch.export.ExportedProgram | None
+    error: Exception,
+    lowered: fx.GraphModule,
+    program: torch.export.ExportedProgram | None,
+    has_free_axes: bool,
 ) -> str:
     text = str(error)
+    if "Constraints violated" in text and has_free_axes:
+        told = re.findall(r"marked (L\[[^\n]*)", text)
+        said = f" (torch.export: {told[0].rstrip('. ')[:160]})" if told else ""
+        return (
+            "the model's operations hold for the example's sizes only, and the recipe frees some (dynamic): leave out "
+            f"the axis that is fixed{said}"
+        )
     if "Constraints violated" in text:
         return (
             "it works for the example's size of axis 0 only, which must be the batch axis of every "

@@ -13,10 +13,12 @@ from torch import Tensor, fx, nn
 
 from sqakd_fx.frontend.copy_model import float_copy, refuse_ties_to_the_original
 from sqakd_fx.frontend.example_call import Example, arguments
+from sqakd_fx.frontend.other_sizes import refuse_fixed_pools
 from sqakd_fx.frontend.output_kinds import OutputKind, decide_outputs, with_outputs
 from sqakd_fx.frontend.trace import FloatModule, Traced, trace
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import node_macs
+from sqakd_fx.ir.other_sizes import at_other_sizes
 from sqakd_fx.ir.pass_manager import Compiled, GraphObserver, LogEntry, Note, Pass, run_passes
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.passes.canonicalize import Canonicalize
@@ -34,6 +36,7 @@ from sqakd_fx.passes.smooth_activations import SmoothActivations
 from sqakd_fx.passes.stable_top_k import StableTopK
 from sqakd_fx.quant.input_statistics import input_statistics
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
+from sqakd_fx.recipe.free_axes import FreeAxes
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.recipe.resolution import resolve_recipe
 
@@ -68,6 +71,11 @@ class Program:
     def front_end(self) -> str:
         """What made the graph of the model."""
         return self.traced.front_end
+
+    @property
+    def free_axes(self) -> FreeAxes:
+        """The axes of each input whose sizes the exported file leaves open, beside the batch."""
+        return self.traced.call.free_axes
 
     @property
     def is_calibrated(self) -> bool:
@@ -123,15 +131,17 @@ def _way_out(float_module: FloatModule) -> str:
     )
 
 
-def _unifying(example: tuple[Any, ...]) -> list[Pass]:
-    """From the traced graph to one form of every operation."""
+def _unifying(example: tuple[Any, ...], others: tuple[tuple[Any, ...], ...] = ()) -> list[Pass]:
+    """From the traced graph to one form of every operation; `others` are calls of other sizes."""
+    first: list[Pass] = [PropagateShapes(example, others)] if others else []
     return [
+        *first,
         Functionalize(),
         FoldConstants(),
         Decompose(),
-        PropagateShapes(example),
+        PropagateShapes(example, others),
         Canonicalize(),
-        PropagateShapes(example),
+        PropagateShapes(example, others),
         FoldChannelConstants(),
     ]
 
@@ -192,10 +202,11 @@ def build_program(
 
     first = run_passes(
         traced.graph_module,
-        _unifying(inputs),
+        _unifying(inputs, tuple(at_other_sizes(inputs, traced.call.free_axes))),
         probe=probe,
         after=after,
     )
+    refuse_fixed_pools(first.graph_module)
     settled = run_passes(first.graph_module, _ordering(), after=after)
     teacher = copy.deepcopy(settled.graph_module).eval()
     outputs = decide_outputs(teacher, inputs, recipe)
@@ -255,6 +266,7 @@ def _traced_copy(
         front_end=recipe.frontend,
         float_modules=recipe.float_modules,
         specialize=recipe.specialize,
+        dynamic=recipe.dynamic,
     )
 
 

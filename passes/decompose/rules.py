@@ -84,9 +84,8 @@ def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         scores = call(torch.mul, scores, scale)
         mask = given.get("attn_mask")
         if given.get("is_causal"):
-            blocked = torch.ones(q_shape[-2], k_shape[-2], dtype=torch.bool).triu(1)
-            constant = insert_attribute(graph_module, node, f"{node.name}_causal_mask", blocked)
-            scores = call(torch.masked_fill, scores, constant, float("-inf"))
+            later = _later_positions(graph_module, node, (query, key), scores)
+            scores = call(torch.masked_fill, scores, later, float("-inf"))
         if isinstance(mask, fx.Node):
             known = mask.meta.get("tensor_meta")
             if getattr(known, "dtype", None) is torch.bool:
@@ -96,6 +95,19 @@ def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
                 scores = call(torch.add, scores, mask)
         weights = call(F.softmax, scores, dim=-1)
     return replace_node(graph_module, node, torch.matmul, (weights, value))
+
+
+def _later_positions(
+    graph_module: fx.GraphModule, node: fx.Node, inputs: tuple[fx.Node, fx.Node], scores: fx.Node
+) -> fx.Node:
+    """The mask of causal attention: stored, or computed where the recipe frees the lengths."""
+    free = [len(shape_of(one) or ()) - 2 in meta.free_axes(one) for one in inputs]
+    if any(free):
+        all_of_them = call_like(graph_module, node, torch.ones_like, scores, dtype=torch.bool)
+        return call_like(graph_module, node, torch.triu, all_of_them, 1)
+    queries, keys = ((shape_of(one) or ())[-2] for one in inputs)
+    later = torch.ones(queries, keys, dtype=torch.bool).triu(1)
+    return insert_attribute(graph_module, node, f"{node.name}_causal_mask", later)
 
 
 def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
@@ -118,7 +130,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         parts = node.target(shapes, *rest, **node.kwargs)  # type: ignore[operator]
     drops_axis = bool(parts) and parts[0].ndim < len(shape)
     axis = _split_axis(node, drops_axis) % len(shape)
-    if axis == 0 or axis in meta.batch_axes(cast(fx.Node, source)):
+    if axis in (0, *meta.batch_axes(cast(fx.Node, source)), *meta.free_axes(cast(fx.Node, source))):
         return False
     starts = list(
         itertools.accumulate((0 if drops_axis else p.shape[axis] for p in parts), initial=0)

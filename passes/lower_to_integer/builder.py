@@ -99,13 +99,22 @@ class LoweredGraph:
             return node if value.keep_axes else self._call(torch.flatten, node, 1)
         outs = shape_of(value.source) or ()
         if value.op.is_linear and len(outs) > 2:
-            sizes = list(outs)
-            sizes[(meta.batch_axes(value.source) or (0,))[0]] = -1
-            return self._call(torch.reshape, node, sizes)
+            return self._call(torch.reshape, node, self._sizes(value, outs))
         if value.unfolding is None:
             return node
         ins = shape_of(cast(fx.Node, value.source.args[0])) or ()
+        if meta.free_axes(value.source):
+            return value.unfolding.apply_to_any_size(self.module.graph, node, outs, ins)
         return value.unfolding.apply(self.module.graph, node, outs, ins)
+
+    def _sizes(self, layer: Layer, outs: Sequence[int]) -> list[int | fx.Node]:
+        """The shape of a linear layer's output: numbers, -1 for the batch, the input's sizes where they are free."""
+        sizes: list[int | fx.Node] = list(outs)
+        sizes[(meta.batch_axes(layer.source) or (0,))[0]] = -1
+        (x,) = layer.inputs
+        for axis in meta.free_axes(layer.source):
+            sizes[axis] = self.module.graph.call_method("size", (x.node, axis))
+        return sizes
 
     def _call(self, target: Any, *arguments: Any) -> fx.Node:
         return self.module.graph.call_function(target, arguments)

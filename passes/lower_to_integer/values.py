@@ -7,6 +7,7 @@ multiplies the scale by |a| per channel, flips weight codes where a < 0, and add
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,6 +74,44 @@ class Unfolding:
             if (start, outs[axis]) != (0, size):
                 made = graph.call_function(torch.narrow, (made, axis, start, outs[axis]))
         return made
+
+    def apply_to_any_size(
+        self, graph: fx.Graph, node: fx.Node, outs: Sequence[int], ins: Sequence[int]
+    ) -> fx.Node:
+        """The same with the sizes of `node` in place of the example's, from which only the crop follows."""
+        axes = range(len(self.stride))
+        sizes: list[Any] = [
+            graph.call_method("size", (node, axis)) for axis in range(2 + len(axes))
+        ]
+        made, batch, sizes = node, sizes[0], sizes[2:]
+        whole = [_times(graph, size, s) for size, s in zip(sizes, self.stride, strict=True)]
+        for axis in reversed(axes):
+            if self.stride[axis] == 1:
+                continue
+            behind, front = 1, 1
+            for size in whole[axis + 1 :]:
+                behind = _times(graph, behind, size)
+            for size in sizes[: axis + 1]:
+                front = _times(graph, front, size)
+            apart = [-1, self.stride[axis], front, behind]
+            made = graph.call_function(torch.reshape, (made, apart))
+            made = graph.call_function(torch.permute, (made, [0, 2, 1, 3]))
+        if made is not node:
+            made = graph.call_function(torch.reshape, (made, [batch, outs[1], *whole]))
+        for axis, start in enumerate(self.padding, start=2):
+            size = (ins[axis] + self.margin[axis - 2]) * self.stride[axis - 2]
+            cut = start + size - start - outs[axis]
+            if cut:
+                kept = graph.call_function(operator.sub, (whole[axis - 2], cut))
+                made = graph.call_function(torch.narrow, (made, axis, start, kept))
+        return made
+
+
+def _times(graph: fx.Graph, one: Any, other: Any) -> Any:
+    """The product of two sizes, numbers or nodes; 1 is left out."""
+    if 1 in (one, other) and not (isinstance(one, int) and isinstance(other, int)):
+        return other if one == 1 else one
+    return graph.call_function(operator.mul, (one, other)) if one != 1 or other != 1 else 1
 
 
 @dataclass(frozen=True)

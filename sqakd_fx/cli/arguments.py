@@ -147,6 +147,23 @@ def sizes_of(text: str | None) -> tuple[int, ...] | None:
     return sizes
 
 
+def dynamic_of(texts: list[str] | None) -> dict[str, dict[str, dict[str, int]]]:
+    """The recipe's key `dynamic` as --dynamic says it, nothing where it says nothing; raises RecipeError."""
+    if not texts:
+        return {}
+    found: dict[str, dict[str, int]] = {}
+    for text in texts:
+        name, sign, axes = text.rpartition(":")
+        for part in axes.split(","):
+            called, equals, axis = part.partition("=")
+            if not equals or not axis.strip().isdigit():
+                raise RecipeError(
+                    f"--dynamic takes height=2,width=3, or INPUT:length=1 for one input, not {text!r}"
+                )
+            found.setdefault(name if sign else "*", {})[called.strip()] = int(axis)
+    return {"dynamic": found}
+
+
 def recipe_of(
     recipe: str | None, bits: str | None, settings: list[str] | None, **fields: Any
 ) -> Callable[[], Recipe]:

@@ -167,6 +167,16 @@ Target = Annotated[
         rich_help_panel=BITS,
     ),
 ]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="[INPUT:]NAME=AXIS,...",
+        help="Axes whose sizes are free in the file, as the batch is: height=2,width=3, or ids:length=1 of one input. "
+        "May be given several times.",
+        rich_help_panel=BITS,
+    ),
+]
 ExportTarget = Annotated[
     ExportTargetName | None,
     typer.Option(

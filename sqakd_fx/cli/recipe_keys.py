@@ -13,7 +13,7 @@ _TYPES = {
     "number": "number",
     "boolean": "true or false",
     "string": "text",
-    "object": "table by output name",
+    "object": "table by name of an input or output",
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.program import lower
 from sqakd_fx.results.evaluate import validation_batches
+from sqakd_fx.results.other_sizes import calls_of_other_sizes, with_other_sizes
 from sqakd_fx.results.saved_inputs import drawn_inputs, inputs_of
 from sqakd_fx.results.student import load_saved, load_student, lowered_of
 from sqakd_fx.source.inputs import source_inputs
@@ -33,8 +34,10 @@ def validate_saved(
             file=sys.stderr,
         )
     batches = drawn_inputs(saved) if data is None else inputs_of(saved, data, tokenizer)
-    axes = class_axes(saved.outputs)
-    return validate(saved.student, lowered_of(saved), path, batches, axes, runtime)
+    axes, graphs = class_axes(saved.outputs), (saved.student, lowered_of(saved))
+    checked = validate(*graphs, path, batches, axes, runtime)
+    others = calls_of_other_sizes(saved.student, saved.example, saved.free_axes)
+    return with_other_sizes(checked, graphs, path, others, axes)
 
 
 def validate_with_source(folder: Path, path: Path, source: Source, runtime: str) -> Validation:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only, tree_map_with_path
 from sqakd_fx.diagnostics.batch_errors import require_dense
 from sqakd_fx.errors import TraceError
 from sqakd_fx.frontend.plain_names import input_name
+from sqakd_fx.recipe.free_axes import FreeAxes
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """One call of a model: its one tensor, its positional arguments, or its arguments by name."""
@@ -44,11 +45,15 @@ def _plain(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of a model, the example that everything else is measured by."""
+    """The arguments of one call of a model, the example that everything else is measured by.
+
+    `free_axes` are those of each tensor whose sizes may be others in the next call.
+    """
 
     signature: inspect.Signature
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    free_axes: FreeAxes = ()
 
     @property
     def n_inputs(self) -> int:
@@ -162,4 +167,4 @@ def two_samples(call: Call) -> Call:
         return torch.cat([x, x]) if single else x
 
     args, kwargs = call.with_tensors({k: doubled(v) for k, v in call.tensors().items()})
-    return Call(call.signature, args, kwargs)
+    return replace(call, args=args, kwargs=kwargs)

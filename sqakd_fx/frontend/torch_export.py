@@ -15,6 +15,7 @@ from sqakd_fx.frontend.example_call import Call, two_samples
 from sqakd_fx.frontend.verify import compare_on_two_batches
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.aliasing import change_seen_elsewhere
+from sqakd_fx.recipe.free_axes import of_each
 
 
 def export_graph(model: nn.Module, call: Call) -> tuple[fx.GraphModule, Call]:
@@ -26,8 +27,14 @@ def export_graph(model: nn.Module, call: Call) -> tuple[fx.GraphModule, Call]:
     call = two_samples(call)
     tensors = {name: x.clone() for name, x in call.tensors().items()}  # export guards a view's base
     batch = next((len(x) for x in tensors.values() if x.ndim), 0)
-    dynamic = {0: torch.export.Dim.DYNAMIC}
-    shapes = tuple(dynamic if x.ndim and len(x) == batch else None for x in tensors.values())
+    free = of_each(call.free_axes, len(tensors))
+    shapes = tuple(
+        dict.fromkeys(
+            [*([0] if x.ndim and len(x) == batch else []), *axes], torch.export.Dim.DYNAMIC
+        )
+        or None
+        for x, axes in zip(tensors.values(), free, strict=True)
+    )
     with silent_export():
         program = torch.export.export(
             _Flat(model, call), tuple(tensors.values()), dynamic_shapes=(shapes,)

@@ -28,6 +28,7 @@ from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
 from sqakd_fx.frontend.example_run import example_output
 from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
 from sqakd_fx.frontend.inexpressible import refuse_inexpressible
+from sqakd_fx.frontend.other_sizes import require_other_sizes
 from sqakd_fx.frontend.output_names import output_names
 from sqakd_fx.frontend.plain_names import graph_module_of, plain_paths
 from sqakd_fx.frontend.readable import line_of_forward, refuse_detector_inside
@@ -43,6 +44,7 @@ from sqakd_fx.frontend.verify import compare_on_two_batches
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.aliasing import change_seen_elsewhere
 from sqakd_fx.ir.constants import settle_changed_constants
+from sqakd_fx.recipe.free_axes import Dynamic, free_axes
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 
@@ -85,12 +87,13 @@ def trace(
     front_end: FrontEnd = "auto",
     float_modules: Sequence[str] = (),
     specialize: Sequence[str] = (),
+    dynamic: Dynamic | None = None,
 ) -> Traced:
     """Trace `model` (put in evaluation mode) and record every node's shape on the example.
 
     `example` is one call: a tensor, a tuple of positional arguments (with `example_kwargs` beside them), or a dict of
     arguments by name. `float_modules` are paths of submodules to keep whole in float; `specialize` are paths of
-    submodules whose branches on data the example decides.
+    submodules whose branches on data the example decides. `dynamic` has axes whose sizes are free, by input.
 
     The graph takes the tensors of a call by position, see `example_call.py` for their names and order. Node
     metadata: `tensor_meta` and `module_path`, and the names of the outputs.
@@ -101,6 +104,9 @@ def trace(
     model = model.eval()
     args, by_name = arguments(example)
     call = call_of(model, args, by_name | dict(example_kwargs or {}))
+    if dynamic:
+        shapes = {name: tuple(x.shape) for name, x in call.tensors().items()}
+        call = replace(call, free_axes=free_axes(dynamic, shapes))
     modules = dict(model.named_modules())
     for path in (*float_modules, *specialize):
         if path not in modules:
@@ -116,6 +122,7 @@ def trace(
             f'override = [{{match = "{float_modules[0]}*", float = true}}]'
         )
     output = example_output(model, call)
+    require_other_sizes(model, call)
     caches = caches_in(output)
     with without_caches(model, caches):
         try:
@@ -367,7 +374,8 @@ def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
     except Exception as error:
         reason = first_line(error)
         if "Constraints violated" in reason:
-            reason = "it takes the example's batch size only"
+            sizes = "sizes" if any(call.free_axes) else "batch size"
+            reason = f"it takes the example's {sizes} only"
         if cause is not None:
             sentence = f"{cause} (torch.export cannot trace it either: {reason})"
             raise TraceError(sentence, location=cause.location) from error

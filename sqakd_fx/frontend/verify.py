@@ -20,6 +20,7 @@ from sqakd_fx.frontend.first_difference import first_difference
 from sqakd_fx.frontend.float32 import in_float32
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import op_of
+from sqakd_fx.ir.other_sizes import at_other_sizes
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.ir.size_queries import asks_for_size
 
@@ -32,7 +33,8 @@ def compare_on_two_batches(
     """Raise TraceError where the graph is another function than the model, or of one batch size only.
 
     With `other_values` the larger batch has samples that are not in the example, and two calls more have none of the
-    example's. False where the model itself takes the example's batch size only.
+    example's. Where the call has free axes, the graph is held against the model at other sizes of them as well. False
+    where the model itself takes the example's batch size only.
     """
     once = call.tensors()
     batch = next((len(x) for x in once.values() if x.ndim), 0)
@@ -48,8 +50,9 @@ def compare_on_two_batches(
         )
     for other in (_shuffled, _spread) if other_values else ():
         pair.compare({name: other(x) for name, x in once.items()}, finite=True)
+    others = _at_other_sizes(pair, once)
     if len(seen) == 2:
-        _record(seen[0], seen[1], batch)
+        _record(seen[0], seen[1], batch, others)
     else:
         _refuse_unbatched(seen[0], once)
     return len(seen) == 2
@@ -101,6 +104,27 @@ class _Pair:
         )
 
 
+def _at_other_sizes(pair: _Pair, once: dict[str, Tensor]) -> list[_Sizes]:
+    """What the graph computes at other sizes of the free axes; raises TraceError where it is not the model there."""
+    found = []
+    for tensors in at_other_sizes(list(once.values()), pair.call.free_axes):
+        named = dict(zip(once, tensors, strict=True))
+        try:
+            sizes = pair.compare(named)
+        except TraceError as error:
+            shapes = " and ".join("×".join(map(str, x.shape)) for x in tensors)
+            names = ", ".join(
+                dict.fromkeys(n for axes in pair.call.free_axes for n in axes.values())
+            )
+            raise TraceError(
+                f"the recipe frees {names} (dynamic), and the graph holds for the example's size only: at {shapes}, "
+                f"{error}",
+                location=error.location,
+            ) from error
+        found += [] if sizes is None else [sizes]
+    return found
+
+
 def _refuse_unbatched(sizes: _Sizes, inputs: dict[str, Tensor]) -> None:
     """A model of one batch size must still have a batch axis: torch takes a lone sample, ONNX has no form for it."""
     modules = dict(sizes.module.named_modules())
@@ -138,9 +162,9 @@ def _spread(x: Tensor) -> Tensor:
     return low + share * ((high - low) or 1.0)
 
 
-def _record(once: _Sizes, twice: _Sizes, batch: int) -> None:
+def _record(once: _Sizes, twice: _Sizes, batch: int, others: list[_Sizes]) -> None:
     for node, value in once.numbers.items():
-        if twice.numbers.get(node) == value:
+        if all(sizes.numbers.get(node) == value for sizes in (twice, *others)):
             meta.set_constant(node, value)
         elif (value, twice.numbers.get(node)) == (batch, 2 * batch):
             meta.set_is_batch_size(node)

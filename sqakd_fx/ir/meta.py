@@ -6,6 +6,7 @@
     constant            int, float or dtype     frontend.verify         fold_constants
     is_batch_size       bool                    frontend.verify         fold_constants
     batch_axes          tuple[int, ...]         frontend.verify         fold_constants, decompose, lower_to_integer
+    free_axes           tuple[int, ...]         propagate_shapes        decompose, lower_to_integer
     layer               LayerSettings           insert_quantizers       lower_to_integer, program, explain
     arithmetic          Kind                    insert_quantizers       lower_to_integer, training.features, explain
     weight_only         LayerSettings           insert_quantizers       lower_to_integer
@@ -131,6 +132,15 @@ def batch_axes(node: fx.Node) -> tuple[int, ...]:
 
 def set_batch_axes(node: fx.Node, axes: tuple[int, ...]) -> None:
     node.meta["batch_axes"] = axes
+
+
+def free_axes(node: fx.Node) -> tuple[int, ...]:
+    """The axes of a tensor whose sizes the recipe leaves open, or that follow from them."""
+    return tuple(node.meta.get("free_axes") or ())
+
+
+def set_free_axes(node: fx.Node, axes: tuple[int, ...]) -> None:
+    node.meta["free_axes"] = axes
 
 
 # -- what becomes integer ------------------------------------------------------------------

@@ -28,6 +28,19 @@ def _known_family(name: str) -> str:
 
 
 FamilyName = Annotated[str, AfterValidator(_known_family)]
+
+
+def _axis_name(name: str) -> str:
+    if not name.isidentifier() or name == BATCH:
+        raise PydanticCustomError(
+            "axis", "an axis is called by a word such as height, and not {batch}", {"batch": BATCH}
+        )
+    return name
+
+
+BATCH = "batch"
+"""What the batch axis is called, of every input and output."""
+AxisName = Annotated[str, AfterValidator(_axis_name)]
 WeightRange = Literal["reduced", "full"]
 LossKind = Literal["auto", "kl", "probabilities", "bce", "kl+mse", "mse", "cosine", "none"]
 T = TypeVar("T")
@@ -63,6 +76,21 @@ class Override(BaseModel):
         "a sum, product or average is meant by the name of its node",
     )
     why: str | None = Field(None, description="shown beside what the override does")
+
+
+class Preprocess(BaseModel):
+    """What the file does to images of bytes: (x / scale - mean) / std, each of a channel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    scale: float = Field(255.0, gt=0, description="what bytes are divided by")
+    mean: tuple[float, ...] = Field((0.0,), min_length=1, description="taken off each channel")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0,), min_length=1, description="what each channel is divided by"
+    )
+    layout: Literal["nchw", "nhwc"] = Field(
+        "nchw", description="where the images have their channels"
+    )
 
 
 class Recipe(BaseModel):
@@ -335,8 +363,23 @@ class Recipe(BaseModel):
         "onnxruntime", description="where the model will run; decides which grids are trained"
     )
     opset: int = Field(21, ge=21, le=25, description="ONNX operator set of the file")
+    dynamic: dict[str, dict[AxisName, Annotated[int, Field(ge=1)]]] = Field(
+        {},
+        description="axes whose sizes are free in the file, as the batch is, by input: {x = {height = 2, width = 3}}; "
+        '"*" is every input',
+    )
     profile: Literal["container", "packed", "typed"] = Field(
         "container", description="how weights are stored in model.onnx"
+    )
+
+    int4_block: Literal[0, 64, 128] = Field(
+        0,
+        description="for TensorRT, block of values with one scale in INT4 weights of linear layers; 0 stores INT8",
+    )
+    preprocess: dict[str, Preprocess] = Field(
+        {},
+        description="inputs that the file takes as uint8 images, by input: {x = {mean = [0.5], std = [0.5], "
+        'layout = "nhwc"}}; the file computes (x / 255 - mean) / std',
     )
 
     override: tuple[Override, ...] = Field(

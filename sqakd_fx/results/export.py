@@ -16,7 +16,9 @@ from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.program import Program, distillation_teacher, lower
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.results.interface import interface_of
+from sqakd_fx.results.other_sizes import require_other_sizes
 from sqakd_fx.results.student import SavedStudent, lowered_of
+from sqakd_fx.runtime.preprocessing import preprocess_by_input
 from sqakd_fx.targets import TARGETS, Target
 from sqakd_fx.validation.target_rules import TARGET_KEY, check_rules
 
@@ -33,6 +35,11 @@ def export_job(lowered: fx.GraphModule, program: Program, target: str | None = N
         smallest_weights=_row(program.recipe, target).smallest_weights,
         quantized_constants=_row(program.recipe, target).quantized_constants,
         fixed_batch=program.traced.fixed_batch,
+        free_axes=program.free_axes,
+        int4_block=program.recipe.int4_block,
+        preprocess=preprocess_by_input(
+            program.recipe.preprocess, dict(zip(program.input_names, program.example, strict=True))
+        ),
     )
 
 
@@ -108,6 +115,11 @@ def export_saved(
         smallest_weights=_row(recipe, target).smallest_weights,
         quantized_constants=_row(recipe, target).quantized_constants,
         fixed_batch=saved.fixed_batch,
+        free_axes=saved.free_axes,
+        int4_block=recipe.int4_block,
+        preprocess=preprocess_by_input(
+            recipe.preprocess, dict(zip(saved.input_names, saved.example, strict=True))
+        ),
     )
     return _written(job, recipe, path, profile, target)
 
@@ -122,5 +134,7 @@ def check_export(program: Program) -> Translator:
     """
     with undisturbed_randomness(), tempfile.TemporaryDirectory() as folder:
         lowered, translator = lower(program.student).graph_module, Translator()
-        export(program, lowered, Path(folder) / "model.onnx", translator=translator)
+        made = export(program, lowered, Path(folder) / "model.onnx", translator=translator)
+        graphs = (program.student, lowered)
+        require_other_sizes(graphs, made.path, program.example, program.free_axes)
     return translator

@@ -177,6 +177,8 @@ def validation_lines(validation: Validation) -> list[str]:
             f"{runtime.title}: {parity_line(runtime.tensors)}; "
             f"same prediction as the trained graph on {runtime.agreement:.2%}{unjudged}"
         )
+    if validation.sizes:
+        lines.append(f"compared in the same way at inputs of {', '.join(validation.sizes)}")
     lines += pair_sum_lines(validation)
     lines += _target_lines(validation)
     fusion = validation.fusion

@@ -138,6 +138,7 @@ def _encode_meta(node: fx.Node, paths: Mapping[int, str]) -> Spec:
         "whole": meta.is_module(node),
         "tensor": _encode_shape(node.meta.get("tensor_meta")),
         "batch_axes": list(meta.batch_axes(node)),
+        "free_axes": list(meta.free_axes(node)),
         "layer": None if settings is None else asdict(settings),
         "weight_only": None if weight_only is None else asdict(weight_only),
         "arithmetic": None if kind is None else kind.name,
@@ -245,6 +246,8 @@ def _decode_meta(spec: Spec, node: fx.Node, root: fx.GraphModule) -> None:
         node.meta["tensor_meta"] = shape
     if axes := spec.get("batch_axes"):
         meta.set_batch_axes(node, tuple(int(axis) for axis in axes))
+    if axes := spec.get("free_axes"):
+        meta.set_free_axes(node, tuple(int(axis) for axis in axes))
     if settings := spec.get("layer"):
         meta.set_layer(node, _LAYER.validate_python(settings))
     if settings := spec.get("weight_only"):

@@ -29,6 +29,7 @@ from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.program import Program, build_program, enable_quantizers, lower
 from sqakd_fx.quant.quantizer import quantizers_of
+from sqakd_fx.recipe.free_axes import FreeAxes, free_axes
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.recipe.resolution import read_toml, resolve_recipe, to_toml
 from sqakd_fx.results import markdown as reporting
@@ -61,6 +62,12 @@ class SavedStudent:
     fixed_batch: bool
     front_end: str
     recipe: Recipe
+
+    @property
+    def free_axes(self) -> FreeAxes:
+        """The axes of each input whose sizes a file leaves open, beside the batch."""
+        shapes = [tuple(x.shape) for x in self.example]
+        return free_axes(self.recipe.dynamic, dict(zip(self.input_names, shapes, strict=True)))
 
 
 def save_student(program: Program, source: Source, out: Path) -> None:

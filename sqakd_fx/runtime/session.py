@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sqakd_fx.errors import ParityError, first_line
 from sqakd_fx.runtime.packages import require_whole
+from sqakd_fx.runtime.preprocessing import given_to, of_metadata
 
 require_whole(ort)
 
@@ -190,5 +191,7 @@ def latencies(
 
 
 def feeds_of(running: ort.InferenceSession, inputs: Sequence[Tensor]) -> dict[str, Any]:
-    """Inputs by the names that a session has for them."""
-    return {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
+    """Inputs by the names that a session has for them, as bytes where the file takes bytes."""
+    taken = of_metadata(running.get_modelmeta().custom_metadata_map)
+    pairs = zip((one.name for one in running.get_inputs()), inputs, strict=True)
+    return {name: given_to(taken, name, x).numpy() for name, x in pairs}

@@ -1,12 +1,13 @@
 """Batches of other sizes than the example's: images of several heights and widths, texts of several lengths.
 
-Every axis of an exported file but the batch is fixed. A graph that computes the model at other sizes as well is
-trained on them.
+Every axis of an exported file is fixed but the batch and those that the recipe frees. A graph that computes the model
+at other sizes as well is trained on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from sqakd_fx.frontend.copy_model import float_copy
 from sqakd_fx.frontend.float32 import in_float32
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import Program
+from sqakd_fx.recipe.free_axes import FreeAxes, of_each
 from sqakd_fx.source.source import Source
 
 _LARGEST_DIFFERENCE = 1e-3
@@ -33,22 +35,30 @@ class HasExample(Protocol):
     @property
     def example(self) -> tuple[Tensor, ...]: ...
 
+    @property
+    def free_axes(self) -> FreeAxes: ...
+
 
 def has_example_size(program: HasExample, batch: tuple[Any, ...]) -> bool:
-    """Whether the exported file takes a batch: all axes but the first are as long as the example's."""
+    """Whether the exported file takes a batch: axes but the batch and free ones are as long as the example's."""
     return _other_size(program, batch) is None
 
 
 def _other_size(program: HasExample, batch: tuple[Any, ...]) -> tuple[str, str, str] | None:
-    """(input, its size, the example's size) of the first input that has another size than in the example."""
-    for name, given, wanted in zip(program.input_names, batch, program.example, strict=False):
-        if isinstance(given, Tensor) and given.shape[1:] != wanted.shape[1:]:
-            return name, _size(given), _size(wanted)
+    """(input, its size, the size that the file takes) of the first input that the file does not take."""
+    free = of_each(program.free_axes, len(program.example))
+    for name, given, wanted, axes in zip(
+        program.input_names, batch, program.example, free, strict=False
+    ):
+        if isinstance(given, Tensor) and _size(given, axes) != _size(wanted, axes):
+            return name, _size(given), _size(wanted, axes)
     return None
 
 
-def _size(x: Tensor) -> str:
-    return "×".join(map(str, x.shape[1:])) or "no axes"
+def _size(x: Tensor, free: Mapping[int, str] = MappingProxyType({})) -> str:
+    """The sizes behind the batch, with names for those that are free."""
+    sizes = [free.get(axis, str(size)) for axis, size in enumerate(x.shape)]
+    return "×".join(sizes[1:]) or "no axes"
 
 
 def require_example_size(program: HasExample, batch: tuple[Any, ...], what: str) -> None:
@@ -71,6 +81,7 @@ class Sizes:
         self._program = program
         self._reference = reference
         self._others: dict[tuple[str, str, str], None] = {}
+        self._free: set[tuple[str, str, str]] = set()
         self._fitting = 0
 
     def see(self, batch: tuple[Any, ...]) -> None:
@@ -78,9 +89,18 @@ class Sizes:
         other = _other_size(self._program, batch)
         if other is None:
             self._fitting += 1
+            self._require_model_at_free_sizes(batch)
         elif other not in self._others:
             self._require_model(batch, other)
             self._others[other] = None
+
+    def _require_model_at_free_sizes(self, batch: tuple[Any, ...]) -> None:
+        pairs = zip(self._program.input_names, batch, self._program.example, strict=False)
+        for name, given, wanted in pairs:
+            size = (name, _size(given), _size(wanted)) if isinstance(given, Tensor) else None
+            if size is not None and size[1] != size[2] and size not in self._free:
+                self._free.add(size)
+                self._require_model(batch, size)
 
     def sentence(self) -> str | None:
         """What to tell of other sizes, where there are any.

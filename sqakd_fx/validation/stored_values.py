@@ -165,6 +165,16 @@ def _has_product(
     )
 
 
+def _of_channels(constants: FileConstants, reader: onnx.NodeProto) -> Array | None:
+    """The scales of a DequantizeLinear; of blocks those of channels, where the blocks of each have the same."""
+    scale = constants.value(reader.input[1])
+    if scale is None or scale.ndim != 2:
+        return scale
+    axis = next(int(a.i) for a in reader.attribute if a.name == "axis")
+    first = scale.take([0], axis)
+    return first.reshape(-1) if bool((scale == first).all()) else None
+
+
 def _differing(
     constants: FileConstants,
     readers: Collection[onnx.NodeProto],
@@ -180,7 +190,7 @@ def _differing(
         return [f"{name}: no DequantizeLinear reads it from the file"]
     wrong, missing = [], list(trained)
     for reader in readers:
-        found, step = constants.value(reader.input[0]), constants.value(reader.input[1])
+        found, step = constants.value(reader.input[0]), _of_channels(constants, reader)
         zero = constants.value(reader.input[2]) if len(reader.input) > 2 else None
         if zero is not None and zero.any():
             wrong.append(f"{name}: its zero point is not 0")

@@ -1,9 +1,9 @@
 """What a runtime's documentation says of the files that it takes, as rules that a file keeps or breaks.
 
 TensorRT (Explicit Quantization, and the operators Quantize and Dequantize in its documentation; the assertions of its
-ONNX parser): symmetric INT8, scales that are constants, a zero point that is 0; one scale for an activation, one for
-each output channel of a weight; a QuantizeLinear is read by a DequantizeLinear, and a layer is fused with those in
-front of all its inputs.
+ONNX parser): symmetric INT8, or INT4 for weights in blocks; scales that are constants, a zero point that is 0; one
+scale for an activation, one for each output channel of a weight; a QuantizeLinear is read by a DequantizeLinear, and a
+layer is fused with those in front of all its inputs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from sqakd_fx.validation.file_constants import FileConstants
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _WITH_WEIGHT = {"Conv": 0, "Gemm": 0, "ConvTranspose": 1}
 """The axis of a weight's output channels; of a Gemm, whose weight is transposed."""
+
+_BLOCKS = (64, 128)
 
 _MOVES: tuple[str, ...] = (
     "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Split", "Squeeze",
@@ -108,7 +110,7 @@ def zero_points_are_0(file: TargetFile) -> Iterator[str]:
 def codes_are_int8(file: TargetFile) -> Iterator[str]:
     for node in file.quantizers():
         kind = file.type_of_codes(node)
-        if kind not in (TensorProto.INT8, TensorProto.INT32):
+        if kind not in (TensorProto.INT8, TensorProto.INT4, TensorProto.INT32):
             yield f"{_named(node)} has codes of {TensorProto.DataType.Name(kind)}, not INT8"
 
 
@@ -138,13 +140,43 @@ def weights_have_scales_along_the_output_channels(file: TargetFile) -> Iterator[
     for node in file.nodes:
         read = file.dequantizer(node.input[1]) if node.op_type in _WITH_WEIGHT else None
         scale = None if read is None else file.constants.value(read.input[1])
-        if read is None or scale is None or scale.size == 1:
+        if read is None or scale is None or scale.size == 1 or _block_size(read):
             continue
         axis = next((a.i for a in read.attribute if a.name == "axis"), 1)
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         wanted = 1 - transposed if node.op_type == "Gemm" else _WITH_WEIGHT[node.op_type]
         if axis != wanted:
             yield f"{_named(read)} has scales along axis {axis}, not {wanted}"
+
+
+def int4_weights_stand_in_blocks(file: TargetFile) -> Iterator[str]:
+    """INT4 is for weights of products, of two axes: 64 or 128 values of the summed one have one scale."""
+    for node in file.quantizers():
+        if file.type_of_codes(node) != TensorProto.INT4:
+            continue
+        said = _named(node)
+        if node.input[0] not in file.stored:
+            yield f"{said} has INT4 codes of an activation"
+            continue
+        sizes, scale = list(file.stored[node.input[0]].dims), file.constants.value(node.input[1])
+        block = _block_size(node)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        if block not in _BLOCKS:
+            yield f"{said} has blocks of {block}, not {' or '.join(map(str, _BLOCKS))}"
+        elif len(sizes) != 2 or sizes[axis] % block:
+            yield f"{said} has {sizes} codes, which blocks of {block} along axis {axis} do not divide"
+        elif scale is None or list(scale.shape) != [
+            size // block if one == axis else size for one, size in enumerate(sizes)
+        ]:
+            yield f"{said} has scales of another shape than its blocks"
+        for user in file.readers.get(node.output[0], ()):
+            transposed = any(a.name == "transB" and a.i for a in user.attribute)
+            if user.op_type not in ("Gemm", "MatMul") or axis != int(transposed):
+                yield f"{said} has blocks along axis {axis}, over which {_named(user)} does not sum"
+
+
+def _block_size(node: onnx.NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "block_size"), 0)
 
 
 def quantizers_stand_in_pairs(file: TargetFile) -> Iterator[str]:
@@ -209,6 +241,7 @@ RULES: Mapping[str, Rule] = {
     "scales are positive constants": scales_are_positive_constants,
     "activations have one scale": activations_have_one_scale,
     "weights have scales along the output channels": weights_have_scales_along_the_output_channels,
+    "INT4 weights stand in blocks": int4_weights_stand_in_blocks,
     "quantizers stand in pairs": quantizers_stand_in_pairs,
     "layers read pairs": layers_read_pairs,
     "operators are ONNX's own": operators_are_onnx_own,

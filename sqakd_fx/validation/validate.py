@@ -34,6 +34,7 @@ from sqakd_fx.targets import TARGETS
 from sqakd_fx.validation.code_shifts import code_shifts
 from sqakd_fx.validation.pair_sums import PairSum, pair_sums
 from sqakd_fx.validation.parity import TensorParity
+from sqakd_fx.validation.preprocessing import behind_preprocessing, wrong_preprocessing
 from sqakd_fx.validation.runs import Run, runs_of
 from sqakd_fx.validation.sections import Section, cut
 from sqakd_fx.validation.stored_values import differing_values
@@ -77,16 +78,21 @@ def validate(
     target = file.target
     sums = pair_sums(model) if TARGETS[target].adds_pairs else ()
     full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
-    comparison = _Comparison(
-        student.eval(), lowered, runs_of(model, full_range, runtime), class_axes
-    )
-    for inputs in _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE):
-        on_cpu = tuple(x.cpu() for x in inputs)
-        on_answers(on_cpu, *comparison.add(on_cpu))
-    result = replace(comparison.result(fusion, sums, full_range), target=target)
+    preprocessing: list[str] | None = None
+    with behind_preprocessing(model) as behind:
+        runs = runs_of(behind, full_range, runtime)
+        comparison = _Comparison(student.eval(), lowered, runs, class_axes)
+        for inputs in _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE):
+            on_cpu = tuple(x.cpu() for x in inputs)
+            on_answers(on_cpu, *comparison.add(on_cpu))
+            if preprocessing is None:
+                preprocessing = wrong_preprocessing(model, on_cpu)
+        result = replace(comparison.result(fusion, sums, full_range), target=target)
+        differing = differing_values(lowered, behind)
     failures = (
         *broken_rules(file, target),
-        *differing_values(lowered, model),
+        *(preprocessing or ()),
+        *differing,
         *comparison.missing_tensors(),
         *(pair.sentence() for pair in sums if pair.overflows and not full_range),
         *differences(result),

@@ -53,7 +53,8 @@ class RuntimeParity:
 class Validation:
     """The verdict: `failures` is empty where the export is the trained function.
 
-    `trained` holds the trained graph against the integer program, tensor by tensor. `full_range` where the file needs a
+    `trained` holds the trained graph against the integer program, tensor by tensor. `sizes` are those at which the file
+    was compared beside the example's, where the recipe frees some. `full_range` where the file needs a
     processor with 8-bit dot products, or sessions with exact products, as its recipe asked.
     """
 
@@ -69,6 +70,7 @@ class Validation:
     full_range: bool
     failures: tuple[str, ...] = field(default=())
     target: str = "onnxruntime"
+    sizes: tuple[str, ...] = ()
 
     @property
     def deployed(self) -> RuntimeParity:

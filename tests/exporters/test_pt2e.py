@@ -57,7 +57,8 @@ def test_every_code_is_that_of_the_integer_program(name: str, bits: str) -> None
     apart = [(codes - exact.codes[name]).abs() for name, codes in pairs.items()]
     off = sum(int((steps > 0).sum()) for steps in apart)
     has_sums = any("add_default" in name for name in pairs)  # rounded as ONNX Runtime's kernel does
-    assert off <= (0.001 * total if has_sums else 0)
+    on_a_tie = max(1, total // 100_000)  # a float32 sum may lie beside one
+    assert off <= (0.001 * total if has_sums else on_a_tie)
     assert max(int(steps.max()) for steps in apart) <= 2
 
 
@@ -72,7 +73,7 @@ def test_the_file_runs_at_any_batch_size_and_reads_no_own_operation(
     torch.testing.assert_close(got, wanted, rtol=0, atol=0.01 * float(wanted.std()))
 
 
-def test_codes_below_eight_bits_are_clamped_floats_in_front_of_their_pair(
+def test_codes_below_eight_bits_are_clamped_floats_between_two_pairs(
     residual_net: nn.Module, images: Tensor
 ) -> None:
     _, job = job_of(residual_net, images, "w4a4")
@@ -80,6 +81,23 @@ def test_codes_below_eight_bits_are_clamped_floats_in_front_of_their_pair(
     clamps = made.graph.find_nodes(op="call_function", target=torch.clamp)
     assert clamps
     assert all(user.target is QUANTIZE for clamp in clamps for user in clamp.users)
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    assert all(clamp.args[0].target is dequantize for clamp in clamps)
+
+
+def test_a_tensor_that_goes_to_a_second_grid_has_a_pair_of_its_own(
+    residual_net: nn.Module, images: Tensor
+) -> None:
+    _, job = job_of(residual_net, images, "w4a4")
+    made = decomposed(job.lowered, job.example)
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    second = [
+        node
+        for node in made.graph.find_nodes(op="call_function", target=dequantize)
+        if any(x.target is QUANTIZE and x.args[1:] != node.args[1:] for x in node.users)
+    ]
+    assert second
+    assert all(len(node.users) == 1 for node in second)
 
 
 class ScaledByAConstant(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.profiles import write_profile
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.results.export import check_export, export
+from sqakd_fx.results.export import check_export, export, export_job
 from sqakd_fx.validation.validate import validate
 
 
@@ -120,3 +122,56 @@ def test_a_target_that_does_not_fit_is_told_before_training() -> None:
             quantizer.signed = False
     with pytest.raises(ExportError, match="zero point 0"):
         check_export(program)
+
+
+class Rows(nn.Module):
+    """Linear layers of 128 and of 100 inputs, with a norm of its own on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.one, self.two = (
+            nn.Linear(16, 128),
+            nn.Linear(128, 100),
+            nn.Linear(100, 128),
+        )
+        self.three, self.leave = nn.Linear(128, 64), nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.one(torch.relu(self.enter(x))))
+        return self.leave(torch.relu(self.three(torch.relu(self.two(y)))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("block", "shape"), [(64, [100, 2]), (128, [100, 1])])
+def test_int4_weights_in_blocks_are_the_student_code_by_code(
+    block: int, shape: list[int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 16)
+    recipe = {"preset": "w4a8", "target": "tensorrt", "int4_block": block}
+    program = build_program(Rows().eval(), x, recipe)
+    calibrate(program.student, [(x,)], method="minmax")
+    lowered = lower(program.student).graph_module
+    exported = export(program, lowered, tmp_path / "model.onnx")
+    checked = validate(program.student, lowered, exported.path, [(x,)])
+    assert checked.failures == ()
+    assert max(t.largest for runtime in checked.runtimes for t in runtime.tensors) == 0
+    stored = {i.name: i for i in onnx.load(exported.path).graph.initializer}
+    kinds = {name: i.data_type for name, i in stored.items() if name.endswith(".weight")}
+    assert {name for name, kind in kinds.items() if kind == TensorProto.INT4} == {
+        "one.weight",
+        "three.weight",
+    }
+    scale = numpy_helper.to_array(stored["one.weight_block_scale"])
+    assert list(scale.shape) == shape
+    assert (scale == scale[:, :1]).all()
+    assert {w.name: w.bits for w in exported.weights}["one.weight"] == 4
+
+
+def test_no_weight_in_int4_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    program = _program(
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU()), torch.randn(4, 6), "tensorrt", "w8a8"
+    )
+    job = export_job(lower(program.student).graph_module, program)
+    exported = write_profile("tensorrt", replace(job, int4_block=64), tmp_path / "model.onnx")
+    assert exported.notes[0].startswith("no weight is stored in INT4")

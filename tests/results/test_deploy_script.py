@@ -86,9 +86,9 @@ def alone(tmp_path: Path) -> dict[str, str]:
     return environment
 
 
-def _deploy(model: nn.Module, example: tuple[Any, ...], folder: Path) -> Path:
+def _deploy(model: nn.Module, example: tuple[Any, ...], folder: Path, **recipe: Any) -> Path:
     torch.manual_seed(0)
-    program = build_program(model.eval(), example, "w4a4")
+    program = build_program(model.eval(), example, {"preset": "w4a4", **recipe})
     calibrate(program.student, [program.example], method="minmax")
     exported = export(program, lower(program.student).graph_module, folder / "model.onnx")
     return write_deploy_script(program, exported.path)
@@ -124,6 +124,32 @@ def test_a_detector_runs_on_a_file_as_on_random_images(
             "scores float32 (3, 16, 5)",
             "labels int64 (3, 16)",
         ]
+
+
+def test_a_transformer_runs_at_the_sizes_that_are_asked_for_and_at_those_of_a_file(
+    tmp_path: Path, alone: dict[str, str]
+) -> None:
+    script = _deploy(Tokens(), _tokens(), tmp_path, dynamic={"*": {"length": 1}})
+    assert "deploy.py [BATCH length=N | X.npy ...]" in script.read_text()
+    np.save(tmp_path / "ids.npy", np.ones((2, 4), np.int64))
+    for arguments, batch, length in (
+        ((), 2, 6),
+        (("3", "length=11"), 3, 11),
+        ((str(tmp_path / "ids.npy"),), 2, 4),
+    ):
+        assert _printed(script, alone, *arguments) == [
+            f"logits float32 ({batch}, 3)",
+            f"hidden float32 ({batch}, {length}, 8)",
+        ]
+
+
+def test_a_detector_runs_on_images_of_several_sizes(tmp_path: Path, alone: dict[str, str]) -> None:
+    dynamic = {"image": {"height": 2, "width": 3}}
+    script = _deploy(Detector(), (torch.randn(2, 3, 8, 8),), tmp_path, dynamic=dynamic)
+    assert len(script.read_text().splitlines()) < 27
+    for height, width in ((8, 8), (16, 8), (6, 20)):
+        said = _printed(script, alone, "1", f"height={height}", f"width={width}")
+        assert said[0] == f"boxes float32 (1, {height * width // 4}, 4)"
 
 
 def test_a_model_for_one_sample_has_no_choice_of_a_batch_size(

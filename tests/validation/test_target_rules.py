@@ -123,6 +123,41 @@ def _fourier(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("STFT", inputs, ["spectrum"]))
 
 
+def _int4(model: onnx.ModelProto, block: int, axis: int = 1) -> None:
+    """The weight of the linear layer in INT4, of 128 inputs."""
+    gemm = _node(model, "Gemm")
+    (read,) = [node for node in model.graph.node if gemm.input[1] in node.output]
+    del read.attribute[:], read.input[2:]
+    read.attribute.extend(
+        helper.make_attribute(*x) for x in (("axis", axis), ("block_size", block))
+    )
+    model.graph.initializer.append(
+        helper.make_tensor("int4", TensorProto.INT4, [4, 128], bytes(256), raw=True)
+    )
+    shape = [4, 128 // block] if axis == 1 else [4 // block or 1, 128]
+    read.input[:] = ["int4", _store(model, "block_scale", np.ones(shape, np.float32))]
+
+
+def _small_blocks(model: onnx.ModelProto) -> None:
+    _int4(model, 32)
+
+
+def _blocks_of_channels(model: onnx.ModelProto) -> None:
+    _int4(model, 64, 0)
+
+
+def _scales_without_blocks(model: onnx.ModelProto) -> None:
+    _int4(model, 64)
+    _store(model, "block_scale", np.ones((4, 1), np.float32))
+
+
+def _int4_activation(model: onnx.ModelProto) -> None:
+    _store(model, "zero_point_int8", np.int8(0))
+    model.graph.initializer[-1].CopyFrom(
+        helper.make_tensor("zero_point_int8", TensorProto.INT4, [], bytes(1), raw=True)
+    )
+
+
 BREAKING: list[tuple[str, Callable[[onnx.ModelProto], None]]] = [
     ("zero points are 0", _zero_point),
     ("codes are INT8", _unsigned),
@@ -131,6 +166,10 @@ BREAKING: list[tuple[str, Callable[[onnx.ModelProto], None]]] = [
     ("scales are positive constants", _computed_scale),
     ("activations have one scale", _scales_of_channels),
     ("weights have scales along the output channels", _scales_of_inputs),
+    ("INT4 weights stand in blocks", _small_blocks),
+    ("INT4 weights stand in blocks", _blocks_of_channels),
+    ("INT4 weights stand in blocks", _scales_without_blocks),
+    ("INT4 weights stand in blocks", _int4_activation),
     ("quantizers stand in pairs", _moved_codes),
     ("layers read pairs", _float_activation),
     ("layers read pairs", _float_branch),
@@ -164,6 +203,17 @@ def test_a_rule_finds_the_file_that_breaks_it(
     target = next(name for name, row in TARGETS.items() if rule in row.rules)
     said = broken_rules(file, target)
     assert any(f"{TARGETS[target].title} wants that {rule}: " in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("block", [64, 128])
+def test_int4_weights_in_blocks_keep_every_rule(
+    good: onnx.ModelProto, block: int, tmp_path: Path
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(good)
+    _int4(model, block)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert broken_rules(TargetFile(tmp_path / "model.onnx"), "tensorrt") == []
 
 
 def test_every_rule_is_broken_by_a_test_and_named_by_a_target() -> None:

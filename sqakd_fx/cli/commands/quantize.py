@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqakd_fx.cli.arguments import DataOptions, data_of, recipe_of, source_of
+from sqakd_fx.cli.arguments import DataOptions, data_of, dynamic_of, recipe_of, source_of
 from sqakd_fx.cli.command_line import as_written
 from sqakd_fx.cli.options import (
     OUTPUT,
@@ -20,6 +20,7 @@ from sqakd_fx.cli.options import (
     Data,
     Debug,
     DeviceName,
+    Dynamic,
     Goal,
     Mean,
     RecipeOption,
@@ -114,6 +115,7 @@ def quantize(
     bits: BitsOption = None,
     set_: Settings = None,
     target: Target = None,
+    dynamic: Dynamic = None,
     steps: Steps = None,
     epochs: Epochs = None,
     device: Device = None,
@@ -128,12 +130,13 @@ def quantize(
 
     Without options: 8 bits, a few training steps.
     """
-    _refuse_two_choices(goal, recipe or bits)
-    numbers = {"epochs": epochs, "steps": steps, "device": device, "seed": seed}
-    recipe_of_options = recipe_of(goal or recipe, bits, set_, target=target, **numbers)
-    said = DataOptions(transform, mean, std, resize, crop, tokenizer)
+    fields = {"epochs": epochs, "steps": steps, "device": device, "seed": seed, "target": target}
+    recipe_of_options = recipe_of(
+        _one_of(goal, recipe, bits), bits, set_, **fields, **dynamic_of(dynamic)
+    )
     from sqakd_fx.training.live import Live
 
+    said = DataOptions(transform, mean, std, resize, crop, tokenizer)
     with Live() as live:
         live.stage("load", source)
         from sqakd_fx.pipeline import run
@@ -155,12 +158,13 @@ def quantize(
             return
         _draw(result.model_path.parent, live)
     given = said.given() | {"--data": data, "--weights": weights, "--input-shape": input_shape}
-    _close(result, [source, *["--data-free"] * data_free, *_written(given)])
+    _close(result, [source, *["--data-free"] * data_free, *_written(given, dynamic or [])])
 
 
-def _written(given: Mapping[str, object]) -> list[str]:
+def _written(given: Mapping[str, object], dynamic: Sequence[str]) -> list[str]:
     """The options that have a value, as on a command line."""
-    return [text for name, value in given.items() if value for text in (name, str(value))]
+    pairs = [*given.items(), *(("--dynamic", axes) for axes in dynamic)]
+    return [text for name, value in pairs if value for text in (name, str(value))]
 
 
 def _close(result: Result, command: list[str]) -> None:
@@ -188,6 +192,8 @@ def _draw(folder: Path, live: Live) -> None:
         )
 
 
-def _refuse_two_choices(goal: str | None, other: str | None) -> None:
-    if goal is not None and other is not None:
+def _one_of(goal: str | None, recipe: str | None, bits: str | None) -> str | None:
+    """What names the recipe: a goal, or a preset or file."""
+    if goal is not None and (recipe or bits):
         raise RecipeError("--for chooses the bits, as --recipe and --bits do: give one of them")
+    return goal or recipe

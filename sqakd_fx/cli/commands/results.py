@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,14 @@ def export(
         ),
     ] = None,
     target: ExportTarget = None,
+    int4_block: Annotated[
+        int | None,
+        typer.Option(
+            metavar="64|128",
+            help="Block of INT4 weights, for TensorRT. The recipe's own where none is given.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -59,6 +68,7 @@ def export(
 ) -> None:
     """Write the file of a result again, for another target or in another form."""
     from sqakd_fx.program import lower
+    from sqakd_fx.recipe.resolution import resolve_recipe
     from sqakd_fx.results.export import export as write
     from sqakd_fx.results.export import export_saved
     from sqakd_fx.results.file_names import exported_file
@@ -70,10 +80,12 @@ def export(
         given = {"--weights": weights, "--data": data, "--input-shape": input_shape}
         refuse_without_source(result, given)
         saved = load_saved(result)
+        saved = replace(saved, recipe=resolve_recipe(saved.recipe, int4_block=int4_block))
         path = out or result / exported_file(profile, target, saved.recipe.target)
         exported = export_saved(saved, path, profile=profile, target=target)
     else:
         program = load_student(result, source_of(source, weights, data, input_shape))
+        program = replace(program, recipe=resolve_recipe(program.recipe, int4_block=int4_block))
         path = out or result / exported_file(profile, target, program.recipe.target)
         lowered = lower(program.student).graph_module
         exported = write(program, lowered, path, profile=profile, target=target)
