@@ -17,7 +17,7 @@ from onnxscript import opset21 as op
 from onnxscript.function_libs.torch_lib.ops.core import aten_slice_scatter
 
 import sqakd_fx.ir.top_k  # noqa: F401  (registers torch.ops.sqakd_fx, as integer_ops does)
-from sqakd_fx.exporters.scans import SCANS
+from sqakd_fx.exporters.other_operations import OTHER_OPERATIONS
 from sqakd_fx.exporters.uneven_pools import adaptive_average_pool
 from sqakd_fx.ir.integer_ops import sides
 from sqakd_fx.ir.op_table import Kind, Op
@@ -274,7 +274,7 @@ TRANSLATIONS: dict[Any, Callable[..., Value]] = {
     _OPS.top_k.default: _top_k,
     torch.ops.aten.sort.stable: _stable_sort,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
-    **SCANS,
+    **OTHER_OPERATIONS,
     **dict.fromkeys(_ADAPTIVE_AVERAGE_POOLS, adaptive_average_pool),
 }
 

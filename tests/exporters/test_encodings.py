@@ -8,63 +8,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from default_sessions import NETWORKS
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+from other_forms import run, with_encodings_applied
 from torch import Tensor, nn
 
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.results.export import export
-
-
-def applied(model: onnx.ModelProto, encodings: dict[str, Any]) -> onnx.ModelProto:
-    """Each tensor that has an encoding behind QuantizeLinear and DequantizeLinear, by the definition of the form."""
-    graph = model.graph
-    made = []
-    for one in encodings["activation_encodings"] + encodings["param_encodings"]:
-        name, bits = one["name"], one["bw"]
-        stored = next((x for x in graph.initializer if x.name == name), None)
-        scale = np.array(one["scale"], np.float32)
-        offset = np.array(one["offset"])
-        if stored is not None:
-            real = numpy_helper.to_array(stored)
-            axes = [i for i, size in enumerate(real.shape) if size == scale.size]
-            axis = axes[-1] if name in last_axis(graph) else axes[0] if axes else 0
-            shape = [-1 if i == axis else 1 for i in range(real.ndim)] if scale.size > 1 else []
-            step, shift = scale.reshape(shape), offset.reshape(shape)
-            codes = np.clip(np.rint(real / step) - shift, 0, 2**bits - 1)
-            stored.CopyFrom(numpy_helper.from_array(((codes + shift) * step).astype("f"), name))
-            continue
-        assert bits == 8
-        names = [f"{name}/{part}" for part in ("scale", "zero", "codes")]
-        graph.initializer.append(numpy_helper.from_array(scale[0], names[0]))
-        graph.initializer.append(numpy_helper.from_array(np.uint8(-offset[0]), names[1]))
-        given = name in {x.name for x in graph.input}
-        raw, floats = (name, f"{name}/floats") if given else (f"{name}/raw", name)
-        for node in graph.node:
-            place = node.input if given else node.output
-            renamed = [(floats if given else raw) if x == name else x for x in place]
-            del place[:]
-            place.extend(renamed)
-        made.append(helper.make_node("QuantizeLinear", [raw, *names[:2]], [names[2]]))
-        made.append(helper.make_node("DequantizeLinear", [names[2], *names[:2]], [floats]))
-    known = {x.name for x in graph.initializer} | {x.name for x in graph.input}
-    waiting = [*graph.node, *made]
-    del graph.node[:]
-    while waiting:
-        ready = next(n for n in waiting if all(not x or x in known for x in n.input))
-        waiting.remove(ready)
-        known |= set(ready.output)
-        graph.node.append(ready)
-    return model
-
-
-def last_axis(graph: onnx.GraphProto) -> set[str]:
-    """Weights whose output channels are the last axis."""
-    return {node.input[1] for node in graph.node if node.op_type == "MatMul"}
 
 
 class Words(nn.Module):
@@ -94,14 +47,6 @@ def written(
     return (example, leaf.detach().numpy()), onnx.load(made.path), encodings
 
 
-def run(model: onnx.ModelProto, inputs: Any) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    names = [given.name for given in session.get_inputs()]
-    return session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))[0]
-
-
 CASES = [
     ("residual", "w8a8"),
     ("residual", "w4a4"),
@@ -122,7 +67,7 @@ def test_with_its_encodings_applied_it_is_the_student(name: str, bits: str, tmp_
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
     assert {x.data_type for x in model.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
-    got = run(applied(model, encodings), example)
+    got = run(with_encodings_applied(model, encodings), example)
     assert np.allclose(got, expected, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Running products and largest values, medians and k-th values, which ONNX has no operation for.
+"""Operations of torch that neither ONNX nor torch's exporter has, in those of ONNX.
 
 A running result takes as many steps as the length has binary digits: step n joins each value with the one 2^n before.
 """
@@ -66,10 +66,36 @@ def _median(self: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]
     return _kth_value(self, (length + 1) // 2, dim, keepdim)
 
 
-SCANS: dict[Any, Callable[..., Any]] = {
+def _hypot(self: Value, other: Value) -> Value:
+    return op.Sqrt(op.Add(op.Mul(self, self), op.Mul(other, other)))
+
+
+def _copysign(self: Value, other: Value) -> Value:
+    size = op.Abs(self)
+    below = op.Or(op.Less(other, _zero(other)), op.Less(op.Reciprocal(other), _zero(other)))
+    return op.Where(below, op.Neg(size), size)  # 1 / -0 is -infinity
+
+
+def _zero(like: Value) -> Value:
+    return op.CastLike(_constant(0), like)
+
+
+def _is_in(
+    elements: Value, test_elements: Value, *, assume_unique: bool = False, invert: bool = False
+) -> Value:
+    known = op.Reshape(test_elements, _constant([-1]))
+    equal = op.Cast(op.Equal(op.Unsqueeze(elements, _constant([-1])), known), to=ir.DataType.INT32)
+    found = op.Cast(op.ReduceMax(equal, _constant([-1]), keepdims=0), to=ir.DataType.BOOL)
+    return op.Not(found) if invert else found
+
+
+OTHER_OPERATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.cumprod.default: _running_product,
     torch.ops.aten.cummax.default: _running_extreme(op.Max, float("-inf")),
     torch.ops.aten.cummin.default: _running_extreme(op.Min, float("inf")),
     torch.ops.aten.kthvalue.default: _kth_value,
     torch.ops.aten.median.dim: _median,
+    torch.ops.aten.hypot.default: _hypot,
+    torch.ops.aten.copysign.Tensor: _copysign,
+    torch.ops.aten.isin.Tensor_Tensor: _is_in,
 }
