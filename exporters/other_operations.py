@@ -5,7 +5,7 @@ A running result takes as many steps as the length has binary digits: step n joi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -89,12 +89,33 @@ def _is_in(
     return op.Not(found) if invert else found
 
 
+def _stacked(axis: int, least: int) -> Callable[..., Any]:
+    """Concat along an axis of tensors that get axes of size 1 in front and behind, up to `least`, as numpy gives them."""
+
+    def translated(tensors: Sequence[Value]) -> Value:
+        parts = []
+        for x in tensors:
+            rank = len(x.shape)
+            front = [0] if rank < 2 <= least and axis != 1 else []
+            behind = range(rank + len(front), least)
+            new = [*front, *behind]
+            parts.append(op.Unsqueeze(x, _constant(new)) if new else x)
+        along = min(axis, max(len(tensors[0].shape), least) - 1)
+        return op.Concat(*parts, axis=along)
+
+    return translated
+
+
 OTHER_OPERATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.cumprod.default: _running_product,
     torch.ops.aten.cummax.default: _running_extreme(op.Max, float("-inf")),
     torch.ops.aten.cummin.default: _running_extreme(op.Min, float("inf")),
     torch.ops.aten.kthvalue.default: _kth_value,
     torch.ops.aten.median.dim: _median,
+    torch.ops.aten.hstack.default: _stacked(axis=1, least=1),
+    torch.ops.aten.vstack.default: _stacked(axis=0, least=2),
+    torch.ops.aten.dstack.default: _stacked(axis=2, least=3),
+    torch.ops.aten.column_stack.default: _stacked(axis=1, least=2),
     torch.ops.aten.hypot.default: _hypot,
     torch.ops.aten.copysign.Tensor: _copysign,
     torch.ops.aten.isin.Tensor_Tensor: _is_in,

@@ -28,5 +28,5 @@ class PropagateShapes(Pass):
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         with torch.no_grad():
-            ShapeProp(graph_module).propagate(*self.example)
+            ShapeProp(graph_module).propagate(*(x.clone() for x in self.example))
         return PassResult(graph_module, False)
