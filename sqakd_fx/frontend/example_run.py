@@ -27,7 +27,8 @@ def example_output(model: nn.Module, call: Call) -> Any:
     Raises:
         TraceError: the model does not run, or returns what no file can give.
     """
-    args, kwargs = call.with_tensors(call.tensors())
+    own = {name: x.clone() for name, x in call.tensors().items()}  # the model may change them
+    args, kwargs = call.with_tensors(own)
     try:
         with torch.no_grad(), in_float32():
             output = model(*args, **kwargs)
