@@ -2,8 +2,8 @@
 
     python benchmarks/random_plans.py COUNT [--seed FIRST] [--target NAME]
 
-takes the networks of the numbers FIRST, FIRST + 1, ..., in a random profile or for a target. It prints each on which the
-stages do not agree, and each that the target refuses by the name of an operation; exit code 1 where one disagrees.
+takes the networks of the numbers FIRST, FIRST + 1, ..., in a random profile or for a target. It prints each on which
+the stages do not agree, and each that the target refuses by the name of an operation; exit code 1 where one disagrees.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _is_in(
 
 
 def _stacked(axis: int, least: int) -> Callable[..., Any]:
-    """Concat along an axis of tensors that get axes of size 1 in front and behind, up to `least`, as numpy gives them."""
+    """Concat along an axis of tensors that get axes of size 1 in front and behind, up to `least`, as in numpy."""
 
     def translated(tensors: Sequence[Value]) -> Value:
         parts = []

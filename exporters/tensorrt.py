@@ -157,9 +157,7 @@ def _read_floats(
     """The floats of moved codes in place of a DequantizeLinear; integer layers read them through a pair, in `moved`."""
     codes, out = input_of(node, 0), node.outputs[0]
     layers = [
-        use
-        for use in out.uses()
-        if use.node.op_type in QUANTIZED_LAYERS and use.node not in sums
+        use for use in out.uses() if use.node.op_type in QUANTIZED_LAYERS and use.node not in sums
     ]
     if codes not in quantized and layers:
         if codes not in moved:

@@ -233,7 +233,9 @@ def _reason(
         line = _line_of(failed[1], lowered, program)
         what = f"{failed[2].removeprefix('torch.ops.')}{f' ({line})' if line else ''}"
         if _is_complex(failed[1], program):
-            return f"{what} has no ONNX form for complex numbers; write it on torch.view_as_real(...)"
+            return (
+                f"{what} has no ONNX form for complex numbers; write it on torch.view_as_real(...)"
+            )
         return f"{what} has no ONNX form with these arguments; write it in other operations"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and re.fullmatch(r"\w+\.\w+\.\w+", lines[0].rstrip(".")):

@@ -89,5 +89,3 @@ def evaluated(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     running = ReferenceEvaluator(model, new_ops=[Quant, BipolarQuant])
     (y,) = running.run(None, {model.graph.input[0].name: x})
     return y  # type: ignore[no-any-return]
-
-

@@ -315,5 +315,7 @@ def wrong_of_other(case: Case, target: str) -> list[str]:
     share = float((apart > 0.01).float().mean())
     off = float(apart.square().mean().sqrt())
     wrong = got.shape != wanted.shape or not (share <= 0.1 or off <= 0.05)
-    about = f"{share:.0%} of the samples differ from the integer program, by {off:.2f} of a deviation"
+    about = (
+        f"{share:.0%} of the samples differ from the integer program, by {off:.2f} of a deviation"
+    )
     return [*made.differences, *([about] if wrong else [])]

@@ -43,9 +43,7 @@ def adaptive_max_pool_in_float(
     if settings is None:
         return None
     more = {"stride": settings[0], "return_indices": True}
-    return built.module.graph.call_function(
-        _MAX_POOLS[axes], (float_of(source), settings[0]), more
-    )
+    return built.module.graph.call_function(_MAX_POOLS[axes], (float_of(source), settings[0]), more)
 
 
 def largest_of_windows(

@@ -43,13 +43,15 @@ def refuse_transforms(graph: fx.Graph) -> None:
             reason = NESTED
         if reason:
             location = code_line(node)
-            raise TraceError(f"{location or 'the model'} {reason}", node=node.name, location=location)
+            raise TraceError(
+                f"{location or 'the model'} {reason}", node=node.name, location=location
+            )
 
 
 def _cond(node: fx.Node, modules: dict[str, Any]) -> str | None:
     return (
-        "torch.cond at {where} chooses a branch by the data: compute both and choose with torch.where, or take the branch "
-        "of the example by an if and specialize in the recipe"
+        "torch.cond at {where} chooses a branch by the data: compute both and choose with torch.where, or take the "
+        "branch of the example by an if and specialize in the recipe"
     )
 
 

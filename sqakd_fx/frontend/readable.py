@@ -21,8 +21,8 @@ def require_readable(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(
-            f"the model is {with_article(type(model).__name__)}, not an nn.Module: give the module itself, or one whose "
-            "forward calls it"
+            f"the model is {with_article(type(model).__name__)}, not an nn.Module: give the module itself, or one "
+            "whose forward calls it"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(

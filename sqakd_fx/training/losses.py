@@ -128,8 +128,8 @@ def _nothing_to_train_on(outputs: Sequence[Tensor]) -> str:
         return "the model returns complex numbers, which no file gives: return torch.view_as_real(...) of them"
     kind = str(outputs[0].dtype).removeprefix("torch.")
     return (
-        f"the model returns {kind} tensors, which nothing can be trained on: return the scores in front of them as well, "
-        "or instead"
+        f"the model returns {kind} tensors, which nothing can be trained on: return the scores in front of them as "
+        "well, or instead"
     )
 
 

@@ -25,7 +25,6 @@ from sqakd_fx.program import build_program
 from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.source.source import load_source
 
-
 MADE: list[Any] = []
 
 
