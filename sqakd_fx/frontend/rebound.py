@@ -16,7 +16,12 @@ def hold_to_copy(copied: nn.Module, copies: Mapping[int, Any]) -> None:
     """
     known: dict[int, Any] = {}
     for module in copied.modules():
-        for functions in (module._forward_hooks, module._forward_pre_hooks, vars(module)):
+        tables: list[dict[Any, Any]] = [
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            vars(module),
+        ]
+        for functions in tables:
             for name, value in list(functions.items()):
                 if isinstance(value, FunctionType):
                     functions[name] = _rebound(value, copies, known)
