@@ -9,6 +9,7 @@ the stages do not agree, and each that the target refuses by the name of an oper
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 import warnings
@@ -50,13 +51,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     counts, started = Counter[str](), time.perf_counter()
-    for number in range(options.seed, options.seed + options.count):
-        kind, why = outcome(number, options.target)
-        counts[kind] += 1
-        if kind != "agrees":
-            print(f"{number} {kind}: {why}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        for number in range(options.seed, options.seed + options.count):
+            kind, why = outcome(number, options.target)
+            counts[kind] += 1
+            if kind != "agrees":
+                print(f"{number} {kind}: {why}", flush=True)
     said = ", ".join(f"{counts[kind]} {kind}" for kind in ("agrees", "refused", "disagrees"))
-    print(f"{options.count} networks: {said} ({time.perf_counter() - started:.0f} s)")
+    print(f"{counts.total()} networks: {said} ({time.perf_counter() - started:.0f} s)")
     raise SystemExit(int(counts["disagrees"] > 0))
 
 
