@@ -46,6 +46,12 @@ TORCHVISION = {
 }
 
 TIMM = {
+    "convnextv2_atto": 64,
+    "fasternet_t0": 64,
+    "hgnetv2_b0": 64,
+    "mobilevitv2_050": 64,
+    "repvit_m0_9": 64,
+    "starnet_s1": 64,
     "cait_xxs24_224": 224,
     "coat_lite_tiny": 224,
     "convmixer_768_32": 64,

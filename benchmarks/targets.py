@@ -115,10 +115,10 @@ def _with_encodings(path: Path, images: Tensor) -> Tensor:
     import onnxruntime
 
     sys.path.insert(0, str(ROOT / "tests"))
-    from applied_encodings import applied
+    from other_forms import with_encodings_applied
 
     encodings = json.loads(path.with_suffix(".encodings").read_text("utf-8"))
-    model = applied(onnx.load(str(path)), encodings)
+    model = with_encodings_applied(onnx.load(str(path)), encodings)
     options = onnxruntime.SessionOptions()  # optimized, it quantizes the float weights again
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)

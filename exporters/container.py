@@ -17,6 +17,8 @@ from onnxscript import opset21 as op
 from onnxscript.function_libs.torch_lib.ops.core import aten_slice_scatter
 
 import sqakd_fx.ir.top_k  # noqa: F401  (registers torch.ops.sqakd_fx, as integer_ops does)
+from sqakd_fx.exporters.other_operations import OTHER_OPERATIONS
+from sqakd_fx.exporters.uneven_pools import adaptive_average_pool
 from sqakd_fx.ir.integer_ops import sides
 from sqakd_fx.ir.op_table import Kind, Op
 
@@ -247,6 +249,12 @@ def _slice_scatter(
     return op.Concat(*parts, axis=dim) if len(parts) > 1 else src
 
 
+_ADAPTIVE_AVERAGE_POOLS = (
+    torch.ops.aten.adaptive_avg_pool1d.default,
+    torch.ops.aten.adaptive_avg_pool2d.default,
+    torch.ops.aten.adaptive_avg_pool3d.default,
+)
+
 TRANSLATIONS: dict[Any, Callable[..., Value]] = {
     _OPS.quantize.default: _quantize,
     _OPS.dequantize.default: _dequantize,
@@ -266,6 +274,8 @@ TRANSLATIONS: dict[Any, Callable[..., Value]] = {
     _OPS.top_k.default: _top_k,
     torch.ops.aten.sort.stable: _stable_sort,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
+    **OTHER_OPERATIONS,
+    **dict.fromkeys(_ADAPTIVE_AVERAGE_POOLS, adaptive_average_pool),
 }
 
 QUANTIZER_FORM = "QuantizeLinear, then below 8 bits a Clip on the codes"

@@ -67,6 +67,7 @@ def to_tensorrt(model: ir.Model) -> None:
     Raises:
         ExportError: a grid is not symmetric in INT8, or the model computes on codes in a way that has no float form.
     """
+    sums = _float_sums(model)
     readers = stored_codes_to_floats(model)
     quantized = {
         value: _symmetric(model, node)
@@ -76,13 +77,13 @@ def to_tensorrt(model: ir.Model) -> None:
     }
     moved: dict[ir.Value, ir.Value] = {}
     for node in readers:
-        _read_floats(model, node, quantized, moved)
+        _read_floats(model, node, quantized, moved, sums)
     for codes, floats in quantized.items():
         replace_value(codes, floats)
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear" and is_stored(node):
             _stored(model, node)
-    _quantize_moves(model)
+    _quantize_moves(model, sums)
     codes_to_floats(model)
     ir_passes.RemoveUnusedNodesPass()(model)
     forget_types(model)
@@ -151,10 +152,13 @@ def _read_floats(
     node: ir.Node,
     quantized: dict[ir.Value, ir.Value],
     moved: dict[ir.Value, ir.Value],
+    sums: set[ir.Node],
 ) -> None:
     """The floats of moved codes in place of a DequantizeLinear; integer layers read them through a pair, in `moved`."""
     codes, out = input_of(node, 0), node.outputs[0]
-    layers = [use for use in out.uses() if use.node.op_type in QUANTIZED_LAYERS]
+    layers = [
+        use for use in out.uses() if use.node.op_type in QUANTIZED_LAYERS and use.node not in sums
+    ]
     if codes not in quantized and layers:
         if codes not in moved:
             stem = f"{codes.name}/moved"
@@ -164,7 +168,17 @@ def _read_floats(
     replace_value(out, codes)
 
 
-def _quantize_moves(model: ir.Model) -> None:
+def _float_sums(model: ir.Model) -> set[ir.Node]:
+    """Sums of a quantized tensor and one that is computed in float: they read moved numbers without a pair."""
+
+    def is_float(value: ir.Value | None) -> bool:
+        made = None if value is None else value.producer()
+        return made is not None and made.op_type != "DequantizeLinear"
+
+    return {n for n in model.graph if n.op_type in ("Add", "Sub") and any(map(is_float, n.inputs))}
+
+
+def _quantize_moves(model: ir.Model, sums: set[ir.Node]) -> None:
     """A pair behind every move of quantized numbers, so that a runtime has none to add.
 
     ONNX Runtime 1.23 adds one of UINT8 behind a move whose DequantizeLinear has no zero point.
@@ -175,11 +189,13 @@ def _quantize_moves(model: ir.Model) -> None:
             continue
         for out in node.outputs:
             if not out.is_graph_output():
-                _quantize_move(model, node, out, input_of(made, 1))
+                _quantize_move(model, node, out, input_of(made, 1), sums)
 
 
-def _quantize_move(model: ir.Model, move: ir.Node, out: ir.Value, scale: ir.Value) -> None:
-    uses = list(out.uses())
+def _quantize_move(
+    model: ir.Model, move: ir.Node, out: ir.Value, scale: ir.Value, sums: set[ir.Node]
+) -> None:
+    uses = [use for use in out.uses() if use.node not in sums]
     quantized = [use.node for use in uses if use.node.op_type == "QuantizeLinear"]
     others = [use for use in uses if use.node not in quantized]
     if not others:

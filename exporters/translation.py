@@ -239,13 +239,23 @@ def _reason(
     failed = re.search(r"translating node %(\w+)[^\n]*?target=([\w.]+)", text)
     if failed:
         line = _line_of(failed[1], lowered, program)
-        return (
-            f"{failed[2].removeprefix('torch.ops.')}{f' ({line})' if line else ''} has no ONNX form "
-            "with these arguments; write it in other operations"
-        )
+        what = f"{failed[2].removeprefix('torch.ops.')}{f' ({line})' if line else ''}"
+        if _is_complex(failed[1], program):
+            return (
+                f"{what} has no ONNX form for complex numbers; write it on torch.view_as_real(...)"
+            )
+        return f"{what} has no ONNX form with these arguments; write it in other operations"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and re.fullmatch(r"\w+\.\w+\.\w+", lines[0].rstrip(".")):
+        return f"{lines[0].rstrip('.')} has no ONNX form; write it in other operations"
     telling = [line for line in lines if "No ONNX function" in line]
     return (telling or lines or [type(error).__name__])[0].rstrip(".")[:300]
+
+
+def _is_complex(name: str, program: torch.export.ExportedProgram | None) -> bool:
+    made = next((n for n in program.graph.nodes if n.name == name), None) if program else None
+    value = made.meta.get("val") if made is not None else None
+    return isinstance(value, Tensor) and value.is_complex()
 
 
 def _line_of(

@@ -33,9 +33,9 @@ class PropagateShapes(Pass):
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         with torch.no_grad():
-            ShapeProp(graph_module).propagate(*self.example)
+            ShapeProp(graph_module).propagate(*(x.clone() for x in self.example))
             for other in self.others:
-                _record_free_axes(graph_module, other)
+                _record_free_axes(graph_module, tuple(x.clone() for x in other))
         return PassResult(graph_module, False)
 
 

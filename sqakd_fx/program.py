@@ -198,7 +198,7 @@ def build_program(
 
     def probe(graph_module: fx.GraphModule) -> Any:
         with torch.no_grad():
-            return graph_module(*inputs)
+            return graph_module(*(x.clone() for x in inputs))  # it may change them
 
     first = run_passes(
         traced.graph_module,
@@ -232,7 +232,7 @@ def with_recipe(program: Program, recipe: Recipe, *, after: GraphObserver | None
 
     def probe(graph_module: fx.GraphModule) -> Any:
         with torch.no_grad():
-            return graph_module(*program.example)
+            return graph_module(*(x.clone() for x in program.example))
 
     passes = [*_equalizing(recipe), *_quantizing(recipe)]
     made = run_passes(copy.deepcopy(program.teacher), passes, probe=probe, after=after)

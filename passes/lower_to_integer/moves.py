@@ -57,7 +57,7 @@ def moved(lowering: Lowering, node: fx.Node, op: Op) -> Codes | None:
         plain = lowering.graph.call_method("contiguous", (value.node,))
         value = replace(value, node=plain)
     if not op.on_bytes:
-        pooled = pool_of_codes(lowering.graph, node, op, lowering.modules, value.node)
+        pooled = pool_of_codes(lowering.built, node, op, lowering.modules, value.node)
         return replace(value, node=pooled)
     return replace(value, node=_on_codes(lowering, node, {source: value}))
 

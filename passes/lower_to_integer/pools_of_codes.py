@@ -13,6 +13,7 @@ from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Op, shape_of
 from sqakd_fx.passes.lower_to_integer.adaptive_pools import largest_of_windows
 from sqakd_fx.passes.lower_to_integer.average_pools import adaptive_pool_settings, pool_arguments
+from sqakd_fx.passes.lower_to_integer.builder import LoweredGraph
 
 _ROW: dict[str, Any] = {
     "kernel_size": None,
@@ -25,26 +26,26 @@ _ROW: dict[str, Any] = {
 
 
 def pool_of_codes(
-    graph: fx.Graph, node: fx.Node, op: Op, modules: Mapping[str, nn.Module], codes: fx.Node
+    built: LoweredGraph, node: fx.Node, op: Op, modules: Mapping[str, nn.Module], codes: fx.Node
 ) -> fx.Node:
     """`node`, a pool that takes the largest value, on `codes`."""
     assert op.axes is not None
     if op.adaptive:
-        pooled = _adaptive(graph, node, op.axes, codes)
+        pooled = _adaptive(built, node, op.axes, codes)
     else:
-        pooled = _pooled_row(graph, codes, **pool_arguments(node, modules, _ROW))
+        pooled = _pooled_row(built.module.graph, codes, **pool_arguments(node, modules, _ROW))
     meta.keep_only_module_path(pooled, node)
     return pooled
 
 
-def _adaptive(graph: fx.Graph, node: fx.Node, axes: int, codes: fx.Node) -> fx.Node:
+def _adaptive(built: LoweredGraph, node: fx.Node, axes: int, codes: fx.Node) -> fx.Node:
     ins, outs = shape_of(cast(fx.Node, node.args[0])), shape_of(node)
     assert ins is not None
     assert outs is not None
     settings = adaptive_pool_settings(ins[-axes:], outs[-axes:])
     if axes == 1 and settings is not None and outs[-1] > 1:
-        return _pooled_row(graph, codes, **{**_ROW, "kernel_size": settings[0]})
-    return largest_of_windows(graph, codes, ins[-axes:], outs[-axes:])
+        return _pooled_row(built.module.graph, codes, **{**_ROW, "kernel_size": settings[0]})
+    return largest_of_windows(built, codes, ins[-axes:], outs[-axes:])
 
 
 def _pooled_row(

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 import sqakd_fx.ir.integer_ops  # noqa: F401  (registers torch.ops.sqakd_fx)
 from sqakd_fx.ir.op_table import Kind, is_read_by_max_pool, op_of
 from sqakd_fx.ir.rewriting import constant_of, get_attribute
-from sqakd_fx.passes.lower_to_integer.adaptive_pools import adaptive_pool_in_float
+from sqakd_fx.passes.lower_to_integer.adaptive_pools import adaptive_max_pool_in_float
 from sqakd_fx.passes.lower_to_integer.average_pools import rounds_up
 from sqakd_fx.passes.lower_to_integer.builder import LoweredGraph
 from sqakd_fx.passes.lower_to_integer.clips import Clip
@@ -58,7 +58,7 @@ class Lowering:
 
     def copied(self, node: fx.Node) -> fx.Node:
         """A node of the student as it is, in float."""
-        pooled = adaptive_pool_in_float(self.graph, node, self.modules, self.float_of)
+        pooled = adaptive_max_pool_in_float(self.built, node, self.modules, self.float_of)
         if pooled is not None:
             pooled.meta = dict(node.meta)
             return pooled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import sysconfig
 import traceback
@@ -58,3 +59,9 @@ def code_line(node: fx.Node) -> str | None:
     return line_outside_torch(
         traceback.StackSummary.from_list([(name, int(line), "", None) for name, line in frames])
     )
+
+
+def code_at(location: str | None) -> str:
+    """The text of a "file:line"; empty where there is none."""
+    path, _, number = (location or "").rpartition(":")
+    return linecache.getline(path, int(number)) if number.isdigit() else ""

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.readable import require_readable, require_values
+from sqakd_fx.frontend.rebound import hold_to_copy
 from sqakd_fx.frontend.verify import turned
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
@@ -31,19 +32,20 @@ def float_copy(model: nn.Module) -> nn.Module:
     """
     require_readable(model)
     require_values(model)
-    computed: dict[int, Tensor] = {
+    copies: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:
-        copied = copy.deepcopy(model, computed).eval()
+        copied = copy.deepcopy(model, copies).eval()
     except Exception as error:
         raise TraceError(
             f"the model cannot be copied ({first_line(error)}): keep out of it what "
             "copy.deepcopy does not take, such as open files, locks and tensors with a gradient history"
         ) from error
+    hold_to_copy(copied, copies)
     for module in copied.modules():
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, WeightNorm):

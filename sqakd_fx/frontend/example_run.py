@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from sqakd_fx.diagnostics.source_lines import model_line
 from sqakd_fx.diagnostics.wording import with_article
-from sqakd_fx.errors import TraceError, first_line
+from sqakd_fx.errors import TraceError, short
 from sqakd_fx.frontend.caches import outputs_alone
 from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.float32 import in_float32
@@ -27,14 +27,15 @@ def example_output(model: nn.Module, call: Call) -> Any:
     Raises:
         TraceError: the model does not run, or returns what no file can give.
     """
-    args, kwargs = call.with_tensors(call.tensors())
+    own = {name: x.clone() for name, x in call.tensors().items()}  # the model may change them
+    args, kwargs = call.with_tensors(own)
     try:
         with torch.no_grad(), in_float32():
             output = model(*args, **kwargs)
     except Exception as error:
         location = model_line(error)
         raise TraceError(
-            f"the model does not run in float32 on the example inputs ({first_line(error)}"
+            f"the model does not run in float32 on the example inputs ({short(error)}"
             + (f", {location}" if location else "")
             + "): check example_inputs() or --input-shape",
             location=location,
@@ -56,10 +57,12 @@ def _require_tensors(model: nn.Module, output: Any) -> None:
         wrong = f"{_as_said(output)} and no tensor"
     elif sparse := [x for x in tensors if not is_dense(x)]:
         wrong = f"a {kind_of(sparse[0])} tensor, for which ONNX has no form"
+    elif not any(x.ndim for x in tensors):
+        wrong = "one number for the whole batch"
     if wrong:
         raise TraceError(
-            f"the model's forward{f' at {line}' if line else ''} returns {wrong}: return dense tensors, alone or in "
-            "tuples, lists, dicts or dataclasses",
+            f"the model's forward{f' at {line}' if line else ''} returns {wrong}: return dense tensors with a batch "
+            "axis, alone or in tuples, lists, dicts or dataclasses",
             location=line,
         )
 

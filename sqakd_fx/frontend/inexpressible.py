@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 from sqakd_fx.diagnostics.source_lines import code_line
@@ -13,6 +14,8 @@ from sqakd_fx.ir.op_names import op_name
 
 _TRAINING = 5
 """Position of `training` in the arguments of batch_norm, as a function and as an overload."""
+
+NESTED = "makes nested tensors, for which ONNX has no form: pad to one length, and pass a mask"
 
 
 def refuse_inexpressible(graph_module: fx.GraphModule) -> None:
@@ -24,6 +27,32 @@ def refuse_inexpressible(graph_module: fx.GraphModule) -> None:
         if sentence is not None:
             where = node.target if node.op == "call_module" else code_line(node) or node.name
             raise TraceError(sentence.format(where=where), node=node.name, location=code_line(node))
+
+
+def refuse_transforms(graph: fx.Graph) -> None:
+    """Raise TraceError for gradients, functions of torch.func and nested tensors, which a graph cannot run again."""
+    for node in graph.nodes:
+        module = str(getattr(node.target, "__module__", ""))
+        name = str(getattr(node.target, "__name__", node.target))
+        reason = ""
+        if node.target in (torch.autograd.grad, torch.autograd.backward) or name == "backward":
+            reason = "takes a gradient in forward, which no file computes: leave it to the code that calls the model"
+        elif "functorch" in module and code_line(node):
+            reason = "calls a function of torch.func, such as vmap: write it with a batch axis"
+        elif "nested" in module or "nested" in name:
+            reason = NESTED
+        if reason:
+            location = code_line(node)
+            raise TraceError(
+                f"{location or 'the model'} {reason}", node=node.name, location=location
+            )
+
+
+def _cond(node: fx.Node, modules: dict[str, Any]) -> str | None:
+    return (
+        "torch.cond at {where} chooses a branch by the data: compute both and choose with torch.where, or take the "
+        "branch of the example by an if and specialize in the recipe"
+    )
 
 
 def _batch_norm(node: fx.Node, modules: dict[str, Any]) -> str | None:
@@ -63,4 +92,5 @@ _REASONS: dict[str, Callable[[fx.Node, dict[str, Any]], str | None]] = {
     "batch_norm": _batch_norm,
     "cross_map_lrn2d": _channel_response,
     "lstm": _lstm,
+    "cond": _cond,
 }

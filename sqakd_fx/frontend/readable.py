@@ -9,12 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sqakd_fx.diagnostics.wording import with_article
 from sqakd_fx.errors import TraceError
 from sqakd_fx.integrations.detectors import is_detector
 
 
 def require_readable(model: nn.Module) -> None:
-    """Raise TraceError for TorchScript, a whole detector, and weights that are on the meta device or not dense."""
+    """Raise TraceError for TorchScript, a whole detector, and weights that are on the meta device or not dense.
+
+    What is no nn.Module is refused too: a function, or a class.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"the model is {with_article(type(model).__name__)}, not an nn.Module: give the module itself, or one "
+            "whose forward calls it"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "the model is TorchScript, which has no Python code to trace: give the Python module that "
@@ -24,6 +33,12 @@ def require_readable(model: nn.Module) -> None:
         raise TraceError(
             f"{type(model).__name__} is a whole detector: it resizes a list of images and chooses boxes in Python, "
             "which no file does: quantize its backbone and heads, sqakd_fx.integrations.detectors.parts(model)"
+        )
+    quantized = [x for x in model.modules() if ".quantized" in type(x).__module__]
+    if quantized:
+        raise TraceError(
+            f"the model is quantized already: it holds a {type(quantized[0]).__name__} of "
+            f"{type(quantized[0]).__module__.rpartition('.modules')[0]}: give the float model that it was made from"
         )
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:

@@ -19,7 +19,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from sqakd_fx.diagnostics.quiet import silent_export
-from sqakd_fx.diagnostics.source_lines import code_line, model_line
+from sqakd_fx.diagnostics.source_lines import code_at, code_line, model_line
 from sqakd_fx.diagnostics.wording import did_you_mean, with_article
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.attention import spell_out_attention
@@ -27,7 +27,7 @@ from sqakd_fx.frontend.caches import caches_in, outputs_alone, without_caches
 from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
 from sqakd_fx.frontend.example_run import example_output
 from sqakd_fx.frontend.float32 import cast_to_float32, in_float32
-from sqakd_fx.frontend.inexpressible import refuse_inexpressible
+from sqakd_fx.frontend.inexpressible import NESTED, refuse_inexpressible, refuse_transforms
 from sqakd_fx.frontend.other_sizes import require_other_sizes
 from sqakd_fx.frontend.output_names import output_names
 from sqakd_fx.frontend.plain_names import graph_module_of, plain_paths
@@ -130,6 +130,7 @@ def trace(
         except TraceError as error:
             refuse_detector_inside(model, error)
             raise
+    refuse_transforms(traced.graph_module.graph)
     refuse_inexpressible(traced.graph_module)
     end = traced.graph_module.graph.output_node()
     meta.set_output_names(end, output_names(model, outputs_alone(output), call.tensors()))
@@ -211,13 +212,15 @@ def _with_float_modules(
             path, reason = _blame(error, tracer, modules)
             if not path or path in float_modules or path in specialize:
                 location = model_line(error) or line_of_forward(modules[path])
+                nested = "nested" in code_at(location)
                 raise TraceError(
                     f"the model's forward cannot be traced at {location or path or 'an unknown line'}: "
-                    f"{reason}; {_ways_out(error, path)}",
+                    + (NESTED if nested else f"{reason}; {_ways_out(error, path)}"),
                     location=location,
                 ) from error
             float_modules[path] = FloatModule(path, reason, model_line(error))
             continue
+        refuse_transforms(graph)
         graph_module = graph_module_of(tracer.root, graph, type(model).__name__, plain)
         _drop_assertions(graph_module)
         _propagate_shapes(graph_module, inputs)
@@ -301,9 +304,15 @@ def _propagate_shapes(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> No
             ShapeProp(graph_module).propagate(*(x.clone() for x in inputs))
     except Exception as error:
         raise TraceError(
-            f"the traced graph does not run on the example inputs ({first_line(error)}): "
-            "the model's Python code depends on more than its inputs"
+            f"the traced graph does not run on the example inputs ({_inner(error)}): "
+            "the model's Python code depends on more than its inputs; take that out of forward"
         ) from error
+
+
+def _inner(error: Exception) -> str:
+    """The reason of an error, without what shape propagation writes around it."""
+    inside = str(error).startswith("ShapeProp error") and isinstance(error.__cause__, Exception)
+    return first_line(error.__cause__ if inside else error)  # type: ignore[arg-type]
 
 
 def _refuse_closed_scripts(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
@@ -372,7 +381,7 @@ def _export(model: nn.Module, call: Call, cause: TraceError | None) -> Traced:
             raise
         raise cause from error
     except Exception as error:
-        reason = first_line(error)
+        reason = _inner(error)
         if "Constraints violated" in reason:
             sizes = "sizes" if any(call.free_axes) else "batch size"
             reason = f"it takes the example's {sizes} only"

@@ -407,11 +407,9 @@ def _is_nearest(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return mode == "nearest"
 
 
-def is_float_tensor(node: fx.Node) -> bool:
-    """True where shape propagation saw a floating-point tensor at this node."""
-    meta = node.meta.get("tensor_meta")
-    dtype = getattr(meta, "dtype", None)
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+def is_float32_tensor(node: fx.Node) -> bool:
+    """True where shape propagation saw a float32 tensor at this node: QuantizeLinear takes no float64."""
+    return getattr(node.meta.get("tensor_meta"), "dtype", None) is torch.float32
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ import networkx as nx
 from torch import fx, nn
 
 from sqakd_fx.ir.meta import LayerSettings
-from sqakd_fx.ir.op_table import Kind, Op, is_float_tensor, op_of, shape_of
+from sqakd_fx.ir.op_table import Kind, Op, is_float32_tensor, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.ir.rewriting import constant_of, reads_of
 from sqakd_fx.plan.layer_settings import arithmetic_in_float, layer_settings
@@ -172,7 +172,7 @@ class _Planning:
     def _unsuitable(self, node: fx.Node, op: Op) -> str | None:
         for position in op.activations:
             value = node.args[position]
-            if not isinstance(value, fx.Node) or not is_float_tensor(value):
+            if not isinstance(value, fx.Node) or not is_float32_tensor(value):
                 return "an input is not a floating-point tensor of the graph"
         if op.weight is None:
             return None
@@ -234,10 +234,10 @@ class _Planning:
         return tails
 
     def _demand_of_arithmetic(self, node: fx.Node, op: Op, integer: set[fx.Node]) -> None:
-        if not is_float_tensor(node):
+        if not is_float32_tensor(node):
             return
         values = [node.args[i] for i in op.activations if i < len(node.args)]
-        tensors = [v for v in values if isinstance(v, fx.Node) and is_float_tensor(v)]
+        tensors = [v for v in values if isinstance(v, fx.Node) and is_float32_tensor(v)]
         if len(tensors) < len(op.activations):
             self.notes.append(Note(node.name, f"stays in float: {op.name} with a plain number"))
             return
@@ -312,7 +312,7 @@ class _Planning:
         if op is None or op.kind not in (Kind.TRANSPARENT, Kind.JOINT):
             return False
         return all(
-            is_float_tensor(source) or self._is_tuple_of_one_grid(source)
+            is_float32_tensor(source) or self._is_tuple_of_one_grid(source)
             for source in _grid_inputs(node, op)
         )
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import networkx as nx
 from torch import fx
 
-from sqakd_fx.ir.op_table import Kind, Op, is_float_tensor, shape_of
+from sqakd_fx.ir.op_table import Kind, Op, is_float32_tensor, shape_of
 from sqakd_fx.plan.projections import back_through
 
 REASON = (
@@ -52,10 +52,10 @@ def residual_streams(ops: Mapping[fx.Node, Op | None]) -> set[fx.Node]:
 
 def _is_sum(node: fx.Node, ops: Mapping[fx.Node, Op | None]) -> bool:
     op = ops[node]
-    if op is None or op.kind is not Kind.SUM or not is_float_tensor(node):
+    if op is None or op.kind is not Kind.SUM or not is_float32_tensor(node):
         return False
     operands = list(_operands(node))
-    return len(operands) == 2 and all(map(is_float_tensor, operands))
+    return len(operands) == 2 and all(map(is_float32_tensor, operands))
 
 
 def _operands(node: fx.Node) -> Iterator[fx.Node]:

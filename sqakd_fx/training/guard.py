@@ -37,12 +37,14 @@ class Judged:
         loss: the recipe's.
         is_constant: true where it gives one output for all samples and the teacher's differ enough to be seen in codes.
         samples: how many.
+        largest: the largest output of the teacher.
     """
 
     agreement: float
     loss: float
     is_constant: bool
     samples: int
+    largest: float = math.inf
 
     @property
     def standard_error(self) -> float:
@@ -85,18 +87,25 @@ class Judge:
             float(torch.stack(losses).mean()),
             bool(varied) and not any(varied),
             sum(len(batch[0]) for batch in self.batches),
+            theirs.largest,
         )
 
 
 class _Variation:
-    """Whether any sample of any batch differs from the very first one by a `share` of its size, for each output."""
+    """Whether any sample of any batch differs from the very first one by a `share` of its size, for each output.
+
+    `largest` is the largest value of all.
+    """
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.first: list[Tensor] = []
         self.varies: list[bool] = []
+        self.largest = 0.0
 
     def add(self, outputs: Sequence[Tensor]) -> None:
+        sizes = [float(x.abs().max()) for x in outputs if x.numel()]
+        self.largest = max([self.largest, *sizes])
         if not self.first:
             self.first = [x[:1].float() if x.ndim else x.float() for x in outputs]
             self.varies = [False] * len(outputs)
@@ -125,6 +134,12 @@ def refuse_destroyed(before: Judged, after: Judged, recipe: Recipe) -> None:
     )
     if after.is_constant:
         way_out = "take more bits" if before.is_constant else rates
+        if after.largest < recipe.learning_rate:
+            way_out = (
+                f"the float model's own outputs are at most {after.largest:.1g}, which one step of learning_rate "
+                f"({recipe.learning_rate:g}) outweighs: load its trained weights, or set steps = 0 for the calibrated "
+                "student"
+            )
         raise TrainingError(
             f"the trained student gives one constant output for all {after.samples} samples that it is judged on: "
             f"{way_out}"

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sqakd_fx.engine.distributed import is_distributed, variance_of_all
 from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.frontend.output_kinds import named_outputs
-from sqakd_fx.ir.outputs import class_axis
+from sqakd_fx.ir.outputs import class_axis, tensors_of
 from sqakd_fx.recipe.keys import Recipe, setting_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -118,7 +118,19 @@ def check_output_settings(recipe: Recipe, output: Any, names: Sequence[str] = ()
                     f"its outputs are {', '.join(names)}"
                 )
     if all(output_loss(recipe, tuple(x.shape), name) is None for name, x in found):
-        raise RecipeError("the recipe's loss leaves out every output: keep one to train on")
+        raise RecipeError(_nothing_to_train_on(tensors_of(output)))
+
+
+def _nothing_to_train_on(outputs: Sequence[Tensor]) -> str:
+    if any(x.is_floating_point() for x in outputs):
+        return "the recipe's loss leaves out every output: keep one to train on"
+    if any(x.is_complex() for x in outputs):
+        return "the model returns complex numbers, which no file gives: return torch.view_as_real(...) of them"
+    kind = str(outputs[0].dtype).removeprefix("torch.")
+    return (
+        f"the model returns {kind} tensors, which nothing can be trained on: return the scores in front of them as "
+        "well, or instead"
+    )
 
 
 def distillation_loss(recipe: Recipe) -> Callable[[Any, Any], Tensor]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from applied_encodings import applied
 from default_sessions import NETWORKS
 from onnx import TensorProto
+from other_forms import run, with_encodings_applied
 from torch import Tensor, nn
 
 from sqakd_fx.program import build_program, lower
@@ -48,14 +47,6 @@ def written(
     return (example, leaf.detach().numpy()), onnx.load(made.path), encodings
 
 
-def run(model: onnx.ModelProto, inputs: Any) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    names = [given.name for given in session.get_inputs()]
-    return session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))[0]
-
-
 CASES = [
     ("residual", "w8a8"),
     ("residual", "w4a4"),
@@ -76,7 +67,7 @@ def test_with_its_encodings_applied_it_is_the_student(name: str, bits: str, tmp_
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
     assert {x.data_type for x in model.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
-    got = run(applied(model, encodings), example)
+    got = run(with_encodings_applied(model, encodings), example)
     assert np.allclose(got, expected, atol=1e-4)
 
 

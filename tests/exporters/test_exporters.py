@@ -17,6 +17,7 @@ from awkward_models import AWKWARD
 from export_jobs import job_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_forms import evaluated
 from torch import Tensor, nn
 
 from sqakd_fx.errors import ExportError, ParityError
@@ -222,32 +223,6 @@ def test_the_pt2_profile_is_the_integer_program(
     exported = write_profile("pt2", job, tmp_path / "model.pt2")
     loaded = torch.export.load(exported.path).module()
     assert torch.equal(loaded(images), job.lowered(images))
-
-
-def evaluated(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    """A QONNX graph by the definitions of Quant and BipolarQuant, other operators by onnx's reference."""
-    from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
-
-    class Quant(OpRun):
-        op_domain = "qonnx.custom_op.general"
-
-        def _run(self, x, scale, zero, bits, signed=None, narrow=None, rounding_mode=None):  # type: ignore[no-untyped-def]
-            assert bits > 1 or not signed, "the qonnx package computes this as bipolar"
-            low = -(2 ** (bits - 1)) if signed else 0
-            high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-            q = np.round(np.clip(x / scale + zero, low, high))
-            return (((q - zero) * scale).astype(np.float32),)
-
-    class BipolarQuant(OpRun):
-        op_domain = "qonnx.custom_op.general"
-
-        def _run(self, x, scale):  # type: ignore[no-untyped-def]
-            return ((np.where(x >= 0, 1, -1) * scale).astype(np.float32),)
-
-    running = ReferenceEvaluator(model, new_ops=[Quant, BipolarQuant])
-    (y,) = running.run(None, {model.graph.input[0].name: x})
-    return y  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("family", ["lsq", "ewgs"])

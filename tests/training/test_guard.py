@@ -110,3 +110,12 @@ def test_far_below_calibration_is_destroyed() -> None:
         with pytest.raises(TrainingError, match="destroyed"):
             refuse_destroyed(judged(0.95), judged(agreement), recipe)
     refuse_destroyed(judged(0.95), judged(0.3), resolve_recipe("w4a4", labels=1.0))
+
+
+def test_outputs_smaller_than_a_step_of_training_are_told() -> None:
+    recipe = resolve_recipe("w8a8")
+    tiny = Judged(-4.0, 1.0, True, 8, largest=1e-9)
+    with pytest.raises(TrainingError, match=r"outputs are at most 1e-09, .*: load its trained"):
+        refuse_destroyed(judged(0.9), tiny, recipe)
+    judge = Judge([(ROWS[:32],)], Around(1.0), recipe, torch.device("cpu"))
+    assert 100 < judge(torch.fx.symbolic_trace(Around(0.0))).largest < 101

@@ -1,4 +1,4 @@
-"""A float model with the grids of its encodings file in it, as a simulator of QNN computes it."""
+"""Files that ONNX Runtime does not run as they are, computed by the definition of their form."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import helper, numpy_helper
 
 
-def applied(model: onnx.ModelProto, encodings: dict[str, Any]) -> onnx.ModelProto:
+def with_encodings_applied(model: onnx.ModelProto, encodings: dict[str, Any]) -> onnx.ModelProto:
     """Each tensor that has an encoding behind QuantizeLinear and DequantizeLinear, by the definition of the form."""
     graph = model.graph
     made = []
@@ -54,3 +55,37 @@ def applied(model: onnx.ModelProto, encodings: dict[str, Any]) -> onnx.ModelProt
 def last_axis(graph: onnx.GraphProto) -> set[str]:
     """Weights whose output channels are the last axis."""
     return {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+
+
+def run(model: onnx.ModelProto, inputs: Any) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    names = [given.name for given in session.get_inputs()]
+    return session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))[0]
+
+
+def evaluated(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """A QONNX graph by the definitions of Quant and BipolarQuant, other operators by onnx's reference."""
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class Quant(OpRun):
+        op_domain = "qonnx.custom_op.general"
+
+        def _run(self, x, scale, zero, bits, signed=None, narrow=None, rounding_mode=None):  # type: ignore[no-untyped-def]
+            assert bits > 1 or not signed, "the qonnx package computes this as bipolar"
+            low = -(2 ** (bits - 1)) if signed else 0
+            high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+            q = np.round(np.clip(x / scale + zero, low, high))
+            return (((q - zero) * scale).astype(np.float32),)
+
+    class BipolarQuant(OpRun):
+        op_domain = "qonnx.custom_op.general"
+
+        def _run(self, x, scale):  # type: ignore[no-untyped-def]
+            return ((np.where(x >= 0, 1, -1) * scale).astype(np.float32),)
+
+    running = ReferenceEvaluator(model, new_ops=[Quant, BipolarQuant])
+    (y,) = running.run(None, {model.graph.input[0].name: x})
+    return y  # type: ignore[no-any-return]
