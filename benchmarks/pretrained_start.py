@@ -31,6 +31,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "output": {"initialization": "output", "bias_correction": False},
     "mse, biases corrected": {"initialization": "mse", "bias_correction": True},
     "output, biases corrected (W8A8)": {},
+    "output, rounding compensated, biases corrected": {"rounding": "compensated"},
 }
 _CALIBRATED, _HELD_OUT = 8, 4
 """Batches."""

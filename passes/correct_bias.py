@@ -28,12 +28,13 @@ from sqakd_fx.quant.quantizer import Quantizer
 class CorrectBias(Pass):
     """Take out of each bias what quantized weights add to the mean output.
 
-    `means` holds by layer E[x] of each input channel.
+    `means` holds by layer E[x] of each input channel, `weights` the float weights of layers whose weights have changed.
     """
 
     name: ClassVar[str] = "correct_bias"
 
     means: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         for name, module in graph_module.named_modules():
@@ -78,7 +79,7 @@ class CorrectBias(Pass):
         assert isinstance(quantized, fx.Node)
         weight = constant_of(graph_module, quantized.args[0])
         assert weight is not None
-        error = modules[str(quantized.target)](weight) - weight
+        error = modules[str(quantized.target)](weight) - self.weights.get(node.name, weight)
         shift = mean_error(node, op, error, self.means[node.name])
         norm = _absorbed_norm(node, modules)
         if norm is not None:

@@ -22,6 +22,7 @@ from sqakd_fx.ir.other_sizes import at_other_sizes
 from sqakd_fx.ir.pass_manager import Compiled, GraphObserver, LogEntry, Note, Pass, run_passes
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.passes.canonicalize import Canonicalize
+from sqakd_fx.passes.compensate_rounding import CompensateRounding
 from sqakd_fx.passes.correct_bias import CorrectBias
 from sqakd_fx.passes.cross_layer_equalization import CrossLayerEqualization
 from sqakd_fx.passes.decompose.rules import Decompose
@@ -169,7 +170,7 @@ def all_passes() -> dict[str, type[Pass]]:
     """Every pass by its name, in the order in which a model first meets them."""
     recipe = Recipe.model_validate({"batch_norm": "fold"})
     sequence = [*_unifying(()), *_ordering(), CrossLayerEqualization(), SmoothActivations()]
-    sequence += [*_quantizing(recipe), CorrectBias(), *_lowering()]
+    sequence += [*_quantizing(recipe), CompensateRounding(), CorrectBias(), *_lowering()]
     return {one.name: type(one) for one in sequence}
 
 
@@ -287,12 +288,27 @@ def equalize_activations(program: Program, batches: Iterable[tuple[Any, ...]]) -
     program.student.load_state_dict(made.graph_module.state_dict())
 
 
-def correct_biases(student: fx.GraphModule, means: Mapping[str, Tensor]) -> None:
+def compensate_rounding(
+    student: fx.GraphModule, moments: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Round the weights of a calibrated student so that later ones make up for earlier ones, in place.
+
+    `moments` holds by layer E[x xᵀ], float32 of shape (groups, K, K), of what a row of K weights multiplies.
+    Returned are the weights before, by layer.
+    """
+    rounding = CompensateRounding(moments)
+    run_passes(student, [rounding])
+    return rounding.before
+
+
+def correct_biases(
+    student: fx.GraphModule, means: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> None:
     """Take what quantized weights add to the mean output out of the biases of a calibrated student, in place.
 
-    `means` holds by layer E[x] of each input channel.
+    `means` holds by layer E[x] of each input channel, `weights` the float weights of layers whose weights have changed.
     """
-    run_passes(student, [CorrectBias(means)])
+    run_passes(student, [CorrectBias(means, weights)])
 
 
 def distillation_teacher(program: Program) -> fx.GraphModule:

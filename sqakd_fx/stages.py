@@ -37,6 +37,7 @@ from sqakd_fx.mixed_precision.sensitive import (
 )
 from sqakd_fx.program import (
     Program,
+    compensate_rounding,
     correct_biases,
     distillation_teacher,
     equalize_activations,
@@ -45,6 +46,7 @@ from sqakd_fx.program import (
 from sqakd_fx.quant import calibration
 from sqakd_fx.quant.batch_norm import reestimate_batch_norm
 from sqakd_fx.quant.input_statistics import input_statistics
+from sqakd_fx.quant.second_moments import second_moments
 from sqakd_fx.source.batches import Loading, input_batches
 from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, training_inputs
 from sqakd_fx.source.items import form_of
@@ -104,14 +106,20 @@ def find_ranges(
         if recipe.bias_correction
         else {}
     )
+    moments = (
+        second_moments(student, calibration_batches(inputs, device))
+        if recipe.rounding == "compensated"
+        else {}
+    )
     calibration.calibrate(
         student,
         calibration_batches(inputs, device),
         method=recipe.initialization,
         on_batch=on_batch,
     )
+    before = compensate_rounding(student, moments) if moments else {}
     if recipe.bias_correction:
-        correct_biases(student, {name: one.mean for name, one in seen.items()})
+        correct_biases(student, {name: one.mean for name, one in seen.items()}, before)
 
 
 def relieve(program: Program, data: Any) -> tuple[Program, Relief | None]:

@@ -112,7 +112,8 @@ class SourceGraphs:
             return distillation_teacher(program), program
         if name not in seen:
             raise RecipeError(
-                f"no pass {place} runs before calibration with this recipe: see its keys equalize and bias_correction"
+                f"no pass {place} runs before calibration with this recipe: see its keys equalize, rounding and "
+                "bias_correction"
             )
         return seen[name], program
 

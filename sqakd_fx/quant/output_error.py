@@ -56,7 +56,7 @@ def activation_importance(student: fx.GraphModule, node: fx.Node) -> tuple[int, 
             or user.args[0] is not node
         ):
             return None
-        weight = constant_of(student, _behind_quantizer(user.args[op.weight], modules))
+        weight = constant_of(student, behind_quantizer(user.args[op.weight], modules))
         if weight is None:
             return None
         parts = by_input_channel(user, op, weight.detach().float())
@@ -66,7 +66,8 @@ def activation_importance(student: fx.GraphModule, node: fx.Node) -> tuple[int, 
     return (axes.pop(), total) if total is not None and len(axes) == 1 else None
 
 
-def _behind_quantizer(node: object, modules: Mapping[str, nn.Module]) -> object:
+def behind_quantizer(node: object, modules: Mapping[str, nn.Module]) -> object:
+    """The node that a weight's quantizer reads; the node itself where that is no quantizer."""
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return node
     return node.args[0] if isinstance(modules.get(str(node.target)), Quantizer) else node

@@ -182,6 +182,11 @@ class Recipe(BaseModel):
     calibration_batches: int = Field(
         8, ge=1, le=_MANY, description="batches from which ranges start"
     )
+    rounding: Literal["nearest", "compensated"] = Field(
+        "nearest",
+        description="how weights start: on the nearest codes, or so that later weights of a row make up for the "
+        "rounding of earlier ones (GPTQ)",
+    )
     bias_correction: bool = Field(
         False, description="take out of each bias what quantized weights add to the mean output"
     )

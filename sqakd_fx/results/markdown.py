@@ -16,7 +16,7 @@ from sqakd_fx.results.figures import date_words, verdict
 from sqakd_fx.runtime.session import EXACT_PRODUCTS
 from sqakd_fx.targets import TARGETS
 from sqakd_fx.validation.parity import TensorParity, first_divergence
-from sqakd_fx.validation.verdict import Validation
+from sqakd_fx.validation.verdict import Validation, departs_from_training
 
 UNMEASURED = "accuracy was not measured: "
 """What the line begins with that says why."""
@@ -222,15 +222,18 @@ def pair_sum_lines(validation: Validation) -> list[str]:
 
 def tensor_table(validation: Validation) -> str:
     """One line a quantized tensor, for the trained graph and each runtime: how many codes are how many steps off."""
-    lines = _tensor_lines("trained graph", validation.trained)
+    trained = validation.trained
+    wrong = next(filter(departs_from_training, trained), None)
+    lines = _tensor_lines("trained graph", trained, wrong or first_divergence(trained))
     for runtime in validation.runtimes:
-        lines += _tensor_lines(runtime.title, runtime.tensors)
+        lines += _tensor_lines(runtime.title, runtime.tensors, first_divergence(runtime.tensors))
     return "\n".join(lines)
 
 
-def _tensor_lines(title: str, tensors: Sequence[TensorParity]) -> list[str]:
+def _tensor_lines(
+    title: str, tensors: Sequence[TensorParity], first: TensorParity | None
+) -> list[str]:
     lines = [title]
-    first = first_divergence(tensors)
     if first is not None:
         lines.append(f"  first divergence: {first.name}, made by {first.producer}")
     for tensor in tensors:

@@ -236,14 +236,21 @@ def test_a_stage_is_the_graph_behind_a_pass(
     assert shown(small, after, form, capsys) == wanted
 
 
-OPTIONAL = ("cross_layer_equalization", "smooth_activations", "correct_bias")
+OPTIONAL = (
+    "cross_layer_equalization",
+    "smooth_activations",
+    "compensate_rounding",
+    "correct_bias",
+)
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_a_pass_that_the_recipe_does_not_run_is_answered_with_its_keys(
     small: Source, name: str
 ) -> None:
-    with pytest.raises(RecipeError, match=f"no pass {name} runs .* equalize and bias_correction"):
+    with pytest.raises(
+        RecipeError, match=f"no pass {name} runs .* equalize, rounding and bias_correction"
+    ):
         SourceGraphs(small, resolve_recipe("w4a4")).at(name)
 
 

@@ -126,14 +126,10 @@ def quantize(
     dump: Dump = None,
     debug: Debug = False,
 ) -> None:
-    """Quantize a trained model with unlabelled inputs, and write integer ONNX.
-
-    Without options: 8 bits, a few training steps.
-    """
+    """Quantize a trained model with unlabelled inputs, and write integer ONNX; in 8 bits by default."""
     fields = {"epochs": epochs, "steps": steps, "device": device, "seed": seed, "target": target}
-    recipe_of_options = recipe_of(
-        _one_of(goal, recipe, bits), bits, set_, **fields, **dynamic_of(dynamic)
-    )
+    preset = _one_of(goal, recipe, bits)
+    recipe_of_options = recipe_of(preset, bits, set_, **fields, **dynamic_of(dynamic))
     from sqakd_fx.training.live import Live
 
     said = DataOptions(transform, mean, std, resize, crop, tokenizer)
