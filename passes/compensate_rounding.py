@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sqakd_fx.errors import PassError
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Op, op_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import constant_of
@@ -47,7 +48,9 @@ class CompensateRounding(Pass):
         layers = {
             node: op
             for node in graph_module.graph.nodes
-            if "layer" in node.meta and (op := op_of(node, modules)) and op.weight is not None
+            if meta.has_quantized_weight(node)
+            and (op := op_of(node, modules))
+            and op.weight is not None
         }
         shared = Counter(_source(node, op).target for node, op in layers.items())
         notes: list[Note] = []

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from sqakd_fx.errors import PassError
+from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Op, op_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import constant_of, reads_of
-from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, RoundedBias
+from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, RoundedBias, is_batch_norm
 from sqakd_fx.quant.output_error import mean_error
 from sqakd_fx.quant.quantizer import Quantizer
 
@@ -48,7 +49,7 @@ class CorrectBias(Pass):
         changed = False
         for node in graph_module.graph.nodes:
             op = op_of(node, modules)
-            if op is None or op.weight is None or "layer" not in node.meta:
+            if op is None or op.weight is None or not meta.has_quantized_weight(node):
                 continue
             reason = self._correct(graph_module, node, op, modules, reads)
             if reason is None:
@@ -81,7 +82,7 @@ class CorrectBias(Pass):
         assert weight is not None
         error = modules[str(quantized.target)](weight) - self.weights.get(node.name, weight)
         shift = mean_error(node, op, error, self.means[node.name])
-        norm = _absorbed_norm(node, modules)
+        norm = _norm_behind(node, modules)
         if norm is not None:
             norm.running_mean.add_(shift)  # type: ignore[union-attr, operator]
             return None
@@ -95,12 +96,20 @@ class CorrectBias(Pass):
         return None
 
 
-def _absorbed_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+def _norm_behind(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The BatchNorm that alone reads a layer: part of it, or in float where the layer is."""
     for user in node.users:
         module = modules.get(str(user.target)) if user.op == "call_module" else None
         if isinstance(module, AbsorbedBatchNorm):
             return module.batch_norm
+        if len(node.users) == 1 and is_batch_norm(user, modules) and _calls(user) == 1:
+            return module
     return None
+
+
+def _calls(node: fx.Node) -> int:
+    """How often the module of a call is called."""
+    return len(node.graph.find_nodes(op="call_module", target=node.target))
 
 
 def _bias(

@@ -162,6 +162,11 @@ def weight_only(node: fx.Node) -> LayerSettings | None:
     return settings
 
 
+def has_quantized_weight(node: fx.Node) -> bool:
+    """Whether a layer's weight is on a grid, whatever its input is."""
+    return layer(node) is not None or weight_only(node) is not None
+
+
 def set_weight_only(node: fx.Node, settings: LayerSettings) -> None:
     node.meta["weight_only"] = settings
 

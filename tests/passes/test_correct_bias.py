@@ -40,10 +40,13 @@ class Layers(nn.Module):
         }
 
 
-def student(batch_norm: str = "absorb") -> tuple[Program, dict[str, Tensor]]:
+FLOAT = 'override=[{match="*", float="activations"}]'
+
+
+def student(*settings: str) -> tuple[Program, dict[str, Tensor]]:
     """A calibrated student with weights of two bits, and the mean of what each layer reads."""
     torch.manual_seed(0)
-    recipe = resolve_recipe("w2a8", settings=[f"batch_norm={batch_norm}", "first_last=same"])
+    recipe = resolve_recipe("w2a8", settings=["first_last=same", *settings])
     program = build_program(Layers().eval(), X[:2], recipe)
     means = {name: one.mean for name, one in input_statistics(program.student, [(X,)]).items()}
     calibrate(program.student, [(X,)])
@@ -63,9 +66,10 @@ def mean_errors(program: Program) -> dict[str, float]:
     return errors
 
 
-@pytest.mark.parametrize("batch_norm", ["absorb", "fold"])
-def test_means_of_outputs_come_back(batch_norm: str) -> None:
-    program, means = student(batch_norm)
+@pytest.mark.parametrize("setting", ["batch_norm=absorb", "batch_norm=fold", FLOAT])
+def test_means_of_outputs_come_back(setting: str) -> None:
+    """Of layers that read codes, and of those that read floats with weights in codes."""
+    program, means = student(setting)
     before = mean_errors(program)
     code = program.student.code
     result = run_passes(program.student, [CorrectBias(means)])
