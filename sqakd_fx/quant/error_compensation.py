@@ -66,4 +66,5 @@ def _upper_factor(moment: Tensor) -> Tensor:
     mean = diagonal.mean(dim=1, keepdim=True)
     raised = torch.where(mean > 0, _DAMPING * mean, 1.0).expand_as(diagonal)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(exact + torch.diag_embed(raised)))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.float()

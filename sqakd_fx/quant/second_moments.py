@@ -69,7 +69,7 @@ class _Watching(fx.Interpreter):
         if weight.ndim > 2:
             rows = _unfolded(node, value, weight)
         groups = len(rows)
-        rows = spread_sample(rows.flatten(0, 1), _POSITIONS).unflatten(0, (groups, -1))
+        rows = torch.unflatten(spread_sample(rows.flatten(0, 1), _POSITIONS), 0, (groups, -1))
         products = torch.bmm(rows, rows.transpose(1, 2))
         self.totals[node.name] = self.totals.get(node.name, torch.zeros_like(products)) + products
         self.counts[node.name] = self.counts.get(node.name, 0) + rows.shape[2]
@@ -90,7 +90,7 @@ def _unfolded(node: fx.Node, value: Tensor, weight: Tensor) -> Tensor:
         value, kernel = value.unsqueeze(2), (1, *kernel)
         stride, padding, dilation = (1, _one(stride)), (0, _one(padding)), (1, _one(dilation))
     columns = F.unfold(value, kernel, dilation, padding, stride)  # type: ignore[arg-type]
-    parts = columns.unflatten(1, (int(groups), -1))  # type: ignore[arg-type]
+    parts: Tensor = torch.unflatten(columns, 1, (int(groups), -1))  # type: ignore[arg-type]
     return parts.permute(1, 2, 0, 3).flatten(2)
 
 
