@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,7 @@ from onnxscript.function_libs.torch_lib.ops.core import aten_slice_scatter
 
 import sqakd_fx.ir.top_k  # noqa: F401  (registers torch.ops.sqakd_fx, as integer_ops does)
 from sqakd_fx.exporters.other_operations import OTHER_OPERATIONS
+from sqakd_fx.exporters.symbolic import Value
 from sqakd_fx.exporters.uneven_pools import adaptive_average_pool
 from sqakd_fx.ir.integer_ops import sides
 from sqakd_fx.ir.op_table import Kind, Op
@@ -25,9 +26,6 @@ from sqakd_fx.ir.op_table import Kind, Op
 _OPS = torch.ops.sqakd_fx
 _LAST = sys.maxsize
 """The end of a slice that goes to the end of its axis."""
-
-Value: TypeAlias = Any
-"""A symbolic tensor of torch's exporter, which gives its type no public name."""
 
 
 def _byte(value: int) -> Value:

@@ -6,27 +6,26 @@ A running result takes as many steps as the length has binary digits: step n joi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
-Value: TypeAlias = Any
-"""A symbolic tensor of torch's exporter, which gives its type no public name."""
+from sqakd_fx.exporters.symbolic import Value, constant
 
 
-def _constant(values: Any, kind: Any = np.int64) -> Value:
-    return op.Constant(value=ir.tensor(np.asarray(values, dtype=kind)))
+def _whole(values: Any) -> Value:
+    return constant(values, np.int64)
 
 
 def _running(join: Callable[..., Value], x: Value, neutral: Value, axis: int, length: int) -> Value:
     """`join` of every value with all before it along an axis."""
     step = 1
     while step < length:
-        kept = op.Slice(x, _constant([0]), _constant([length - step]), _constant([axis]))
-        x = join(x, op.Pad(kept, _constant([step, 0]), neutral, _constant([axis])))
+        kept = op.Slice(x, _whole([0]), _whole([length - step]), _whole([axis]))
+        x = join(x, op.Pad(kept, _whole([step, 0]), neutral, _whole([axis])))
         step *= 2
     return x
 
@@ -39,25 +38,25 @@ def _axis(x: Value, dim: int) -> tuple[int, int]:
 
 def _running_product(self: Value, dim: int, *, dtype: Any = None) -> Value:
     axis, length = _axis(self, dim)
-    return _running(op.Mul, self, op.CastLike(_constant(1), self), axis, length)
+    return _running(op.Mul, self, op.CastLike(_whole(1), self), axis, length)
 
 
 def _running_extreme(join: Callable[..., Value], neutral: float) -> Callable[..., Any]:
     def translated(self: Value, dim: int) -> tuple[Value, Value]:
         axis, length = _axis(self, dim)
-        values = _running(join, self, _constant(neutral, np.float32), axis, length)
+        values = _running(join, self, constant(neutral, np.float32), axis, length)
         behind = [1] * (len(self.shape) - axis - 1)
-        places = _constant(np.arange(length).reshape(-1, *behind))
-        reached = op.Where(op.Equal(self, values), places, _constant(-1))
-        return values, _running(op.Max, reached, _constant(-1), axis, length)
+        places = _whole(np.arange(length).reshape(-1, *behind))
+        reached = op.Where(op.Equal(self, values), places, _whole(-1))
+        return values, _running(op.Max, reached, _whole(-1), axis, length)
 
     return translated
 
 
 def _kth_value(self: Value, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
     axis, _ = _axis(self, dim)
-    values, places = op.TopK(self, _constant([k]), axis=axis, largest=0)
-    last = _constant([k - 1] if keepdim else k - 1)
+    values, places = op.TopK(self, _whole([k]), axis=axis, largest=0)
+    last = _whole([k - 1] if keepdim else k - 1)
     return op.Gather(values, last, axis=axis), op.Gather(places, last, axis=axis)
 
 
@@ -77,15 +76,15 @@ def _copysign(self: Value, other: Value) -> Value:
 
 
 def _zero(like: Value) -> Value:
-    return op.CastLike(_constant(0), like)
+    return op.CastLike(_whole(0), like)
 
 
 def _is_in(
     elements: Value, test_elements: Value, *, assume_unique: bool = False, invert: bool = False
 ) -> Value:
-    known = op.Reshape(test_elements, _constant([-1]))
-    equal = op.Cast(op.Equal(op.Unsqueeze(elements, _constant([-1])), known), to=ir.DataType.INT32)
-    found = op.Cast(op.ReduceMax(equal, _constant([-1]), keepdims=0), to=ir.DataType.BOOL)
+    known = op.Reshape(test_elements, _whole([-1]))
+    equal = op.Cast(op.Equal(op.Unsqueeze(elements, _whole([-1])), known), to=ir.DataType.INT32)
+    found = op.Cast(op.ReduceMax(equal, _whole([-1]), keepdims=0), to=ir.DataType.BOOL)
     return op.Not(found) if invert else found
 
 
@@ -99,7 +98,7 @@ def _stacked(axis: int, least: int) -> Callable[..., Any]:
             front = [0] if rank < 2 <= least and axis != 1 else []
             behind = range(rank + len(front), least)
             new = [*front, *behind]
-            parts.append(op.Unsqueeze(x, _constant(new)) if new else x)
+            parts.append(op.Unsqueeze(x, _whole(new)) if new else x)
         along = min(axis, max(len(tensors[0].shape), least) - 1)
         return op.Concat(*parts, axis=along)
 

@@ -109,21 +109,21 @@ def _batch_axis(job: Export) -> int | None:
     return None if job.fixed_batch else 0
 
 
-def _open_axes(job: Export) -> tuple[int | None, FreeAxes]:
-    return _batch_axis(job), job.free_axes
-
-
 def _two(x: Any) -> Any:
     """Two samples: torch takes an axis of size 1 for one that is always 1."""
     return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x
 
 
-def _container(job: Export, path: Path) -> Content:
-    model = _onnx(job, job.lowered, "container")
-    read_apart(model)
+def _save(job: Export, model: ir.Model, path: Path) -> None:
     add_preprocessing(model, job.preprocess)
     save_model(model, path)
     check_model(path)
+
+
+def _container(job: Export, path: Path) -> Content:
+    model = _onnx(job, job.lowered, "container")
+    read_apart(model)
+    _save(job, model, path)
     return _in_bytes(model), ()
 
 
@@ -138,9 +138,7 @@ def _packed(job: Export, path: Path) -> Content:
     content = pack_weights(model, job.provider, job.smallest_weights)
     slim(model)
     read_apart(model)
-    add_preprocessing(model, job.preprocess)
-    save_model(model, path)
-    check_model(path)
+    _save(job, model, path)
     return content
 
 
@@ -148,9 +146,7 @@ def _typed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "typed")
     content = type_weights(model, job.provider, job.smallest_weights)
     read_apart(model)
-    add_preprocessing(model, job.preprocess)
-    save_model(model, path)
-    check_model(path)
+    _save(job, model, path)
     return content
 
 
@@ -166,9 +162,7 @@ def _tensorrt(job: Export, path: Path) -> Content:
     to_tensorrt(model)
     blocks = to_int4_blocks(model, job.int4_block) if job.int4_block else []
     notes = () if blocks or not job.int4_block else (_NO_BLOCKS.format(block=job.int4_block),)
-    add_preprocessing(model, job.preprocess)
-    save_model(model, path)
-    check_model(path)
+    _save(job, model, path)
     return [*_in_bytes(model), *blocks], notes
 
 
@@ -194,13 +188,15 @@ def _float(job: Export, path: Path) -> Content:
 
 def _pt2(job: Export, path: Path) -> Content:
     example = _example(job)
-    save_program(job.lowered, example, path, dynamic_shapes(example, *_open_axes(job)))
+    shapes = dynamic_shapes(example, _batch_axis(job), job.free_axes)
+    save_program(job.lowered, example, path, shapes)
     return (), ("loading it needs `import sqakd_fx.ir.integer_ops` first",)
 
 
 def _pt2e(job: Export, path: Path) -> Content:
     example = _example(job)
-    save_decomposed(job.lowered, example, path, dynamic_shapes(example, *_open_axes(job)))
+    shapes = dynamic_shapes(example, _batch_axis(job), job.free_axes)
+    save_decomposed(job.lowered, example, path, shapes)
     return (), ("loading it needs `import torch.ao.quantization.fx._decomposed` first",)
 
 

@@ -32,9 +32,8 @@ def simplify(model: ir.Model, codes: Set[str]) -> None:
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)
     for value, shape in zip(model.graph.outputs, shapes, strict=True):
-        value.shape = (
-            shape or value.shape
-        )  # inference has new symbols for sizes that pass a Reshape
+        # inference has new symbols for sizes that pass a Reshape
+        value.shape = shape or value.shape
 
 
 def _forget_types(model: ir.Model) -> None:

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import onnx_ir as ir
 from onnxscript import opset21 as op
 
+from sqakd_fx.exporters.symbolic import Value, constant
 from sqakd_fx.ir.windows import adaptive_windows
-
-Value: TypeAlias = Any
-"""A symbolic tensor of torch's exporter, which gives its type no public name."""
 
 
 def adaptive_average_pool(self: Value, output_size: Sequence[int]) -> Value:
@@ -27,20 +23,16 @@ def adaptive_average_pool(self: Value, output_size: Sequence[int]) -> Value:
     x = self
     if any(size > 1 for size in kernel):
         single = rank == axes + 1
-        x = op.Unsqueeze(x, _constant([0])) if single else x
+        x = op.Unsqueeze(x, constant([0])) if single else x
         x = op.AveragePool(x, kernel_shape=kernel, strides=kernel)
-        x = op.Squeeze(x, _constant([0])) if single else x
+        x = op.Squeeze(x, constant([0])) if single else x
     lengths: list[Any] = []
     for axis, (size, count) in zip(range(-axes, 0), sizes, strict=True):
         if size % count:
             places, inside = adaptive_windows(size, count)
             behind = [1] * (-axis - 1)
-            own = _constant(inside.float().reshape(*inside.shape, *behind).numpy())
-            values = op.Gather(x, _constant(places.numpy()), axis=rank + axis)
-            x = op.ReduceSum(op.Mul(values, own), _constant([rank + axis + 1]), keepdims=0)
+            own = constant(inside.float().reshape(*inside.shape, *behind).numpy())
+            values = op.Gather(x, constant(places.numpy()), axis=rank + axis)
+            x = op.ReduceSum(op.Mul(values, own), constant([rank + axis + 1]), keepdims=0)
             lengths.append(inside.sum(1).float().reshape(-1, *behind))
-    return op.Div(x, _constant(math.prod(lengths).numpy())) if lengths else x
-
-
-def _constant(values: Any) -> Value:
-    return op.Constant(value=ir.tensor(np.asarray(values)))
+    return op.Div(x, constant(math.prod(lengths).numpy())) if lengths else x

@@ -14,16 +14,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from sqakd_fx.errors import PassError
-from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import Op, op_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
-from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.quant.error_compensation import Rounding, compensated, row_errors
-from sqakd_fx.quant.grid import along_axis
-from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.quantized_layers import QuantizedLayer, quantized_layers, require_ranges
+from sqakd_fx.quant.quantizer import Quantizer, on_grid
 
 
 @dataclass(frozen=True)
@@ -39,51 +35,32 @@ class CompensateRounding(Pass):
     before: dict[str, Tensor] = field(default_factory=dict)
 
     def requires(self, graph_module: fx.GraphModule) -> None:
-        for name, module in graph_module.named_modules():
-            if isinstance(module, Quantizer) and not module.enabled:
-                raise PassError(f"the quantizer {name} has no range: calibrate the student first")
+        require_ranges(graph_module)
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        modules = dict(graph_module.named_modules())
-        layers = {
-            node: op
-            for node in graph_module.graph.nodes
-            if meta.has_quantized_weight(node)
-            and (op := op_of(node, modules))
-            and op.weight is not None
-        }
-        shared = Counter(_source(node, op).target for node, op in layers.items())
+        layers = list(quantized_layers(graph_module))
+        shared = Counter(layer.weight_name for layer in layers)
         notes: list[Note] = []
-        for node, op in layers.items():
-            if shared[_source(node, op).target] > 1:
+        for layer in layers:
+            if shared[layer.weight_name] > 1:
                 reason: str | None = "several layers read them"
             else:
-                reason = self._compensate(graph_module, node, op, modules)
+                reason = self._compensate(layer)
             if reason is not None:
-                notes.append(Note(node.name, f"weights start on the nearest codes: {reason}"))
+                sentence = f"weights start on the nearest codes: {reason}"
+                notes.append(Note(layer.node.name, sentence))
         return PassResult(graph_module, bool(self.before), tuple(notes))
 
     def ensures(self, result: PassResult) -> None:
-        for name, value in result.graph_module.named_parameters():
-            if not bool(torch.isfinite(value).all()):
-                raise PassError(f"{name} is not finite")
+        result.require_finite()
 
     @torch.no_grad()
-    def _compensate(
-        self,
-        graph_module: fx.GraphModule,
-        node: fx.Node,
-        op: Op,
-        modules: Mapping[str, nn.Module],
-    ) -> str | None:
+    def _compensate(self, layer: QuantizedLayer) -> str | None:
         """Change one layer's weight; returns why it cannot be."""
-        moment = self.moments.get(node.name)
+        moment = self.moments.get(layer.node.name)
         if moment is None:
             return "what it multiplies was not seen"
-        quantizer = modules[str(_quantized(node, op).target)]
-        weight = constant_of(graph_module, _source(node, op))
-        assert isinstance(quantizer, Quantizer)
-        assert weight is not None
+        quantizer, weight = layer.quantizer, layer.weight
         if quantizer.side.transform is not None:
             return f"{quantizer.family.name} transforms them"
         rows = weight.float().reshape(len(moment), -1, moment.shape[1])
@@ -97,35 +74,16 @@ class CompensateRounding(Pass):
         if not torch.equal(quantizer(changed), torch.where(mask, other, nearest)):
             return "their range follows them"
         if bool(gained.any()):
-            self.before[node.name] = weight.clone()
+            self.before[layer.node.name] = weight.clone()
             weight.copy_(changed)
         return None
 
 
-def _quantized(node: fx.Node, op: Op) -> fx.Node:
-    """The call of the quantizer of a layer's weight."""
-    quantized = node.args[op.weight or 0]
-    assert isinstance(quantized, fx.Node)
-    return quantized
-
-
-def _source(node: fx.Node, op: Op) -> fx.Node:
-    """What reads a layer's weight in front of its quantizer."""
-    return _quantized(node, op).all_input_nodes[0]
-
-
 def _nearest(quantizer: Quantizer, weight: Tensor, groups: int) -> Rounding:
     """Rounding of one column of (groups, rows) by a quantizer of the weight."""
-    at = quantizer.interval(weight.float())
-    span, half = quantizer.levels.span, quantizer.levels.half
-
-    def by_row(value: Tensor) -> Tensor:
-        whole = along_axis(value, quantizer.axis, weight.ndim).expand(
-            len(weight), *weight.shape[1:]
-        )
-        return whole.reshape(len(weight), -1)[:, 0].reshape(groups, -1)
-
-    scale_in, offset, scale_out, lowest = map(by_row, at)
-    return lambda column: (
-        (torch.round(column / scale_in + offset).clamp(lowest, lowest + span) - half) * scale_out
+    scale_in, offset, scale_out, lowest = (
+        value.expand(len(weight)).reshape(groups, -1)
+        for value in quantizer.interval(weight.float())
     )
+    span, half = quantizer.levels.span, quantizer.levels.half
+    return lambda column: on_grid(column, scale_in, offset, scale_out, lowest, span, half)

@@ -15,14 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from sqakd_fx.errors import PassError
-from sqakd_fx.ir import meta
-from sqakd_fx.ir.op_table import Op, op_of
 from sqakd_fx.ir.pass_manager import Note, Pass, PassResult
 from sqakd_fx.ir.rewriting import constant_of, reads_of
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, RoundedBias, is_batch_norm
 from sqakd_fx.quant.output_error import mean_error
-from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.quantized_layers import QuantizedLayer, quantized_layers, require_ranges
 
 
 @dataclass(frozen=True)
@@ -38,50 +35,39 @@ class CorrectBias(Pass):
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def requires(self, graph_module: fx.GraphModule) -> None:
-        for name, module in graph_module.named_modules():
-            if isinstance(module, Quantizer) and not module.enabled:
-                raise PassError(f"the quantizer {name} has no range: calibrate the student first")
+        require_ranges(graph_module)
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
         reads = reads_of(graph_module.graph)
         notes: list[Note] = []
         changed = False
-        for node in graph_module.graph.nodes:
-            op = op_of(node, modules)
-            if op is None or op.weight is None or not meta.has_quantized_weight(node):
-                continue
-            reason = self._correct(graph_module, node, op, modules, reads)
+        for layer in quantized_layers(graph_module):
+            reason = self._correct(graph_module, layer, modules, reads)
             if reason is None:
                 changed = True
             else:
-                notes.append(Note(node.name, f"the mean of its output is not corrected: {reason}"))
+                sentence = f"the mean of its output is not corrected: {reason}"
+                notes.append(Note(layer.node.name, sentence))
         return PassResult(graph_module, changed, tuple(notes))
 
     def ensures(self, result: PassResult) -> None:
-        for name, value in result.graph_module.named_parameters():
-            if not bool(torch.isfinite(value).all()):
-                raise PassError(f"{name} is not finite")
+        result.require_finite()
 
     @torch.no_grad()
     def _correct(
         self,
         graph_module: fx.GraphModule,
-        node: fx.Node,
-        op: Op,
+        layer: QuantizedLayer,
         modules: Mapping[str, nn.Module],
         reads: Mapping[str, int],
     ) -> str | None:
         """Correct one layer; returns why it cannot be."""
-        assert op.weight is not None
+        node, weight = layer.node, layer.weight
         if node.name not in self.means:
             return "no data was seen there"
-        quantized = node.args[op.weight]
-        assert isinstance(quantized, fx.Node)
-        weight = constant_of(graph_module, quantized.args[0])
-        assert weight is not None
-        error = modules[str(quantized.target)](weight) - self.weights.get(node.name, weight)
-        shift = mean_error(node, op, error, self.means[node.name])
+        error = layer.quantizer(weight) - self.weights.get(node.name, weight)
+        shift = mean_error(node, layer.op, error, self.means[node.name])
         norm = _norm_behind(node, modules)
         if norm is not None:
             norm.running_mean.add_(shift)  # type: ignore[union-attr, operator]

@@ -57,9 +57,7 @@ class CrossLayerEqualization(Pass):
         return PassResult(graph_module, bool(seams), tuple(notes))
 
     def ensures(self, result: PassResult) -> None:
-        for name, value in result.graph_module.named_parameters():
-            if not bool(torch.isfinite(value).all()):
-                raise PassError(f"{name} is not finite")
+        result.require_finite()
 
 
 def _equalize(graph_module: fx.GraphModule, seam: Seam) -> float:

@@ -57,9 +57,7 @@ class SmoothActivations(Pass):
         return PassResult(graph_module, changed, tuple(notes))
 
     def ensures(self, result: PassResult) -> None:
-        for name, value in result.graph_module.named_parameters():
-            if not bool(torch.isfinite(value).all()):
-                raise PassError(f"{name} is not finite")
+        result.require_finite()
 
     def _sizes(self, graph_module: fx.GraphModule, seam: Seam) -> Tensor:
         """s of each channel, float32; 1 for one that is always zero or that nothing reads."""

@@ -42,7 +42,7 @@ from sqakd_fx.results.evaluate import validation_batches, with_evaluation
 from sqakd_fx.results.export import check_export, export
 from sqakd_fx.results.folder import default_folder, held_folder, is_finished, publish, staged
 from sqakd_fx.results.measure import measure
-from sqakd_fx.results.other_sizes import calls_of_other_sizes, with_other_sizes
+from sqakd_fx.results.other_sizes import with_other_sizes
 from sqakd_fx.results.result import Result
 from sqakd_fx.results.student import save_student
 from sqakd_fx.results.tensors import tensor_facts
@@ -252,9 +252,8 @@ def _stages(job: _Job, journal: _Journal) -> Result | None:
             class_axes(program.outputs),
             on_answers=answers.add,
         )
-        others = calls_of_other_sizes(program.student, program.example, program.free_axes)
         axes, graphs = class_axes(program.outputs), (program.student, lowered)
-        checked = with_other_sizes(checked, graphs, exported.path, others, axes)
+        checked = with_other_sizes(checked, graphs, exported.path, program, axes)
     journal.say.stage("report", "accuracy and speed")
     exact_products = checked.deployed.exact_products
     measured = measure(program, exported.path, answers, exact_products=exact_products)
@@ -288,7 +287,7 @@ def _with_samples(job: _Job, journal: _Journal, program: Program) -> _Job:
     wanted = job.source.train_data
     if not isinstance(wanted, DataFree):
         return job
-    with journal.stage("make data", f"{wanted.samples} inputs of BatchNorm's statistics"):
+    with journal.stage("make data", wanted.sentence):
         source = with_samples(job.source, program, wanted, job.device, journal.say.progress)
     for text in source.notes:
         journal.say.note(text)

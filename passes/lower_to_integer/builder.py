@@ -16,7 +16,7 @@ from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import get_attribute, set_attribute
 from sqakd_fx.passes.lower_to_integer.grouped import fast_form
 from sqakd_fx.passes.lower_to_integer.padded import without_pad
-from sqakd_fx.passes.lower_to_integer.values import Arithmetic, Codes, Layer, StoredGrid
+from sqakd_fx.passes.lower_to_integer.values import Arithmetic, Codes, Layer, StoredGrid, Unfolding
 
 _OPS = torch.ops.sqakd_fx
 
@@ -103,9 +103,18 @@ class LoweredGraph:
         if value.unfolding is None:
             return node
         ins = shape_of(cast(fx.Node, value.source.args[0])) or ()
-        if meta.free_axes(value.source):
-            return value.unfolding.apply_to_any_size(self.module.graph, node, outs, ins)
-        return value.unfolding.apply(self.module.graph, node, outs, ins)
+        sizes = self._sizes_in_phases(value, value.unfolding, node)
+        return value.unfolding.apply(self.module.graph, node, sizes, outs, ins)
+
+    def _sizes_in_phases(
+        self, layer: Layer, unfolding: Unfolding, node: fx.Node
+    ) -> list[int | fx.Node]:
+        """The batch and the spatial sizes of phases: numbers, or computed where they are free."""
+        ins = shape_of(cast(fx.Node, layer.source.args[0])) or ()
+        if not meta.free_axes(layer.source):
+            return [-1, *(n + m for n, m in zip(ins[2:], unfolding.margin, strict=True))]
+        axes = [0, *range(2, len(ins))]
+        return [self.module.graph.call_method("size", (node, axis)) for axis in axes]
 
     def _sizes(self, layer: Layer, outs: Sequence[int]) -> list[int | fx.Node]:
         """The shape of a linear layer's output: numbers, -1 for the batch, the input's sizes where they are free."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,63 +55,54 @@ class Unfolding:
     margin: tuple[int, ...]
 
     def apply(
-        self, graph: fx.Graph, node: fx.Node, outs: Sequence[int], ins: Sequence[int]
+        self,
+        graph: fx.Graph,
+        node: fx.Node,
+        sizes: Sequence[int | fx.Node],
+        outs: Sequence[int],
+        ins: Sequence[int],
     ) -> fx.Node:
-        """(N, C · phases, n + margin, ...) to the transposed convolution's output (N, C, ...)."""
-        sizes = [n + m for n, m in zip(ins[2:], self.margin, strict=True)]
-        whole = [n * s for n, s in zip(sizes, self.stride, strict=True)]
+        """(N, C · phases, n + margin, ...) to the transposed convolution's output (N, C, ...).
+
+        `sizes` are those of `node` without its channels, -1 for any batch. `outs` and `ins` are the example's shapes,
+        from which only the crop follows.
+        """
+        batch, *given = sizes
+        whole = [_product(graph, [n, s]) for n, s in zip(given, self.stride, strict=True)]
         made = node
         for axis in reversed(range(len(self.stride))):  # the runtime is quick where one axis moves
             if self.stride[axis] == 1:
                 continue
-            behind = math.prod(whole[axis + 1 :])
-            apart = [-1, self.stride[axis], math.prod(sizes[: axis + 1]), behind]
-            made = graph.call_function(torch.reshape, (made, apart))
-            made = graph.call_function(torch.permute, (made, [0, 2, 1, 3]))
-        if made is not node:
-            made = graph.call_function(torch.reshape, (made, [-1, outs[1], *whole]))
-        for axis, (size, start) in enumerate(zip(whole, self.padding, strict=True), start=2):
-            if (start, outs[axis]) != (0, size):
-                made = graph.call_function(torch.narrow, (made, axis, start, outs[axis]))
-        return made
-
-    def apply_to_any_size(
-        self, graph: fx.Graph, node: fx.Node, outs: Sequence[int], ins: Sequence[int]
-    ) -> fx.Node:
-        """The same with the sizes of `node` in place of the example's, from which only the crop follows."""
-        axes = range(len(self.stride))
-        sizes: list[Any] = [
-            graph.call_method("size", (node, axis)) for axis in range(2 + len(axes))
-        ]
-        made, batch, sizes = node, sizes[0], sizes[2:]
-        whole = [_times(graph, size, s) for size, s in zip(sizes, self.stride, strict=True)]
-        for axis in reversed(axes):
-            if self.stride[axis] == 1:
-                continue
-            behind, front = 1, 1
-            for size in whole[axis + 1 :]:
-                behind = _times(graph, behind, size)
-            for size in sizes[: axis + 1]:
-                front = _times(graph, front, size)
+            front, behind = (_product(graph, x) for x in (given[: axis + 1], whole[axis + 1 :]))
             apart = [-1, self.stride[axis], front, behind]
             made = graph.call_function(torch.reshape, (made, apart))
             made = graph.call_function(torch.permute, (made, [0, 2, 1, 3]))
         if made is not node:
             made = graph.call_function(torch.reshape, (made, [batch, outs[1], *whole]))
-        for axis, start in enumerate(self.padding, start=2):
-            size = (ins[axis] + self.margin[axis - 2]) * self.stride[axis - 2]
-            cut = start + size - start - outs[axis]
+        for axis, (size, start) in enumerate(zip(whole, self.padding, strict=True), start=2):
+            example = (ins[axis] + self.margin[axis - 2]) * self.stride[axis - 2]
+            cut = example - outs[axis]
             if cut:
-                kept = graph.call_function(operator.sub, (whole[axis - 2], cut))
-                made = graph.call_function(torch.narrow, (made, axis, start, kept))
+                left = (
+                    size - cut
+                    if isinstance(size, int)
+                    else graph.call_function(operator.sub, (size, cut))
+                )
+                made = graph.call_function(torch.narrow, (made, axis, start, left))
         return made
 
 
-def _times(graph: fx.Graph, one: Any, other: Any) -> Any:
-    """The product of two sizes, numbers or nodes; 1 is left out."""
-    if 1 in (one, other) and not (isinstance(one, int) and isinstance(other, int)):
-        return other if one == 1 else one
-    return graph.call_function(operator.mul, (one, other)) if one != 1 or other != 1 else 1
+def _product(graph: fx.Graph, factors: Iterable[int | fx.Node]) -> int | fx.Node:
+    """Of numbers, and of sizes that the graph computes; a factor of 1 is left out."""
+    made: int | fx.Node = 1
+    for factor in factors:
+        if isinstance(made, int) and isinstance(factor, int):
+            made *= factor
+        elif made == 1 or factor == 1:
+            made = factor if made == 1 else made
+        else:
+            made = graph.call_function(operator.mul, (made, factor))
+    return made
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def measure_source(
     )
     wanted = source.train_data
     if isinstance(wanted, DataFree):
-        live.stage("make data", f"{wanted.samples} inputs of BatchNorm's statistics")
+        live.stage("make data", wanted.sentence)
         device = choose_device(recipe.device)
         source = with_samples(source, program, wanted, device, live.progress)
     inputs = source_inputs(source, program)

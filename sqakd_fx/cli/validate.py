@@ -8,7 +8,7 @@ from pathlib import Path
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.program import lower
 from sqakd_fx.results.evaluate import validation_batches
-from sqakd_fx.results.other_sizes import calls_of_other_sizes, with_other_sizes
+from sqakd_fx.results.other_sizes import with_other_sizes
 from sqakd_fx.results.saved_inputs import drawn_inputs, inputs_of
 from sqakd_fx.results.student import load_saved, load_student, lowered_of
 from sqakd_fx.source.inputs import source_inputs
@@ -36,8 +36,7 @@ def validate_saved(
     batches = drawn_inputs(saved) if data is None else inputs_of(saved, data, tokenizer)
     axes, graphs = class_axes(saved.outputs), (saved.student, lowered_of(saved))
     checked = validate(*graphs, path, batches, axes, runtime)
-    others = calls_of_other_sizes(saved.student, saved.example, saved.free_axes)
-    return with_other_sizes(checked, graphs, path, others, axes)
+    return with_other_sizes(checked, graphs, path, saved, axes)
 
 
 def validate_with_source(folder: Path, path: Path, source: Source, runtime: str) -> Validation:

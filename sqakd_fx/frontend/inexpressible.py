@@ -19,7 +19,7 @@ NESTED = "makes nested tensors, for which ONNX has no form: pad to one length, a
 
 
 def refuse_inexpressible(graph_module: fx.GraphModule) -> None:
-    """Raise TraceError for a BatchNorm without running statistics, an nn.CrossMapLRN2d, an LSTM that projects."""
+    """Raise TraceError for a BatchNorm without running statistics, CrossMapLRN2d, an LSTM that projects, torch.cond."""
     modules = dict(graph_module.named_modules())
     for node in graph_module.graph.nodes:
         reason = _REASONS.get(op_name(node, modules) or "")

@@ -11,7 +11,8 @@ from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.float32 import in_float32
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import op_of, shape_of
-from sqakd_fx.ir.other_sizes import at_other_sizes
+from sqakd_fx.ir.other_sizes import at_other_sizes, shapes_in_words
+from sqakd_fx.recipe.free_axes import names_of
 
 
 def require_other_sizes(model: nn.Module, call: Call) -> None:
@@ -25,14 +26,14 @@ def require_other_sizes(model: nn.Module, call: Call) -> None:
             with torch.no_grad(), in_float32():
                 model(*args, **kwargs)
         except Exception as error:
-            failed.append((" and ".join("×".join(map(str, x.shape)) for x in other), error))
+            failed.append((shapes_in_words(other), error))
     if tried and len(failed) == len(tried):
         shapes, cause = failed[0]
         location = model_line(cause)
         raise TraceError(
-            f"the recipe frees {_names(call)} (dynamic), and the model runs at the example's size only: at {shapes} it "
-            f"fails{f' at {location}' if location else ''} ({first_line(cause)}); leave that out of dynamic, or pool "
-            "to one size in front of what fails",
+            f"the recipe frees {names_of(call.free_axes)} (dynamic), and the model runs at the example's size only: at "
+            f"{shapes} it fails{f' at {location}' if location else ''} ({first_line(cause)}); leave that out of "
+            "dynamic, or pool to one size in front of what fails",
             location=location,
         ) from cause
 
@@ -55,7 +56,3 @@ def refuse_fixed_pools(graph_module: fx.GraphModule) -> None:
                 node=node.name,
                 location=location,
             )
-
-
-def _names(call: Call) -> str:
-    return ", ".join(dict.fromkeys(name for axes in call.free_axes for name in axes.values()))

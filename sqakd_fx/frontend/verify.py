@@ -20,9 +20,10 @@ from sqakd_fx.frontend.first_difference import first_difference
 from sqakd_fx.frontend.float32 import in_float32
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import op_of
-from sqakd_fx.ir.other_sizes import at_other_sizes
+from sqakd_fx.ir.other_sizes import at_other_sizes, shapes_in_words
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.ir.size_queries import asks_for_size
+from sqakd_fx.recipe.free_axes import names_of
 
 _LARGEST_DIFFERENCE = 1e-3
 
@@ -112,13 +113,9 @@ def _at_other_sizes(pair: _Pair, once: dict[str, Tensor]) -> list[_Sizes]:
         try:
             sizes = pair.compare(named)
         except TraceError as error:
-            shapes = " and ".join("×".join(map(str, x.shape)) for x in tensors)
-            names = ", ".join(
-                dict.fromkeys(n for axes in pair.call.free_axes for n in axes.values())
-            )
             raise TraceError(
-                f"the recipe frees {names} (dynamic), and the graph holds for the example's size only: at {shapes}, "
-                f"{error}",
+                f"the recipe frees {names_of(pair.call.free_axes)} (dynamic), and the graph holds for the example's "
+                f"size only: at {shapes_in_words(tensors)}, {error}",
                 location=error.location,
             ) from error
         found += [] if sizes is None else [sizes]

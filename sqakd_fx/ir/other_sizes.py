@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,3 +29,8 @@ def at_other_sizes(example: Sequence[Tensor], free: FreeAxes) -> list[tuple[Tens
     if not sizes:
         return []
     return [resized(example, free, chosen) for chosen in other_sizes(sizes)]
+
+
+def shapes_in_words(tensors: Iterable[Tensor]) -> str:
+    """The whole shapes of one call's tensors."""
+    return " and ".join("×".join(map(str, x.shape)) for x in tensors)

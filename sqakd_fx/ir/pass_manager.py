@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, fx
 
 from sqakd_fx.errors import PassError, SqakdError, short
@@ -37,6 +38,12 @@ class PassResult:
     graph_module: fx.GraphModule
     changed: bool
     notes: tuple[Note, ...] = ()
+
+    def require_finite(self) -> None:
+        """Raise PassError where a parameter holds NaN or infinity."""
+        for name, value in self.graph_module.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise PassError(f"{name} is not finite")
 
 
 class Pass(ABC):

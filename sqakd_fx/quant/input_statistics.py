@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
-from sqakd_fx.ir.op_table import Kind, op_of
+from sqakd_fx.ir.op_table import Kind, Op, op_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,8 @@ class StatisticsCollector:
     """Runs a graph batch by batch and keeps what its layers with a weight read, by the layer's name."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
-        self.watching = _Watching(graph_module)
+        self.sums: dict[str, _Sums] = {}
+        self.watching = LayerInputs(graph_module, self._see)
 
     def run(self, *inputs: Any) -> Any:
         """One batch: the inputs in the order of the graph's placeholders; returns what the graph gives."""
@@ -39,8 +40,15 @@ class StatisticsCollector:
             name: InputStatistics(
                 one.largest, (one.total / one.count).float(), (one.squares / one.count).float()
             )
-            for name, one in self.watching.sums.items()
+            for name, one in self.sums.items()
         }
+
+    def _see(self, node: fx.Node, op: Op, value: Tensor) -> None:
+        rows = value.movedim(1 if op.is_convolution else -1, 0).flatten(1)
+        if node.name not in self.sums:
+            zero = rows.new_zeros(len(rows))
+            self.sums[node.name] = _Sums(zero, zero.double(), zero.double(), 0)
+        self.sums[node.name].add(rows)
 
 
 def input_statistics(
@@ -73,29 +81,25 @@ class _Sums:
         self.count += rows.shape[1]
 
 
-class _Watching(fx.Interpreter):
-    """Runs a graph node by node and sums up what layers read."""
+class LayerInputs(fx.Interpreter):
+    """Runs a graph node by node, and shows what each convolution and linear layer reads, where it is floats."""
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
+    def __init__(
+        self, graph_module: fx.GraphModule, see: Callable[[fx.Node, Op, Tensor], None]
+    ) -> None:
         super().__init__(graph_module)
         modules: dict[str, nn.Module] = dict(graph_module.named_modules())
-        self.sums: dict[str, _Sums] = {}
-        self.axes: dict[fx.Node, int] = {}
+        self.see = see
+        self.layers: dict[fx.Node, Op] = {}
         for node in graph_module.graph.nodes:
             op = op_of(node, modules)
             if op is not None and op.kind is Kind.COMPUTE and op.weight is not None:
-                self.axes[node] = 1 if op.is_convolution else -1
+                self.layers[node] = op
 
     def run_node(self, node: fx.Node) -> Any:
-        if node in self.axes and node.args and isinstance(node.args[0], fx.Node):
-            self._see(node, self.env[node.args[0]])
+        op = self.layers.get(node)
+        if op is not None and node.args and isinstance(node.args[0], fx.Node):
+            value = self.env[node.args[0]]
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                self.see(node, op, value.detach().float())
         return super().run_node(node)
-
-    def _see(self, node: fx.Node, value: Any) -> None:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
-            return
-        rows = value.detach().float().movedim(self.axes[node], 0).flatten(1)
-        if node.name not in self.sums:
-            zero = rows.new_zeros(len(rows))
-            self.sums[node.name] = _Sums(zero, zero.double(), zero.double(), 0)
-        self.sums[node.name].add(rows)

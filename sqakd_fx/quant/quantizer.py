@@ -39,6 +39,13 @@ _ROUNDING = 2.0**-22
 """Of the interval: what x / (max|x| / n) may exceed n by, so that the largest value lies inside."""
 
 
+def on_grid(
+    x: Tensor, s_in: Tensor, offset: Tensor, s_out: Tensor, lo: Tensor, span: int, half: float
+) -> Tensor:
+    """x̂ of the equations at the top of this file; all tensors broadcast against `x`, which is f(x) there."""
+    return (torch.round(x / s_in + offset).clamp(lo, lo + span) - half) * s_out
+
+
 class UnifiedQuantize(torch.autograd.Function):
     """Fake quantization by the equations at the top of this file.
 
@@ -63,8 +70,7 @@ class UnifiedQuantize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, s_in, offset, s_out, lo, delta, mu)
         ctx.constants = (span, half, residual, modulated)
-        q = torch.round(x / s_in + offset).clamp(lo, lo + span)
-        return (q - half) * (s_in if s_out is None else s_out)
+        return on_grid(x, s_in, offset, s_in if s_out is None else s_out, lo, span, half)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

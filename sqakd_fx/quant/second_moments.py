@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
-from sqakd_fx.ir.op_table import Kind, Op, op_of
+from sqakd_fx.ir.op_table import Op
 from sqakd_fx.ir.rewriting import constant_of
+from sqakd_fx.quant.input_statistics import LayerInputs
 from sqakd_fx.quant.output_error import behind_quantizer
 from sqakd_fx.quant.sampling import spread_sample
 
@@ -32,47 +34,25 @@ def second_moments(
     Raises:
         SourceError: the model does not take a batch.
     """
-    watching = _Watching(graph_module)
+    modules = dict(graph_module.named_modules())
+    totals: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
+
+    def see(node: fx.Node, op: Op, value: Tensor) -> None:
+        assert op.weight is not None
+        weight = constant_of(graph_module, behind_quantizer(node.args[op.weight], modules))
+        if weight is None or not _has_rows(op, weight):
+            return
+        rows = _rows(node, value, weight)
+        products = torch.bmm(rows, rows.transpose(1, 2))
+        totals[node.name] = totals.get(node.name, torch.zeros_like(products)) + products
+        counts[node.name] += rows.shape[2]
+
+    watching = LayerInputs(graph_module, see)
     for count, inputs in enumerate(batches):
         with batch_named(f"batch {count} of the data", inputs), torch.no_grad():
             watching.run(*inputs)
-    return {name: total / watching.counts[name] for name, total in watching.totals.items()}
-
-
-class _Watching(fx.Interpreter):
-    """Runs a graph node by node and sums up products of what layers read."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        modules: dict[str, nn.Module] = dict(graph_module.named_modules())
-        self.totals: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.weights: dict[fx.Node, Tensor] = {}
-        for node in graph_module.graph.nodes:
-            op = op_of(node, modules)
-            if op is None or op.kind is not Kind.COMPUTE or op.weight is None:
-                continue
-            weight = constant_of(graph_module, behind_quantizer(node.args[op.weight], modules))
-            if weight is not None and _has_rows(op, weight):
-                self.weights[node] = weight
-
-    def run_node(self, node: fx.Node) -> Any:
-        if node in self.weights and isinstance(node.args[0], fx.Node):
-            value = self.env[node.args[0]]
-            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                self._see(node, value.detach().float())
-        return super().run_node(node)
-
-    def _see(self, node: fx.Node, value: Tensor) -> None:
-        weight = self.weights[node]
-        rows = value.reshape(1, -1, value.shape[-1]).transpose(1, 2)
-        if weight.ndim > 2:
-            rows = _unfolded(node, value, weight)
-        groups = len(rows)
-        rows = torch.unflatten(spread_sample(rows.flatten(0, 1), _POSITIONS), 0, (groups, -1))
-        products = torch.bmm(rows, rows.transpose(1, 2))
-        self.totals[node.name] = self.totals.get(node.name, torch.zeros_like(products)) + products
-        self.counts[node.name] = self.counts.get(node.name, 0) + rows.shape[2]
+    return {name: total / counts[name] for name, total in totals.items()}
 
 
 def _has_rows(op: Op, weight: Tensor) -> bool:
@@ -80,6 +60,15 @@ def _has_rows(op: Op, weight: Tensor) -> bool:
         weight.ndim in (3, 4) and op.channel_axis == 0 if op.is_convolution else weight.ndim == 2
     )
     return plain and weight[0].numel() <= LONGEST_ROW
+
+
+def _rows(node: fx.Node, value: Tensor, weight: Tensor) -> Tensor:
+    """What a row of the weight multiplies, at some positions: (groups, K, positions)."""
+    rows = value.reshape(1, -1, value.shape[-1]).transpose(1, 2)
+    if weight.ndim > 2:
+        rows = _unfolded(node, value, weight)
+    few = spread_sample(rows.flatten(0, 1), _POSITIONS)
+    return torch.unflatten(few, 0, (len(rows), -1))
 
 
 def _unfolded(node: fx.Node, value: Tensor, weight: Tensor) -> Tensor:

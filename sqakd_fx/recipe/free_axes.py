@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
-from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError
+from sqakd_fx.recipe.input_patterns import inputs_called
 
 FreeAxes: TypeAlias = tuple[Mapping[int, str], ...]
 """For each input, in order: the name of each free axis."""
@@ -26,11 +25,7 @@ def free_axes(dynamic: Dynamic, inputs: Mapping[str, Sequence[int]]) -> FreeAxes
     found: dict[str, dict[int, str]] = {name: {} for name in inputs}
     sizes: dict[str, int] = {}
     for pattern, axes in dynamic.items():
-        matched = [name for name in inputs if fnmatchcase(name, pattern)]
-        if not matched:
-            hint = did_you_mean(pattern, inputs, cutoff=0.4) or f"choose {', '.join(inputs)}"
-            raise RecipeError(f"dynamic names an input {pattern!r} that the model has not: {hint}")
-        for name in matched:
+        for name in inputs_called(pattern, inputs, "dynamic"):
             for called, axis in axes.items():
                 _require_axis(name, inputs[name], called, axis)
                 size = sizes.setdefault(called, inputs[name][axis])
@@ -58,6 +53,11 @@ def _require_axis(name: str, shape: Sequence[int], called: str, axis: int) -> No
 def of_each(free: FreeAxes, count: int) -> FreeAxes:
     """The free axes of each of so many inputs, also where nothing is said of any."""
     return free or ({},) * count
+
+
+def names_of(free: FreeAxes) -> str:
+    """The names of all free axes, each once."""
+    return ", ".join(dict.fromkeys(name for axes in free for name in axes.values()))
 
 
 def free_sizes(free: FreeAxes, shapes: Sequence[Sequence[int]]) -> dict[str, int]:

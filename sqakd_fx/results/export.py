@@ -11,6 +11,7 @@ from torch import fx
 
 from sqakd_fx.engine.determinism import undisturbed_randomness
 from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.interface import Interface
 from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.exporters.translation import Translator
 from sqakd_fx.program import Program, distillation_teacher, lower
@@ -25,21 +26,34 @@ from sqakd_fx.validation.target_rules import TARGET_KEY, check_rules
 
 def export_job(lowered: fx.GraphModule, program: Program, target: str | None = None) -> Export:
     """What the exporters need to know of a lowered student; the recipe's target where none is given."""
+    job = _job(lowered, program, interface_of(program), target)
+    return replace(
+        job, teacher=distillation_teacher(program), fixed_batch=program.traced.fixed_batch
+    )
+
+
+def _job(
+    lowered: fx.GraphModule,
+    student: Program | SavedStudent,
+    interface: Interface,
+    target: str | None,
+) -> Export:
+    """What is known of a student in a program and of a saved one alike."""
+    recipe = student.recipe
+    row = _row(recipe, target)
+    by_name = dict(zip(student.input_names, student.example, strict=True))
     return Export(
         lowered,
-        distillation_teacher(program),
-        program.example,
-        program.recipe.opset,
-        _metadata(program.recipe, target),
-        interface=interface_of(program),
-        smallest_weights=_row(program.recipe, target).smallest_weights,
-        quantized_constants=_row(program.recipe, target).quantized_constants,
-        fixed_batch=program.traced.fixed_batch,
-        free_axes=program.free_axes,
-        int4_block=program.recipe.int4_block,
-        preprocess=preprocess_by_input(
-            program.recipe.preprocess, dict(zip(program.input_names, program.example, strict=True))
-        ),
+        None,
+        student.example,
+        recipe.opset,
+        _metadata(recipe, target),
+        interface=interface,
+        smallest_weights=row.smallest_weights,
+        quantized_constants=row.quantized_constants,
+        free_axes=student.free_axes,
+        int4_block=recipe.int4_block,
+        preprocess=preprocess_by_input(recipe.preprocess, by_name),
     )
 
 
@@ -105,22 +119,8 @@ def export_saved(
             trained grids do not fit the target. StorageError: the file cannot be written, or the student is damaged.
     """
     recipe = saved.recipe
-    job = Export(
-        lowered_of(saved),
-        None,
-        saved.example,
-        recipe.opset,
-        _metadata(recipe, target),
-        interface=saved.interface,
-        smallest_weights=_row(recipe, target).smallest_weights,
-        quantized_constants=_row(recipe, target).quantized_constants,
-        fixed_batch=saved.fixed_batch,
-        free_axes=saved.free_axes,
-        int4_block=recipe.int4_block,
-        preprocess=preprocess_by_input(
-            recipe.preprocess, dict(zip(saved.input_names, saved.example, strict=True))
-        ),
-    )
+    job = _job(lowered_of(saved), saved, saved.interface, target)
+    job = replace(job, fixed_batch=saved.fixed_batch)
     return _written(job, recipe, path, profile, target)
 
 

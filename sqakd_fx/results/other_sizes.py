@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from sqakd_fx.errors import ExportError, short
 from sqakd_fx.ir.other_sizes import at_other_sizes
 from sqakd_fx.recipe.free_axes import FreeAxes
+from sqakd_fx.source.sizes import HasExample
 from sqakd_fx.validation.validate import validate
 from sqakd_fx.validation.verdict import Validation
 
@@ -44,10 +45,11 @@ def with_other_sizes(
     checked: Validation,
     graphs: tuple[fx.GraphModule, fx.GraphModule],
     path: Path,
-    calls: Sequence[tuple[Tensor, ...]],
+    held: HasExample,
     class_axes: Mapping[int, int] | None = None,
 ) -> Validation:
-    """The verdict with what `calls` of other sizes add to it; `graphs` are the student and its integer program."""
+    """The verdict with what calls of other sizes add to it; `graphs` are the student and its integer program."""
+    calls = calls_of_other_sizes(graphs[0], held.example, held.free_axes)
     if not calls:
         return checked
     failures = validate(*graphs, path, calls, class_axes).failures

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sqakd_fx.diagnostics.wording import did_you_mean
 from sqakd_fx.errors import RecipeError
+from sqakd_fx.recipe.input_patterns import inputs_called
 from sqakd_fx.recipe.keys import Preprocess
 
 PREPROCESS_KEY = "sqakd_fx.preprocess"
@@ -29,13 +28,7 @@ def preprocess_by_input(
     """
     found: dict[str, Preprocess] = {}
     for pattern, one in wanted.items():
-        matched = [name for name in inputs if fnmatchcase(name, pattern)]
-        if not matched:
-            hint = did_you_mean(pattern, inputs, cutoff=0.4) or f"choose {', '.join(inputs)}"
-            raise RecipeError(
-                f"preprocess names an input {pattern!r} that the model has not: {hint}"
-            )
-        for name in matched:
+        for name in inputs_called(pattern, inputs, "preprocess"):
             _require_images(name, inputs[name], one)
             found[name] = one
     return found

@@ -34,6 +34,11 @@ class DataFree:
     samples: int = 512
     steps: int = 150
 
+    @property
+    def sentence(self) -> str:
+        """What is to be made."""
+        return f"{self.samples} inputs of BatchNorm's statistics"
+
 
 class SyntheticSamples(Dataset[Tensor]):
     """Samples that were made of statistics.

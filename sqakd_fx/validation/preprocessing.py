@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,19 +26,17 @@ _BYTES = 256
 
 @contextmanager
 def behind_preprocessing(model: Path) -> Iterator[Path]:
-    """The file as it is behind its preprocessing, which goes again; `model` itself where it has none."""
+    """The file as it is behind its preprocessing, which goes again."""
     with tempfile.TemporaryDirectory() as folder:
         yield _without_preprocessing(model, Path(folder))
 
 
 def _without_preprocessing(model: Path, folder: Path) -> Path:
     proto = onnx.load(str(model), load_external_data=False)
-    own = _preprocessing_nodes(proto)
-    if not own:
-        return model
+    own = preprocessing_nodes(proto.graph.node)
     inside = {name for node in own for name in node.output}
     rest = [node for node in proto.graph.node if node not in own]
-    given = _names_of_floats(proto, own, rest)
+    given = _names_of_floats(proto, own)
     types = {value.name: value for value in proto.graph.value_info}
     for value in proto.graph.input:
         if value.name in given:
@@ -58,13 +56,12 @@ def _without_preprocessing(model: Path, folder: Path) -> Path:
     return path
 
 
-def _preprocessing_nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in proto.graph.node if node.name.startswith(PREFIX)]
+def preprocessing_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Those in front of the model that make floats of images of bytes."""
+    return [node for node in nodes if node.name.startswith(PREFIX)]
 
 
-def _names_of_floats(
-    proto: onnx.ModelProto, own: list[onnx.NodeProto], rest: list[onnx.NodeProto]
-) -> dict[str, str]:
+def _names_of_floats(proto: onnx.ModelProto, own: list[onnx.NodeProto]) -> dict[str, str]:
     """For each input of bytes, the tensor that the preprocessing gives."""
     following = {node.input[0]: node.output[0] for node in own}
     found = {}
@@ -80,9 +77,7 @@ def _names_of_floats(
 def wrong_preprocessing(model: Path, inputs: tuple[Tensor, ...]) -> list[str]:
     """A sentence for each input of bytes of which the file makes other numbers than PyTorch; `inputs` are of a call."""
     proto = onnx.load(str(model), load_external_data=False)
-    own = _preprocessing_nodes(proto)
-    if not own:
-        return []
+    own = preprocessing_nodes(proto.graph.node)
     taken = of_metadata({one.key: one.value for one in proto.metadata_props})
     outer = {value.name for value in proto.graph.input}
     found = []

@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ from sqakd_fx.targets import TARGETS
 from sqakd_fx.validation.code_shifts import code_shifts
 from sqakd_fx.validation.pair_sums import PairSum, pair_sums
 from sqakd_fx.validation.parity import TensorParity
-from sqakd_fx.validation.preprocessing import behind_preprocessing, wrong_preprocessing
+from sqakd_fx.validation.preprocessing import (
+    behind_preprocessing,
+    preprocessing_nodes,
+    wrong_preprocessing,
+)
 from sqakd_fx.validation.runs import Run, runs_of
 from sqakd_fx.validation.sections import Section, cut
 from sqakd_fx.validation.stored_values import differing_values
@@ -78,20 +83,22 @@ def validate(
     target = file.target
     sums = pair_sums(model) if TARGETS[target].adds_pairs else ()
     full_range = _asks_for_full_range(student) and any(pair.overflows for pair in sums)
-    preprocessing: list[str] | None = None
-    with behind_preprocessing(model) as behind:
+    takes_bytes = bool(preprocessing_nodes(file.nodes))
+    wrong: list[str] = []
+    with behind_preprocessing(model) if takes_bytes else nullcontext(model) as behind:
         runs = runs_of(behind, full_range, runtime)
         comparison = _Comparison(student.eval(), lowered, runs, class_axes)
-        for inputs in _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE):
+        parts = _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE)
+        for index, inputs in enumerate(parts):
             on_cpu = tuple(x.cpu() for x in inputs)
             on_answers(on_cpu, *comparison.add(on_cpu))
-            if preprocessing is None:
-                preprocessing = wrong_preprocessing(model, on_cpu)
+            if takes_bytes and not index:
+                wrong = wrong_preprocessing(model, on_cpu)
         result = replace(comparison.result(fusion, sums, full_range), target=target)
         differing = differing_values(lowered, behind)
     failures = (
         *broken_rules(file, target),
-        *(preprocessing or ()),
+        *wrong,
         *differing,
         *comparison.missing_tensors(),
         *(pair.sentence() for pair in sums if pair.overflows and not full_range),

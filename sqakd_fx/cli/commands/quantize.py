@@ -130,9 +130,9 @@ def quantize(
     fields = {"epochs": epochs, "steps": steps, "device": device, "seed": seed, "target": target}
     preset = _one_of(goal, recipe, bits)
     recipe_of_options = recipe_of(preset, bits, set_, **fields, **dynamic_of(dynamic))
+    said = DataOptions(transform, mean, std, resize, crop, tokenizer)
     from sqakd_fx.training.live import Live
 
-    said = DataOptions(transform, mean, std, resize, crop, tokenizer)
     with Live() as live:
         live.stage("load", source)
         from sqakd_fx.pipeline import run
