@@ -242,9 +242,16 @@ def write_profile(
         check(made)
         for file in sorted(Path(folder).iterdir(), key=lambda p: p.name == path.name):
             file.replace(path.parent / file.name)
+    return Exported(path, tuple(weights), (*notes, *_without_form(job, profile, path.name)))
+
+
+def _without_form(job: Export, profile: str, name: str) -> list[str]:
+    """What the recipe asks for and the profile has no form for."""
+    said = []
     if job.preprocess and profile not in _TAKE_BYTES:
-        notes = (
-            *notes,
-            f"{path.name} takes floats: preprocess has no form in the profile {profile}",
+        said.append(f"{name} takes floats: preprocess has no form in the profile {profile}")
+    if job.int4_block and profile != "tensorrt":
+        said.append(
+            f"{name} has no INT4 blocks of {job.int4_block}: int4_block is for the target tensorrt"
         )
-    return Exported(path, tuple(weights), tuple(notes))
+    return said

@@ -19,7 +19,8 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
         values |= {"batch_norm": "fold"}  # batch statistics are not what the teacher computes with
     if lowest >= 7:
         # calibration is nearer to the teacher than training in large steps ends
-        values |= {"learning_rate": 1e-5, "quantizer_learning_rate": 1e-5, "epochs": 2}
+        values |= {"learning_rate": 1e-5, "epochs": 2}
+        values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-4}
         values |= {"initialization": "output", "bias_correction": True}
     elif lowest >= 4:
         values |= {"epochs": 4, "learning_rate": 3e-4}

@@ -168,7 +168,7 @@ def validation_lines(validation: Validation) -> list[str]:
     """The verdict in sentences."""
     lines = [
         f"trained graph and integer program: {parity_line(validation.trained)}; same prediction on "
-        f"{validation.student_agreement:.2%} of {validation.samples} samples (largest output difference "
+        f"{validation.student_agreement:.2%} of {validation.samples_by_code} samples (largest output difference "
         f"{validation.student_difference:.2g})"
     ]
     for runtime in validation.runtimes:
@@ -176,6 +176,11 @@ def validation_lines(validation: Validation) -> list[str]:
         lines.append(
             f"{runtime.title}: {parity_line(runtime.tensors)}; "
             f"same prediction as the trained graph on {runtime.agreement:.2%}{unjudged}"
+        )
+    if validation.samples_by_code < validation.samples:
+        lines.append(
+            f"quantized tensors were compared on {validation.samples_by_code} samples, what the file returns on "
+            f"{validation.samples}"
         )
     if validation.sizes:
         lines.append(f"compared in the same way at inputs of {', '.join(validation.sizes)}")

@@ -50,6 +50,7 @@ from sqakd_fx.validation.whole_outputs import Predictions, relative_errors
 
 _SAMPLES_AT_ONCE = 32
 _CODES_AT_ONCE = 1 << 27
+_CODES_IN_ALL = 1 << 27
 
 OnAnswers = Callable[[tuple[Tensor, ...], list[Tensor], list[Tensor]], None]
 """Takes inputs, and what the trained graph and the file return for them."""
@@ -63,10 +64,13 @@ def validate(
     class_axes: Mapping[int, int] | None = None,
     runtime: str = "onnxruntime",
     on_answers: OnAnswers = lambda inputs, student, file: None,
+    most_codes: int = _CODES_IN_ALL,
 ) -> Validation:
     """Compare on `batches` (inputs in the graph's order), at most 32 samples at a time.
 
-    With `runtime="openvino"` OpenVINO runs the file as well.
+    Every quantized tensor is compared until `most_codes` codes are, of all tensors together; samples behind these
+    are compared by what the trained graph and the file return. With `runtime="openvino"` OpenVINO runs the file as
+    well.
 
     `class_axes` has the axis of the classes by output; None where the shape of the first output tells it. Codes are
     held until the last section of the model that reads them has run. `on_answers` is told of each part of a batch what
@@ -87,7 +91,7 @@ def validate(
     wrong: list[str] = []
     with behind_preprocessing(model) if takes_bytes else nullcontext(model) as behind:
         runs = runs_of(behind, full_range, runtime)
-        comparison = _Comparison(student.eval(), lowered, runs, class_axes)
+        comparison = _Comparison(student.eval(), lowered, runs, class_axes, most_codes)
         parts = _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE)
         for index, inputs in enumerate(parts):
             on_cpu = tuple(x.cpu() for x in inputs)
@@ -121,8 +125,10 @@ class _Comparison:
         lowered: fx.GraphModule,
         runs: list[Run],
         class_axes: Mapping[int, int] | None,
+        most_codes: int,
     ) -> None:
         self.lowered, self.runs = lowered, runs
+        self.codes_left = float(most_codes)
         self.model = runs[0].model
         self.deployed = next(
             r for r in runs if (r.provider, r.label, r.judged) == (CPU, "full", True)
@@ -141,7 +147,8 @@ class _Comparison:
         self.sections: list[Section] = []
         self.trained = _Agreement(class_axes)
         self.whole = [_Agreement(class_axes) for _ in self.runs]
-        self.samples = 0
+        self.samples = self.samples_by_code = 0
+        self.codes_of_sample = 0.0
 
     def add(self, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """Compare on a batch, and give what the trained graph and the file return for it.
@@ -149,29 +156,44 @@ class _Comparison:
         Raises:
             SourceError: the model does not take the batch.
         """
+        self.samples += len(inputs[0])
+        feeds = {name: x.numpy() for name, x in zip(self.inputs, inputs, strict=True)}
+        with batch_named("a batch to validate on", inputs), torch.no_grad():
+            if self.codes_left > 0:
+                return self._add_by_code(inputs, feeds)
+            wanted = tensors_of(self.lockstep.run(*moved(inputs, self.device)))
+        wanted = [t.cpu() for t in wanted]
+        got = [torch.from_numpy(y) for y in self.deployed.whole(None, feeds)]
+        agreement = self.whole[self.runs.index(self.deployed)]
+        agreement.predictions.add(got, wanted)
+        return wanted, got
+
+    def _add_by_code(
+        self, inputs: tuple[Tensor, ...], feeds: Mapping[str, Any]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         if not self.sections:
             least = rows(inputs, 0, self.fixed_batch or 1)
             counts = _code_counts(self.lowered, least, self.names, len(inputs[0]))
             self.sections = cut(self.model, counts, _CODES_AT_ONCE)
+            self.codes_of_sample = sum(counts.values()) / len(inputs[0])
             for run in self.runs:
                 run.open(self.sections)
-        feeds = {name: x.numpy() for name, x in zip(self.inputs, inputs, strict=True)}
 
         def check(index: int, codes: Mapping[str, Tensor]) -> None:
             for run in self.runs:
                 run.check(index, codes, feeds)
 
-        with batch_named("a batch to validate on", inputs), torch.no_grad():
-            on_device = moved(inputs, self.device)
-            self.lockstep.begin(on_device)
-            recorder = _Recorder(
-                self.lowered, self.names, self.sections, check, self.met, self.lockstep
-            )
-            reference = tensors_of(recorder.run(*inputs))
-            ending = [t.cpu() for t in tensors_of(self.lockstep.finish())]
-            wanted = [t.cpu() for t in tensors_of(self.lockstep.run(*on_device))]
+        on_device = moved(inputs, self.device)
+        self.lockstep.begin(on_device)
+        recorder = _Recorder(
+            self.lowered, self.names, self.sections, check, self.met, self.lockstep
+        )
+        reference = tensors_of(recorder.run(*inputs))
+        ending = [t.cpu() for t in tensors_of(self.lockstep.finish())]
+        wanted = [t.cpu() for t in tensors_of(self.lockstep.run(*on_device))]
         answered: list[Tensor] = []
-        self.samples += len(inputs[0])
+        self.samples_by_code += len(inputs[0])
+        self.codes_left -= len(inputs[0]) * self.codes_of_sample
         self.trained.add(wanted, reference, reference)
         self.trained.add_ends(ending, reference)
         for run, agreement in zip(self.runs, self.whole, strict=True):
@@ -187,6 +209,7 @@ class _Comparison:
         producers = _producers(self.model)
         return Validation(
             self.samples,
+            self.samples_by_code,
             self.trained.difference,
             self.trained.errors,
             self.trained.predictions.share,

@@ -53,12 +53,14 @@ class RuntimeParity:
 class Validation:
     """The verdict: `failures` is empty where the export is the trained function.
 
+    `samples` were compared by what they return, the first `samples_by_code` of them in every quantized tensor as well.
     `trained` holds the trained graph against the integer program, tensor by tensor. `sizes` are those at which the file
     was compared beside the example's, where the recipe frees some. `full_range` where the file needs a
     processor with 8-bit dot products, or sessions with exact products, as its recipe asked.
     """
 
     samples: int
+    samples_by_code: int
     student_difference: float
     student_errors: tuple[float, ...]
     student_agreement: float

@@ -175,3 +175,16 @@ def test_no_weight_in_int4_is_said(tmp_path: Path) -> None:
     job = export_job(lower(program.student).graph_module, program)
     exported = write_profile("tensorrt", replace(job, int4_block=64), tmp_path / "model.onnx")
     assert exported.notes[0].startswith("no weight is stored in INT4")
+
+
+@pytest.mark.parametrize("profile", ["container", "packed", "qonnx"])
+def test_a_profile_without_int4_blocks_says_so(profile: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+    program = _program(net, torch.randn(4, 6), "onnxruntime", "w8a8")
+    job = export_job(lower(program.student).graph_module, program)
+    exported = write_profile(profile, replace(job, int4_block=64), tmp_path / "model.onnx")
+    assert (
+        exported.notes[-1]
+        == "model.onnx has no INT4 blocks of 64: int4_block is for the target tensorrt"
+    )

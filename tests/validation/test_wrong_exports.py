@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from export_jobs import job_of
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from sqakd_fx.exporters.profiles import Export, Exported, write_profile
 from sqakd_fx.program import Program
 from sqakd_fx.validation.parity import first_divergence
 from sqakd_fx.validation.validate import validate
+from sqakd_fx.validation.verdict import Validation
 
 
 def change(path: Path, name: str, how: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -48,6 +50,53 @@ def test_validation_in_many_sections_finds_what_one_section_finds(
     (first, *_) = (first_divergence(runtime.tensors) for runtime in found[0].runtimes)
     assert first is not None
     assert (first.name, first.producer) == ("layers.0.bn2_quantized", "Conv")
+
+
+def test_samples_behind_the_most_codes_are_compared_by_what_is_returned(
+    exported: tuple[Program, Export, Exported], images: Tensor
+) -> None:
+    program, job, written = exported
+    parts = [(images,), (images.flip(0),), (images[:3],)]
+    told: dict[int, list[Tensor]] = {}
+
+    def checked_with(most: int) -> Validation:
+        told[most] = []
+        return validate(
+            program.student,
+            job.lowered,
+            written.path,
+            parts,
+            on_answers=lambda inputs, student, file: told[most].extend([*student, *file]),
+            most_codes=most,
+        )
+
+    whole, part = checked_with(1 << 27), checked_with(1)
+    assert (whole.samples, whole.samples_by_code) == (2 * len(images) + 3,) * 2
+    assert (part.samples, part.samples_by_code) == (whole.samples, len(images))
+    for all_of_it, some in zip(whole.deployed.tensors, part.deployed.tensors, strict=True):
+        assert some.elements * whole.samples == all_of_it.elements * len(images)
+    assert all(torch.equal(a, b) for a, b in zip(told[1], told[1 << 27], strict=True))
+    assert part.failures == whole.failures == ()
+
+
+def test_a_prediction_that_changes_behind_the_most_codes_is_counted(
+    exported: tuple[Program, Export, Exported], images: Tensor
+) -> None:
+    program, job, written = exported
+    change(
+        written.path,
+        "fc.bias",
+        lambda x: np.where(np.arange(len(x)) == 3, 1 << 20, x).astype(x.dtype),
+    )
+    answered = program.student(images).argmax(1)
+    (right,) = (answered == 3).nonzero(as_tuple=True)
+    assert len(right) < len(images)
+    checked = validate(
+        program.student, job.lowered, written.path, [(images[:1],), (images,)], most_codes=1
+    )
+    expected = (int(answered[0] == 3) + len(right)) / (1 + len(images))
+    assert checked.deployed.agreement == pytest.approx(expected)
+    assert not checked.deployed.keeps_predictions
 
 
 WRONG = {
