@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from sqakd_fx.diagnostics.quiet import silent_export
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import ExportError
+from sqakd_fx.exporters.decompositions import decomposing_where_needed
 from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.ir.quantized_tensors import is_own_operation
@@ -138,7 +139,7 @@ def _translate(lowered: fx.GraphModule, example_inputs: Sequence[Any], form: For
             )
             _pools_as_means(program.graph)
             exported = torch.onnx.export(
-                program,
+                decomposing_where_needed(program),
                 dynamo=True,
                 opset_version=form.opset,
                 custom_translation_table=dict(form.translations),

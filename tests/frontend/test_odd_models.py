@@ -114,7 +114,12 @@ def reshaped(model: Applies, x: Tensor) -> Tensor:
 
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], type[SqakdError], str]] = {
     "gradient": (gradient, TraceError, "takes a gradient in forward, which no file computes"),
-    "vmap": (vmapped, TraceError, r":\d+ calls a function of torch.func.*: write it with a batch"),
+    # torch 2.8 looks into what vmap is given and ends before the graph is there
+    "vmap": (
+        vmapped,
+        TraceError,
+        r":\d+ calls a function of torch.func.*: write it with a batch|cannot be traced at .*:\d+: vmap",
+    ),
     "nested": (nested, TraceError, "makes nested tensors.*: pad to one length"),
     "branch": (chosen, TraceError, r"torch.cond at .*:\d+ chooses a branch.*: compute both"),
     "reshaped": (reshaped, TraceError, r"on the example inputs \(shape '\[7, -1\]' is invalid"),
