@@ -11,6 +11,7 @@ products are judged as well, and those with default options where this processor
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,7 +51,9 @@ from sqakd_fx.validation.whole_outputs import Predictions, relative_errors
 
 _SAMPLES_AT_ONCE = 32
 _CODES_AT_ONCE = 1 << 27
-_CODES_IN_ALL = 1 << 27
+_CODES_IN_ALL = 1 << 25
+_LEAST_BY_CODE = 8
+"""Samples, of however many codes."""
 
 OnAnswers = Callable[[tuple[Tensor, ...], list[Tensor], list[Tensor]], None]
 """Takes inputs, and what the trained graph and the file return for them."""
@@ -68,9 +71,9 @@ def validate(
 ) -> Validation:
     """Compare on `batches` (inputs in the graph's order), at most 32 samples at a time.
 
-    Every quantized tensor is compared until `most_codes` codes are, of all tensors together; samples behind these
-    are compared by what the trained graph and the file return. With `runtime="openvino"` OpenVINO runs the file as
-    well.
+    Every quantized tensor is compared until `most_codes` codes are, of all tensors together, and on 8 samples at least;
+    samples behind these are compared by what the trained graph and the file return. With `runtime="openvino"` OpenVINO
+    runs the file as well.
 
     `class_axes` has the axis of the classes by output; None where the shape of the first output tells it. Codes are
     held until the last section of the model that reads them has run. `on_answers` is told of each part of a batch what
@@ -92,7 +95,8 @@ def validate(
     with behind_preprocessing(model) if takes_bytes else nullcontext(model) as behind:
         runs = runs_of(behind, full_range, runtime)
         comparison = _Comparison(student.eval(), lowered, runs, class_axes, most_codes)
-        parts = _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE)
+        whole = _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE)
+        parts = (part for inputs in whole for part in comparison.parts(inputs))
         for index, inputs in enumerate(parts):
             on_cpu = tuple(x.cpu() for x in inputs)
             on_answers(on_cpu, *comparison.add(on_cpu))
@@ -150,16 +154,43 @@ class _Comparison:
         self.samples = self.samples_by_code = 0
         self.codes_of_sample = 0.0
 
+    def parts(self, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+        """The samples of a batch that are compared by code, and those that are not; each to be given to `add`.
+
+        Raises:
+            SourceError: the model does not take the batch.
+        """
+        size = len(inputs[0])
+        if not self.sections:
+            with batch_named("a batch to validate on", inputs):
+                self._open(inputs)
+        by_code = math.ceil(self.codes_left / max(self.codes_of_sample, 1))
+        by_code = max(by_code, _LEAST_BY_CODE - self.samples_by_code, 0)
+        if self.fixed_batch or by_code >= size or not by_code:
+            yield inputs
+        else:
+            yield rows(inputs, 0, by_code)
+            yield rows(inputs, by_code, size)
+
+    def _open(self, inputs: tuple[Tensor, ...]) -> None:
+        size = len(inputs[0])
+        least = rows(inputs, 0, self.fixed_batch or 1)
+        counts = _code_counts(self.lowered, least, self.names, size)
+        self.sections = cut(self.model, counts, _CODES_AT_ONCE)
+        self.codes_of_sample = sum(counts.values()) / size
+        for run in self.runs:
+            run.open(self.sections)
+
     def add(self, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """Compare on a batch, and give what the trained graph and the file return for it.
 
         Raises:
             SourceError: the model does not take the batch.
         """
-        self.samples += len(inputs[0])
         feeds = {name: x.numpy() for name, x in zip(self.inputs, inputs, strict=True)}
         with batch_named("a batch to validate on", inputs), torch.no_grad():
-            if self.codes_left > 0:
+            self.samples += len(inputs[0])
+            if self.codes_left > 0 or self.samples_by_code < _LEAST_BY_CODE:
                 return self._add_by_code(inputs, feeds)
             wanted = tensors_of(self.lockstep.run(*moved(inputs, self.device)))
         wanted = [t.cpu() for t in wanted]
@@ -171,14 +202,6 @@ class _Comparison:
     def _add_by_code(
         self, inputs: tuple[Tensor, ...], feeds: Mapping[str, Any]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        if not self.sections:
-            least = rows(inputs, 0, self.fixed_batch or 1)
-            counts = _code_counts(self.lowered, least, self.names, len(inputs[0]))
-            self.sections = cut(self.model, counts, _CODES_AT_ONCE)
-            self.codes_of_sample = sum(counts.values()) / len(inputs[0])
-            for run in self.runs:
-                run.open(self.sections)
-
         def check(index: int, codes: Mapping[str, Tensor]) -> None:
             for run in self.runs:
                 run.check(index, codes, feeds)
