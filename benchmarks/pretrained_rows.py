@@ -34,6 +34,9 @@ from pretrained_files import (
 )
 from torch import nn
 
+from sqakd_fx.program import build_program
+from sqakd_fx.recipe.resolution import resolve_recipe
+from sqakd_fx.results.export import export
 from sqakd_fx.results.machine import processor_facts
 
 OURS = {"w8a8": "w8a8", "w4a8": "w4a8", "w4a4": "w4a4"}
@@ -59,14 +62,18 @@ def make_float(name: str, folder: Path) -> Path:
     save(folder / "exact.npz", _exact(model, inputs))
     path = folder / "float.onnx"
     batch = torch.export.Dim("batch")
-    torch.onnx.export(
-        model,
-        args,
-        path,
-        dynamic_shapes=tuple({0: batch} for _ in args),
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            model,
+            args,
+            path,
+            dynamic_shapes=tuple({0: batch} for _ in args),
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError:  # some importers' modules; our graph of them it takes
+        program = build_program(model, args, resolve_recipe("w8a8"))
+        export(program, program.teacher, path, profile="float")
     return path
 
 

@@ -126,6 +126,8 @@ def _fold_slice_bounds(graph_module: fx.GraphModule) -> bool:
         if node.op != "call_function" or node.target is not operator.getitem:
             continue
         index = node.args[1]
+        if isinstance(index, list) and any(isinstance(entry, slice) for entry in index):
+            index = tuple(index)  # as torch reads a list with slices in it
         entries = index if isinstance(index, tuple) else (index,)
         numbers = tuple(
             slice(bound(entry.start), bound(entry.stop), bound(entry.step))

@@ -23,6 +23,7 @@ from sqakd_fx.diagnostics.source_lines import code_at, code_line, model_line
 from sqakd_fx.diagnostics.wording import did_you_mean, with_article
 from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.attention import spell_out_attention
+from sqakd_fx.frontend.baked_batch import more_samples, open_batch
 from sqakd_fx.frontend.caches import caches_in, outputs_alone, without_caches
 from sqakd_fx.frontend.example_call import Call, Example, arguments, call_of
 from sqakd_fx.frontend.example_run import example_output
@@ -253,7 +254,17 @@ def _compared(
 ) -> Traced:
     """The graph, held against its model, with what the tracer noted."""
     decisions = tuple(dict.fromkeys(tracer.decisions))
-    any_batch = compare_on_two_batches(model, graph_module, call, other_values=not decisions)
+    try:
+        any_batch = compare_on_two_batches(model, graph_module, call, other_values=not decisions)
+    except TraceError as error:
+        if not _opened(model, call, graph_module, tracer):
+            raise
+        try:
+            any_batch = compare_on_two_batches(
+                model, graph_module, call, other_values=not decisions
+            )
+        except TraceError:
+            raise error from None
     return Traced(
         graph_module,
         call,
@@ -264,6 +275,23 @@ def _compared(
         padded=tuple(dict.fromkeys(tracer.padded)),
         fixed_batch=not any_batch,
     )
+
+
+def _opened(model: nn.Module, call: Call, graph_module: fx.GraphModule, tracer: Tracer) -> bool:
+    """Whether the graph has numbers that the example's batch size made; they are written as that size."""
+    larger = Tracer(more_samples(call), tracer.float_modules, tracer.specialize)
+    try:
+        with traceable_code(larger, model), in_float32():
+            graph = larger.trace(model)
+        cast_to_float32(graph)
+    except Exception:
+        return False
+    again = graph_module_of(larger.root, graph, type(model).__name__, plain_paths(model))
+    _drop_assertions(again)
+    if not open_batch(graph_module, again, call):
+        return False
+    _propagate_shapes(graph_module, tuple(call.tensors().values()))
+    return True
 
 
 def _can_be_exported(graph_module: fx.GraphModule, path: str, inputs: Sequence[Any]) -> bool:

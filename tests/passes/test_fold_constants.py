@@ -60,3 +60,16 @@ def test_bounds_of_a_slice_that_are_buffers_are_numbers() -> None:
         "getitem_2 = x[(slice(None, None, None), slice(1, 4, None))]",
         "return getitem_2",
     ]
+
+
+def test_a_list_of_slices_is_read_as_torch_reads_it() -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("bounds", torch.tensor([1, 4]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[[slice(None), slice(self.bounds[0], self.bounds[1])]]
+
+    _, after = before_and_after(Sliced(), torch.randn(4, 6), FoldConstants())
+    assert after.splitlines()[0] == "getitem_2 = x[(slice(None, None, None), slice(1, 4, None))]"
