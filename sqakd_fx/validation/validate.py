@@ -67,12 +67,11 @@ def validate(
     class_axes: Mapping[int, int] | None = None,
     runtime: str = "onnxruntime",
     on_answers: OnAnswers = lambda inputs, student, file: None,
-    most_codes: int = _CODES_IN_ALL,
 ) -> Validation:
     """Compare on `batches` (inputs in the graph's order), at most 32 samples at a time.
 
-    Every quantized tensor is compared until `most_codes` codes are, of all tensors together, and on 8 samples at least;
-    samples behind these are compared by what the trained graph and the file return. With `runtime="openvino"` OpenVINO
+    Every quantized tensor is compared until 2^25 codes are, of all tensors together, and on 8 samples at least; samples
+    behind these are compared by what the trained graph and the file return. With `runtime="openvino"` OpenVINO
     runs the file as well.
 
     `class_axes` has the axis of the classes by output; None where the shape of the first output tells it. Codes are
@@ -94,7 +93,7 @@ def validate(
     wrong: list[str] = []
     with behind_preprocessing(model) if takes_bytes else nullcontext(model) as behind:
         runs = runs_of(behind, full_range, runtime)
-        comparison = _Comparison(student.eval(), lowered, runs, class_axes, most_codes)
+        comparison = _Comparison(student.eval(), lowered, runs, class_axes)
         whole = _in_parts(batches, comparison.fixed_batch or _SAMPLES_AT_ONCE)
         parts = (part for inputs in whole for part in comparison.parts(inputs))
         for index, inputs in enumerate(parts):
@@ -129,10 +128,9 @@ class _Comparison:
         lowered: fx.GraphModule,
         runs: list[Run],
         class_axes: Mapping[int, int] | None,
-        most_codes: int,
     ) -> None:
         self.lowered, self.runs = lowered, runs
-        self.codes_left = float(most_codes)
+        self.codes_left = float(_CODES_IN_ALL)
         self.model = runs[0].model
         self.deployed = next(
             r for r in runs if (r.provider, r.label, r.judged) == (CPU, "full", True)

@@ -192,8 +192,9 @@ def test_data_of_free_sizes_fit_the_file() -> None:
 def test_a_result_holds_its_free_sizes(tmp_path: Path) -> None:
     data = torch.randn(8, 3, 16, 16)
     recipe = resolve_recipe("w8a8", dynamic=IMAGE, steps=1)
+    model = Segmenter()
     result = sqakd_fx.quantize(
-        Segmenter(), data, example_inputs=data[:2], recipe=recipe, out=tmp_path, progress=False
+        model, data, example_inputs=data[:2], recipe=recipe, out=tmp_path, progress=False
     )
     assert result is not None
     assert result.validation.failures == ()
@@ -202,7 +203,11 @@ def test_a_result_holds_its_free_sizes(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     got = session.run(None, {"x": np.zeros((1, 3, 40, 16), np.float32)})
     assert [y.shape for y in got] == [(1, 2, 40, 16), (1, 2)]
-    from sqakd_fx.cli.validate import validate_saved
+    from sqakd_fx.cli.validate import validate_saved, validate_with_source
 
-    again = validate_saved(tmp_path, tmp_path / "model.onnx", None, "onnxruntime")
+    path = tmp_path / "model.onnx"
+    again = validate_saved(tmp_path, path, None, "onnxruntime")
+    assert (again.failures, again.sizes) == ((), result.validation.sizes)
+    source = Source("segmenter", "segmenter", model, (data[:2],), {}, [data], None, None)
+    again = validate_with_source(tmp_path, path, source, "onnxruntime")
     assert (again.failures, again.sizes) == ((), result.validation.sizes)

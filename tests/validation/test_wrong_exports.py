@@ -53,7 +53,7 @@ def test_validation_in_many_sections_finds_what_one_section_finds(
 
 
 def test_samples_behind_the_most_codes_are_compared_by_what_is_returned(
-    exported: tuple[Program, Export, Exported], images: Tensor
+    exported: tuple[Program, Export, Exported], images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, job, written = exported
     parts = [(images,), (images.flip(0),), (images[:3],)]
@@ -61,13 +61,13 @@ def test_samples_behind_the_most_codes_are_compared_by_what_is_returned(
 
     def checked_with(most: int) -> Validation:
         told[most] = []
+        monkeypatch.setattr("sqakd_fx.validation.validate._CODES_IN_ALL", most)
         return validate(
             program.student,
             job.lowered,
             written.path,
             parts,
             on_answers=lambda inputs, student, file: told[most].append((student[0], file[0])),
-            most_codes=most,
         )
 
     whole, part = checked_with(1 << 27), checked_with(1)
@@ -83,8 +83,9 @@ def test_samples_behind_the_most_codes_are_compared_by_what_is_returned(
 
 
 def test_a_prediction_that_changes_behind_the_most_codes_is_counted(
-    exported: tuple[Program, Export, Exported], images: Tensor
+    exported: tuple[Program, Export, Exported], images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sqakd_fx.validation.validate._CODES_IN_ALL", 1)
     program, job, written = exported
     change(
         written.path,
@@ -94,9 +95,7 @@ def test_a_prediction_that_changes_behind_the_most_codes_is_counted(
     answered = program.student(images).argmax(1)
     (right,) = (answered == 3).nonzero(as_tuple=True)
     assert len(right) < len(images)
-    checked = validate(
-        program.student, job.lowered, written.path, [(images[:1],), (images,)], most_codes=1
-    )
+    checked = validate(program.student, job.lowered, written.path, [(images[:1],), (images,)])
     expected = (int(answered[0] == 3) + len(right)) / (1 + len(images))
     assert checked.deployed.agreement == pytest.approx(expected)
     assert not checked.deployed.keeps_predictions
