@@ -30,6 +30,7 @@ from sqakd_fx.ir.rewriting import (
     drop_unused,
     get_attribute,
     insert_attribute,
+    name_once,
     replace_node,
 )
 
@@ -43,7 +44,7 @@ class Canonicalize(Pass):
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         modules = dict(graph_module.named_modules())
         notes: list[Note] = []
-        changed = False
+        changed = name_once(graph_module)
         for node in list(graph_module.graph.nodes):
             if node._erased:
                 continue
@@ -52,6 +53,7 @@ class Canonicalize(Pass):
             rewritten = _rewrite(graph_module, node, name, op, modules, notes)
             changed = changed or rewritten
         changed = graph_module.graph.eliminate_dead_code() or changed
+        changed = name_once(graph_module) or changed
         drop_unused(graph_module)
         return PassResult(graph_module, changed, tuple(notes))
 
@@ -258,12 +260,19 @@ def _transposed_weight(graph_module: fx.GraphModule, node: Any) -> fx.Node | Non
     weight = get_attribute(graph_module, str(source.target))
     if weight.ndim != 2:
         return None
-    return insert_attribute(
-        graph_module,
-        source,
-        f"{source.target}_transposed",
-        nn.Parameter(weight.detach().t().contiguous()),
-    )
+    wanted, transposed = f"{source.target}_transposed", weight.detach().t().contiguous()
+    known = _parameter(graph_module, wanted)
+    if known is not None and torch.equal(known, transposed):
+        with graph_module.graph.inserting_before(source):
+            return graph_module.graph.get_attr(wanted)
+    return insert_attribute(graph_module, source, wanted, nn.Parameter(transposed))
+
+
+def _parameter(graph_module: fx.GraphModule, name: str) -> nn.Parameter | None:
+    try:
+        return graph_module.get_parameter(name)
+    except AttributeError:
+        return None
 
 
 def _matmul(graph_module: fx.GraphModule, node: fx.Node) -> bool:

@@ -16,6 +16,7 @@ transposed, standardized or joined is a parameter like any other.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +84,12 @@ def _batch_size(graph: fx.Graph) -> fx.Node:
 
 
 def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> bool:
-    """What depends on parameters alone is computed now: a standardized or sliced weight, a mask."""
+    """What depends on parameters alone is computed now: a standardized or sliced weight, a mask.
+
+    What is computed of the same parameter in the same way is one parameter.
+    """
     constants: dict[fx.Node, Any] = {}
+    folded: dict[str, fx.Node] = {}
     changed = False
     for node in list(graph_module.graph.nodes):
         if node.op == "get_attr":
@@ -97,6 +102,12 @@ def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module])
             or not all(isinstance(constants[source], torch.Tensor) for source in sources)
         ):
             continue
+        how = _computed(node, constants)
+        if how in folded:
+            node.replace_all_uses_with(folded[how])
+            graph_module.graph.erase_node(node)
+            changed = True
+            continue
         value = compute(node, constants)
         if not isinstance(value, torch.Tensor):
             continue
@@ -106,10 +117,17 @@ def _fold_constants(graph_module: fx.GraphModule, modules: dict[str, nn.Module])
         name = f"{stem}_{op_name(node, modules)}"
         constant = insert_constant(graph_module, node, node, name, value, trained=trained)
         constants[constant] = get_attribute(graph_module, str(constant.target))
+        folded[how] = constant
         node.replace_all_uses_with(constant)
         graph_module.graph.erase_node(node)
         changed = True
     return changed
+
+
+def _computed(node: fx.Node, constants: Mapping[fx.Node, Any]) -> str:
+    """An operation with its arguments, constants by identity."""
+    arguments = fx.map_arg((node.args, node.kwargs), lambda n: f"@{id(constants[n])}")
+    return f"{node.op} {node.target} {arguments}"
 
 
 def _fold_slice_bounds(graph_module: fx.GraphModule) -> bool:

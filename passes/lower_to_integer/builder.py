@@ -28,6 +28,7 @@ class LoweredGraph:
         self.module = fx.GraphModule(nn.Module(), fx.Graph())
         self._reads: dict[str, fx.Node] = {}
         self._buffers: dict[str, list[tuple[str, Tensor]]] = {}
+        self._weights: dict[str, list[fx.Node]] = {}
         self._accumulators: dict[Any, fx.Node] = {}
 
     def buffer(self, wanted: str, value: Tensor) -> fx.Node:
@@ -40,6 +41,14 @@ class LoweredGraph:
         name = set_attribute(self.module, wanted, value.clone())
         stored.append((name, value))
         return self.read(name)
+
+    def weight(self, wanted: str, read: str, codes: Tensor) -> fx.Node:
+        """Codes of the student's parameter `read`; those of another of its readers where they are equal."""
+        for stored in self._weights.setdefault(read, []):
+            self.share(wanted, stored)
+        made = self.buffer(wanted, codes)
+        self._weights[read].append(made)
+        return made
 
     def share(self, wanted: str, stored: fx.Node) -> None:
         """A tensor that will be wanted by this name is the one that `stored` reads, if their values are equal."""
@@ -150,7 +159,7 @@ class LoweredGraph:
         assert layer.weight_grid is not None
         codes = layer.weight
         path = _path(layer.source)
-        weight = self.buffer(f"{path}.weight", codes)
+        weight = self.weight(f"{path}.weight", _parameter(layer), codes)
         settings = meta.layer(layer.source)
         tensor = QuantizedTensor(
             path=f"{path}.weight",
@@ -181,6 +190,14 @@ class LoweredGraph:
 
 def _path(node: fx.Node) -> str:
     return meta.module_path(node) or node.name
+
+
+def _parameter(layer: Layer) -> str:
+    """The name of the student's parameter that a layer's codes are of; of an affine's own, the layer's."""
+    assert layer.op.weight is not None
+    read = layer.source.args[layer.op.weight : layer.op.weight + 1]
+    sources = [x for one in read if isinstance(one, fx.Node) for x in (one, *one.all_input_nodes)]
+    return next((str(x.target) for x in sources if x.op == "get_attr"), _path(layer.source))
 
 
 def integer_operation(op: Op) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
@@ -19,9 +19,8 @@ def layer_in_float(lowering: Lowering, node: fx.Node) -> fx.Node:
     """A layer in float whose weight is stored in codes."""
     read = cast(fx.Node, node.args[1])
     quantizer = cast(Quantizer, lowering.modules[str(read.target)])
-    weight = lowering.constant(read.args[0])
     path = meta.module_path(node) or node.name
-    stored = _stored(lowering, f"{path}.weight", quantizer, weight)
+    stored = _stored(lowering, f"{path}.weight", quantizer, cast(fx.Node, read.args[0]))
     lowering.floats[read] = lowering.graph.call_function(
         _OPS.dequantize_weight.default, (*stored, quantizer.axis or 0)
     )
@@ -33,8 +32,7 @@ def looked_up_rows(lowering: Lowering, node: fx.Node) -> fx.Node:
     indices, rows = cast(tuple[fx.Node, fx.Node], node.args)
     quantizer = cast(Quantizer, lowering.modules[str(rows.target)])
     source = cast(fx.Node, rows.args[0])
-    table = lowering.constant(source)
-    codes, scale = _stored(lowering, str(source.target), quantizer, table)
+    codes, scale = _stored(lowering, str(source.target), quantizer, source)
     for layer in lowering.student.graph.nodes:
         if meta.layer(layer) is not None and any(
             x.op == "call_module" and x.target == rows.target for x in layer.all_input_nodes
@@ -47,11 +45,12 @@ def looked_up_rows(lowering: Lowering, node: fx.Node) -> fx.Node:
 
 
 def _stored(
-    lowering: Lowering, name: str, quantizer: Quantizer, weight: Tensor
+    lowering: Lowering, name: str, quantizer: Quantizer, source: fx.Node
 ) -> tuple[fx.Node, fx.Node]:
     """INT8 codes and scales of a weight that a float operation reads."""
+    weight = lowering.constant(source)
     values, grid = quantizer.codes(weight).to(torch.int8), quantizer.grid(weight)
-    codes = lowering.built.buffer(name, values)
+    codes = lowering.built.weight(name, str(source.target), values)
     least, most = int(values.min()), int(values.max())
     granularity = "tensor" if grid.axis is None else "channel"
     tensor = QuantizedTensor(name, grid.bits, least, most, quantizer.family.name, granularity)

@@ -114,6 +114,22 @@ def reads_of(graph: fx.Graph) -> Counter[str]:
     return reads
 
 
+def name_once(graph_module: fx.GraphModule) -> bool:
+    """Read a parameter that several modules hold by one name, so that its readers are seen to read the same.
+
+    True where a name changed.
+    """
+    names: dict[int, str] = {}
+    changed = False
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        value = get_attribute(graph_module, str(node.target))
+        first = names.setdefault(id(value), str(node.target))
+        if isinstance(value, nn.Parameter) and first != node.target:
+            node.target = first
+            changed = True
+    return changed
+
+
 def drop_unused(graph_module: fx.GraphModule) -> None:
     """Delete submodules, parameters and buffers that no node reads."""
     called = {str(n.target) for n in graph_module.graph.nodes if n.op == "call_module"}

@@ -381,3 +381,27 @@ def test_a_slice_that_is_changed_in_place_is_exported(tmp_path: Path, part: Any)
     (wanted,) = job.lowered(x)
     (got,) = execute(session(exported.path), None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=0, atol=1e-5)
+
+
+class Unrolled(nn.Module):
+    """A loop of layers that hold the same weight in modules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+        for cell in self.cells:
+            cell.weight = self.cells[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for cell in self.cells:
+            x = torch.tanh(cell(x))
+        return x
+
+
+def test_a_weight_that_several_modules_hold_is_stored_once(tmp_path: Path) -> None:
+    x = torch.randn(8, 6)
+    program, job = job_of(Unrolled().eval(), x, "w8a8")
+    exported = write_profile("container", job, tmp_path / "model.onnx")
+    stored = [i.name for i in onnx.load(exported.path).graph.initializer if len(i.dims) == 2]
+    assert stored == ["cells.0.weight"]
+    assert not validate(program.student, job.lowered, exported.path, [(x,)]).failures

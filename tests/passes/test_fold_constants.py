@@ -73,3 +73,30 @@ def test_a_list_of_slices_is_read_as_torch_reads_it() -> None:
 
     _, after = before_and_after(Sliced(), torch.randn(4, 6), FoldConstants())
     assert after.splitlines()[0] == "getitem_2 = x[(slice(None, None, None), slice(1, 4, None))]"
+
+
+class Cell(nn.Module):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(F.linear(x, self.weight)) + torch.tanh(x @ (2 * self.weight))
+
+
+class Unrolled(nn.Module):
+    """Cells that hold the same weight, as an importer of ONNX writes a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = nn.Parameter(torch.randn(6, 6))
+        self.cells = nn.Sequential(*(Cell(weight) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cells(x)  # type: ignore[no-any-return]
+
+
+def test_what_is_made_of_one_parameter_in_one_way_is_one_parameter() -> None:
+    folded = run_passes(traced(Unrolled(), torch.randn(4, 6)), [FoldConstants()]).graph_module
+    names = [name for name, _ in folded.named_parameters()]
+    assert [name for name in names if name.endswith("mul")] == ["cells.0.weight_mul"]
