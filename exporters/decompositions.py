@@ -29,7 +29,8 @@ def decomposing_where_needed(program: ExportedProgram) -> ExportedProgram:
         _spell_otherwise(program.graph)
         if table is not None and not any(_must_go(n, table) for n in program.graph.nodes):
             return program
-        return decompose(table, *args, **kwargs)
+        taken_apart: ExportedProgram = decompose(table, *args, **kwargs)
+        return taken_apart
 
     program.run_decompositions = run_decompositions  # type: ignore[method-assign]
     return program
