@@ -41,7 +41,11 @@ def open_sizes(x: Tensor) -> Tensor:
     return x.unsqueeze(2).expand(-1, -1, x.shape[0]).flatten(1)
 
 
-KEPT = (shapes, kinds, extremes)
+def named_arguments(x: Tensor) -> Tensor:
+    return x.narrow(dim=1, start=2, length=6).flatten(start_dim=1).to(dtype=torch.float32)
+
+
+KEPT = (shapes, kinds, extremes, named_arguments)
 TAKEN_APART = (
     lambda x: F.adaptive_avg_pool2d(x.reshape(-1, 1, 4, 6), (2, 2)).flatten(1),
     lambda x: x.clone().add_(1.0),
