@@ -41,9 +41,6 @@ def _spell_otherwise(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             graph.erase_node(node)
-        elif node.target in _CASTS and node.meta["val"].dtype == node.args[0].meta["val"].dtype:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
         elif node.target in _OTHERWISE:
             call = _OTHERWISE[node.target](node)
             if call is not None:
@@ -55,6 +52,8 @@ def _renamed(operation: Any) -> Callable[[fx.Node], Call]:
 
 
 def _cast(node: fx.Node) -> Call:
+    if node.meta["val"].dtype == node.args[0].meta["val"].dtype:  # type: ignore[union-attr]
+        return _aten.clone.default, node.args[:1], {}
     return _aten._to_copy.default, node.args[:1], {"dtype": node.meta["val"].dtype}
 
 
