@@ -96,6 +96,10 @@ class MobileNetV2(nn.Module):
         return self.fc(torch.flatten(F.adaptive_avg_pool2d(self.layers(x), 1), 1))
 
 
+VOCABULARY = 30522
+"""Rows of BERT's uncased table of words."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention on (N, T, D)."""
 
@@ -143,13 +147,43 @@ class ViTTiny(nn.Module):
         return self.head(self.norm(self.layers(x))[:, 0])
 
 
+class SentenceEncoder(nn.Module):
+    """MiniLM-L6: 6 post-norm layers of width 384; token ids (N, T) to mean embeddings (N, 384) of length one."""
+
+    def __init__(self, width: int = 384, layers: int = 6, heads: int = 12) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(VOCABULARY, width), nn.Embedding(512, width)
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.ModuleList(Attention(width, heads) for _ in range(layers))
+        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(layers))
+        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1], device=ids.device)
+        x = self.norm(self.words(ids) + self.positions(places))
+        for i, (attention, up, down) in enumerate(
+            zip(self.attention, self.up, self.down, strict=True)
+        ):
+            x = self.norms[2 * i](x + attention(x))
+            x = self.norms[2 * i + 1](x + down(F.gelu(up(x))))
+        return F.normalize(x.mean(1), dim=-1)
+
+
 @dataclass(frozen=True)
 class Timed:
-    """A network to time: how to make it, the shape of one input, the batch of a step."""
+    """A network to time: how to make it, the shape of one input, the batch of a step, and what inputs hold."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     batch: int
+    holds_tokens: bool = False
+
+    def inputs(self, samples: int) -> Tensor:
+        """Random images in float32, or token ids in int64."""
+        if self.holds_tokens:
+            return torch.randint(VOCABULARY, (samples, *self.shape))
+        return torch.randn(samples, *self.shape)
 
 
 NETWORKS = {
@@ -157,6 +191,7 @@ NETWORKS = {
     "resnet18": Timed(ResNet18, (3, 224, 224), 8),
     "mobilenet_v2": Timed(MobileNetV2, (3, 224, 224), 8),
     "vit_tiny": Timed(ViTTiny, (3, 224, 224), 8),
+    "minilm": Timed(SentenceEncoder, (128,), 16, holds_tokens=True),
     "resnet8": Timed(lambda: CifarResNet(1), (3, 32, 32), 128),
     "resnet14": Timed(lambda: CifarResNet(2), (3, 32, 32), 128),
     "resnet32": Timed(lambda: CifarResNet(5), (3, 32, 32), 128),

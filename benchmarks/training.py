@@ -195,7 +195,7 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("globs", nargs="*", default=["resnet20", "resnet18", "mobile*", "vit*"])
+    parser.add_argument("globs", nargs="*", default=["resnet20", "resnet18", "mobile*", "vit*", "minilm"])
     parser.add_argument("--rows", nargs="+", default=["*"], help="globs of rows")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each row")
     parser.add_argument("--batch", type=int, help="in place of each network's own")
@@ -224,7 +224,7 @@ def main() -> None:
         if not any(fnmatch.fnmatch(name, g) for g in options.globs):
             continue
         batch = options.batch or network.batch
-        size = "×".join(str(n) for n in network.shape[1:])
+        size = "×".join(str(n) for n in network.shape[-2:])
         found, failed = measure(rows, name, batch, setting)
         print(table(f"{name}, {size}, batch {batch}", found, failed), flush=True)
 

@@ -32,6 +32,7 @@ from sqakd_fx.passes.fold_constants import FoldConstants
 from sqakd_fx.passes.functionalize import Functionalize
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.passes.lower_to_integer.lower import LowerToInteger
+from sqakd_fx.passes.name_activations import NameActivations
 from sqakd_fx.passes.propagate_shapes import PropagateShapes
 from sqakd_fx.passes.smooth_activations import SmoothActivations
 from sqakd_fx.passes.stable_top_k import StableTopK
@@ -142,6 +143,7 @@ def _unifying(example: tuple[Any, ...], others: tuple[tuple[Any, ...], ...] = ()
         Decompose(),
         PropagateShapes(example, others),
         Canonicalize(),
+        NameActivations(),
         PropagateShapes(example, others),
         FoldChannelConstants(),
     ]

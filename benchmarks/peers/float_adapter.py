@@ -23,6 +23,6 @@ def train(
     optimizer = torch.optim.Adam(student.parameters(), 1e-4, fused=True)
     for batch in batches:
         torch.compiler.cudagraph_mark_step_begin()
-        if setup["compile"]:
+        if setup["compile"] and batch.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
         take_step(student, model, optimizer, batch)

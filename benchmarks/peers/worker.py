@@ -127,13 +127,13 @@ def baseline_bytes(on_gpu: bool, compiles: bool) -> int:
 
 
 def timed(pipe: Pipe, adapter: Any, setup: Setup) -> None:
-    """Serve steps on a fixed batch of random images."""
+    """Serve steps on a fixed batch of random inputs."""
     from plain import NETWORKS, settled
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     baseline = baseline_bytes(device.type == "cuda", setup.get("compile", False))
     torch.manual_seed(0)
-    images = torch.randn(setup["batch"], *NETWORKS[setup["network"]].shape)
+    images = NETWORKS[setup["network"]].inputs(setup["batch"])
     model = settled(setup["network"], images).to(device)
     images = images.to(device)
     batches = steps_on_demand(pipe, images, setup["warm_up"], baseline)

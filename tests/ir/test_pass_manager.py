@@ -121,11 +121,12 @@ def test_a_dump_has_one_numbered_graph_a_pass(images: Tensor, tmp_path: Path) ->
         "02-decompose.txt",
         "03-propagate_shapes.txt",
         "04-canonicalize.txt",
-        "05-propagate_shapes.txt",
-        "06-fold_channel_constants.txt",
-        "07-stable_top_k.txt",
-        "08-fold_batch_norm.txt",
-        "09-insert_quantizers.txt",
-        "10-lower_to_integer.txt",
+        "05-name_activations.txt",
+        "06-propagate_shapes.txt",
+        "07-fold_channel_constants.txt",
+        "08-stable_top_k.txt",
+        "09-fold_batch_norm.txt",
+        "10-insert_quantizers.txt",
+        "11-lower_to_integer.txt",
     ]
-    assert "sqakd_fx.linear" in (tmp_path / "10-lower_to_integer.txt").read_text(encoding="utf-8")
+    assert "sqakd_fx.linear" in (tmp_path / "11-lower_to_integer.txt").read_text(encoding="utf-8")

@@ -36,6 +36,19 @@ HASHES = Path(__file__).with_suffix(".json")
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
+class Spelt(nn.Module):
+    """A hard-swish and a GELU as importers spell them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = (x * (nn.functional.relu6(x + 3) / 6)).mean((2, 3))
+        return self.head(0.5 * x * (1 + torch.erf(x / 2**0.5)))
+
+
 class Depthwise(nn.Module):
     """Inverted residual blocks with ReLU6."""
 
@@ -116,6 +129,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "mixed": (Mixed, IMAGE, "absorb"),
     "norms": (Norms, IMAGE, "fold"),
     "cells": (Cells, TOKENS, "absorb"),
+    "spelt activations": (Spelt, IMAGE, "absorb"),
 }
 """By name: what makes the network, one call's input, and what becomes of BatchNorm."""
 

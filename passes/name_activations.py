@@ -1,0 +1,202 @@
+"""Call an activation function that is spelt as sums and products by its name.
+
+    Before:  y = x * relu6(x + 3) / 6                               After:  y = F.hardswish(x)
+    Before:  y = clamp(x + 3, 0, 6) / 6                             After:  y = F.hardsigmoid(x)
+    Before:  y = 0.5 * x * (1 + erf(x / sqrt(2)))                   After:  y = F.gelu(x)
+    Before:  y = 0.5 * x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 * x ** 3)))
+    After:   y = F.gelu(x, approximate="tanh")
+
+Importers and older models spell them so. A named function has one grid in front and one behind it; parts have one each.
+Hard-swish: Howard et al., arXiv 1905.02244, section 5.2. GELU: Hendrycks and Gimpel, arXiv 1606.08415, section 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.op_table import Kind, op_of, shape_of
+from sqakd_fx.ir.pass_manager import Pass, PassResult
+from sqakd_fx.ir.rewriting import constant_of, drop_unused
+
+_CUBE = 0.044715
+_MOST_FACTORS = 4
+
+
+@dataclass(frozen=True)
+class NameActivations(Pass):
+    """Call an activation function that is spelt as sums and products by its name."""
+
+    name = "name_activations"
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        spelling = _Spelling(graph_module)
+        changed = False
+        for node in reversed(list(graph_module.graph.nodes)):
+            found = spelling.activation(node)
+            if found is not None and _are_alike(node, found[1]):
+                _replace(graph_module, node, *found)
+                changed = True
+        changed = graph_module.graph.eliminate_dead_code() or changed
+        drop_unused(graph_module)
+        return PassResult(graph_module, changed)
+
+
+def _are_alike(node: fx.Node, x: fx.Node) -> bool:
+    known = [one.meta.get("tensor_meta") for one in (node, x)]
+    dtypes = {getattr(one, "dtype", None) for one in known}
+    shape = shape_of(node)
+    return dtypes == {torch.float32} and shape is not None and shape == shape_of(x)
+
+
+def _replace(
+    graph_module: fx.GraphModule, node: fx.Node, target: Any, x: fx.Node, kwargs: Mapping[str, Any]
+) -> None:
+    with graph_module.graph.inserting_before(node):
+        new = graph_module.graph.call_function(target, (x,), dict(kwargs))
+    name, new.meta = node.name, dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph_module.graph.erase_node(node)
+    new.name = name
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A number times some tensors."""
+
+    number: float
+    tensors: tuple[fx.Node, ...]
+
+    def without(self, number: float, x: fx.Node) -> fx.Node | None:
+        """The other tensor, where this is `number * x * other`."""
+        others = [one for one in self.tensors if one is not x]
+        is_pair = len(self.tensors) == 2 and len(others) == 1
+        return others[0] if is_pair and math.isclose(self.number, number, rel_tol=1e-4) else None
+
+    def alone(self, number: float) -> fx.Node | None:
+        """The tensor, where this is `number * tensor`."""
+        is_alone = len(self.tensors) == 1 and math.isclose(self.number, number, rel_tol=1e-4)
+        return self.tensors[0] if is_alone else None
+
+
+@dataclass(frozen=True)
+class _Spelling:
+    """What the nodes of a graph say in sums and products."""
+
+    graph_module: fx.GraphModule
+
+    def activation(self, node: fx.Node) -> tuple[Any, fx.Node, Mapping[str, Any]] | None:
+        """The function that `node` spells, its argument, and its other arguments by name."""
+        if not self._multiplies(node):
+            return None
+        product = self._product(node)
+        x = self._shifted_and_clipped(product.alone(1 / 6))
+        if x is not None:
+            return F.hardsigmoid, x, {}
+        for x in product.tensors[:2] if len(product.tensors) == 2 else ():
+            if self._gated(product.without(1.0, x)) is x:
+                return F.hardswish, x, {}
+            if self._shifted_and_clipped(product.without(1 / 6, x)) is x:
+                return F.hardswish, x, {}
+            inner = self._plus(product.without(0.5, x), 1.0)
+            if self._scaled(inner, "erf", 1 / math.sqrt(2)) is x:
+                return F.gelu, x, {}
+            if self._cubic(self._scaled(inner, "tanh", math.sqrt(2 / math.pi))) is x:
+                return F.gelu, x, {"approximate": "tanh"}
+        return None
+
+    def _gated(self, node: fx.Node | None) -> fx.Node | None:
+        """x, where `node` is a hard-sigmoid of x by either spelling."""
+        if node is None or node.target is F.hardsigmoid:
+            x = node.args[0] if node is not None else None
+            return x if isinstance(x, fx.Node) else None
+        return self._shifted_and_clipped(self._product(node).alone(1 / 6))
+
+    def _multiplies(self, node: Any) -> bool:
+        op = op_of(node, {}) if isinstance(node, fx.Node) and node.op == "call_function" else None
+        takes_two = op is not None and len(node.args) == 2 and not node.kwargs
+        return op is not None and takes_two and (op.kind is Kind.PRODUCT or op.divides)
+
+    def _product(self, node: fx.Node) -> _Product:
+        """The factors of a node, through products and quotients that nobody else reads."""
+        number, tensors, left = 1.0, list[fx.Node](), [node]
+        while left:
+            one = left.pop()
+            is_factor = one is not node and len(one.users) > 1
+            if is_factor or not self._multiplies(one) or len(tensors) + len(left) > _MOST_FACTORS:
+                tensors.append(one)
+                continue
+            op, (a, b) = op_of(one, {}), one.args
+            divisor = self._number(b) if op is not None and op.divides else None
+            if op is not None and op.divides and not divisor:
+                tensors.append(one)
+                continue
+            for side, value in ((a, self._number(a)), (b, self._number(b))):
+                if value is None:
+                    left.append(side)  # type: ignore[arg-type]
+                else:
+                    number *= 1 / value if divisor and side is b else value
+        return _Product(number, tuple(tensors))
+
+    def _plus(self, node: fx.Node | None, wanted: float) -> fx.Node | None:
+        """x, where `node` is x + wanted in either order."""
+        op = op_of(node, {}) if node is not None and node.op == "call_function" else None
+        if node is None or op is None or op.kind is not Kind.SUM or node.kwargs:
+            return None
+        orders = (node.args,) if op.is_difference else (node.args, node.args[::-1])
+        for x, other in orders:
+            if self._number(other) == (-wanted if op.is_difference else wanted):
+                return x if isinstance(x, fx.Node) else None
+        return None
+
+    def _shifted_and_clipped(self, node: fx.Node | None) -> fx.Node | None:
+        """x, where `node` is min(max(x + 3, 0), 6)."""
+        op = op_of(node, {}) if node is not None else None
+        if node is None or op is None or op.kind is not Kind.CLIP or node.kwargs:
+            return None
+        bounds = op.bounds or tuple(self._number(bound) for bound in node.args[1:])
+        source = node.args[0]
+        return (
+            self._plus(source, 3.0)
+            if bounds == (0.0, 6.0) and isinstance(source, fx.Node)
+            else None
+        )
+
+    def _scaled(self, node: fx.Node | None, function: str, number: float) -> fx.Node | None:
+        """y, where `node` is function(number * y)."""
+        if node is None or op_name(node, {}) != function or len(node.args) != 1 or node.kwargs:
+            return None
+        inside = node.args[0]
+        return self._product(inside).alone(number) if isinstance(inside, fx.Node) else None
+
+    def _cubic(self, node: fx.Node | None) -> fx.Node | None:
+        """x, where `node` is x + 0.044715 x³."""
+        op = op_of(node, {}) if node is not None else None
+        if node is None or op is None or op.kind is not Kind.SUM or op.is_difference or node.kwargs:
+            return None
+        for x, other in (node.args, node.args[::-1]):
+            if isinstance(x, fx.Node) and isinstance(other, fx.Node) and self._is_cube(other, x):
+                return x
+        return None
+
+    def _is_cube(self, node: fx.Node, x: fx.Node) -> bool:
+        product = self._product(node)
+        if product.tensors == (x, x, x):
+            return math.isclose(product.number, _CUBE, rel_tol=1e-4)
+        power = product.alone(_CUBE)
+        is_power = power is not None and op_name(power, {}) == "pow" and not power.kwargs
+        return bool(is_power and power and power.args[0] is x and self._number(power.args[1]) == 3)
+
+    def _number(self, value: Any) -> float | None:
+        """A Python number, or a constant tensor of one element."""
+        if isinstance(value, int | float):
+            return float(value)
+        constant = constant_of(self.graph_module, value)
+        return float(constant) if constant is not None and constant.numel() == 1 else None
