@@ -26,8 +26,9 @@ from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path, set_attribute
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
 from sqakd_fx.plan.tables import looked_up
+from sqakd_fx.plan.weight_codes import largest_code
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
-from sqakd_fx.quant.levels import LARGEST_CODE, largest_weight_code
+from sqakd_fx.quant.levels import LARGEST_CODE
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import KERNEL, RuntimeSum
 from sqakd_fx.recipe.keys import Recipe
@@ -264,11 +265,8 @@ class _Insertion:
             if op is None or op.weight is None:
                 continue
             target = str(cast(fx.Node, node.args[op.weight]).target)
-            fits = (
-                LARGEST_CODE
-                if node in self.plan.weight_only
-                else largest_weight_code(settings.weight_range, settings.activation_bits)
-            )
+            in_float = node in self.plan.weight_only
+            fits = LARGEST_CODE if in_float else largest_code(node, op, settings)
             found[target] = min(fits, found.get(target, fits))
         return found
 

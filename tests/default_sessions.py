@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,25 @@ def awkward(name: str) -> Callable[[], tuple[nn.Module, tuple[Any, ...]]]:
     return lambda: (AWKWARD[name][0](), (AWKWARD[name][1],))
 
 
+def depthwise(axes: int) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Depthwise layers of several kernels, strides, dilations and multipliers, along so many axes."""
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+    layers = [
+        conv(3, 16, 1),
+        nn.ReLU(),
+        conv(16, 16, 3, padding=1, groups=16),
+        nn.ReLU(),
+        conv(16, 32, 3, padding=2, dilation=2, groups=16),
+        nn.ReLU(),
+        conv(32, 32, 5, 2, 2, groups=32),
+        nn.ReLU(),
+        conv(32, 8, 1),
+    ]
+    return nn.Sequential(*layers), (torch.randn(4, 3, *[9] * axes),)
+
+
 NETWORKS = {
+    **{f"depthwise, {n} axes": functools.partial(depthwise, n) for n in (1, 2, 3)},
     "the example": the_example,
     "residual": residual,
     **{name: common(name) for name in ("attention", "attention by hand", "functional", "shared")},

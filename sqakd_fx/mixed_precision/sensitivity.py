@@ -19,8 +19,8 @@ from sqakd_fx.ir.meta import LayerSettings
 from sqakd_fx.ir.op_table import node_macs, op_of
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.mixed_precision.replay import Replay
+from sqakd_fx.plan.weight_codes import largest_code
 from sqakd_fx.program import Program
-from sqakd_fx.quant.levels import largest_weight_code
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.losses import distillation_loss
@@ -61,6 +61,7 @@ class _Group:
     settings: LayerSettings
     weight: Tensor | None
     axis: int
+    largest_code: int
     quantizers: dict[tuple[str, int], Quantizer]
 
 
@@ -147,7 +148,8 @@ def _groups(program: Program) -> dict[str, _Group]:
         key = node.name if weight is None else str(weight.target)
         if key not in by_weight:
             tensor = constant_of(program.teacher, weight)
-            by_weight[key] = _Group([], settings[node.name], tensor, op.channel_axis, {})
+            most = largest_code(node, op, settings[node.name])
+            by_weight[key] = _Group([], settings[node.name], tensor, op.channel_axis, most, {})
             names[key] = layer_name(node)
         by_weight[key].nodes.append(node)
     return {names[key]: group for key, group in by_weight.items()}
@@ -195,7 +197,7 @@ def _quantizer(
             channels=x.shape[group.axis] if per_channel else None,
             axis=group.axis if per_channel else None,
             zero_in_grid=recipe.zero_in_grid,
-            largest_code=largest_weight_code(at.weight_range, at.activation_bits),
+            largest_code=group.largest_code,
             power_of_two=recipe.power_of_two,
         ).to(x.device)
         made.initialize(x, recipe.initialization)

@@ -8,6 +8,7 @@ such products in 16 bits with saturation:
 So a weight that an 8-bit activation meets keeps its codes within ±64, which is all that fits: 129 levels at 8 bits.
 Both ends are used, so that BatchNorm may flip the signs of a channel. A grid without zero has odd codes up to
 2^bits - 1 and fits up to 6 bits. With activations of 7 bits or fewer all of INT8 fits: 2 · 127 · 127 = 32,258.
+Depthwise weights are not bound (`plan/weight_codes.py`).
 """
 
 from __future__ import annotations

@@ -156,8 +156,8 @@ class Recipe(BaseModel):
     zero_in_grid: bool = Field(True, description="weights: a grid with a zero, from 2 bits up")
     weight_range: WeightRange = Field(
         "reduced",
-        description="codes of weights that meet 8-bit activations: within ±64, exact on every processor; or all of "
-        "INT8, for targets that have VNNI, are ARM or a GPU",
+        description="codes of weights that meet 8-bit activations: within ±64 (depthwise ±127), exact on every "
+        "processor; or all of INT8, for targets that have VNNI, are ARM or a GPU",
     )
     power_of_two: bool = Field(
         False, description="scales are powers of two, for hardware that shifts"

@@ -6,7 +6,8 @@ bits with saturation. Over the codes that a file allows, for any two weights of 
     max a · (|w1| + |w2|) <= 32,767
 
 means that no such sum overflows, in whatever order a kernel pairs them. Signed codes a count as a + 128, which kernels
-make of them. Two unsigned operands are multiplied in 32 bits.
+make of them. Two unsigned operands are multiplied in 32 bits. So are the products of a depthwise convolution: its kernels
+widen each byte, since no two products of a channel lie side by side.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class _File:
         if self._type(dequantize) not in _BOUNDS or self._type(dequantize) in _UNSIGNED:
             return 0
         codes = self.constants.value(dequantize.input[0])
+        if codes is not None and _is_depthwise(node, codes):
+            return 0
         if codes is None:
             return 2 * max(map(abs, self._codes(dequantize.input[0], self._type(dequantize))))
         rows = np.abs(_rows(node, codes))
@@ -121,7 +124,7 @@ class _File:
     def _runtime_weights(self, node: onnx.NodeProto) -> int:
         """The same of a float weight beside codes, which the runtime may store in INT8 by itself; 0 for none."""
         weight = self.constants.value(node.input[1])
-        if weight is None or node.op_type not in _WITH_WEIGHT:
+        if weight is None or node.op_type not in _WITH_WEIGHT or _is_depthwise(node, weight):
             return 0
         return min(2, int(weight[0].size)) * _LARGEST_WEIGHT_OF_THE_RUNTIME
 
@@ -152,6 +155,12 @@ class _File:
         if made.op_type == "Pad" and not any(made.input[2:3]):
             sources.append((0, 0))
         return min(low for low, _ in sources), max(high for _, high in sources)
+
+
+def _is_depthwise(node: onnx.NodeProto, weight: Array) -> bool:
+    groups = next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+    is_single = weight.ndim > 2 and weight.shape[1] == 1
+    return node.op_type == "Conv" and is_single and groups == weight.shape[0]
 
 
 def _rows(node: onnx.NodeProto, codes: Array) -> Array:

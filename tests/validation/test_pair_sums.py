@@ -28,6 +28,10 @@ PROFILES = ("container", "packed", "typed")
 SAMPLE = [
     ("the example", "w8a8", "container"),
     ("residual", "w8a8", "container"),
+    ("depthwise, 1 axes", "w8a8", "container"),
+    ("depthwise, 2 axes", "w8a8", "container"),
+    ("depthwise, 2 axes", "w8a8", "packed"),
+    ("depthwise, 3 axes", "w8a8", "container"),
     ("masked", "w8a8", "packed"),
     ("residual", "w4a4", "container"),
     ("attention", "w4a4", "packed"),
@@ -45,6 +49,14 @@ def test_a_session_with_default_options_equals_one_with_exact_products(
     assert not found.overflows
     if bits == "w8a8":  # nothing that fits is given away
         assert found.largest_weights >= 100
+
+
+def test_depthwise_weights_take_all_of_int8_and_others_do_not(tmp_path: Path) -> None:
+    compared("depthwise, 2 axes", "w8a8", "container", tmp_path)
+    stored = onnx.load(tmp_path / "model.onnx").graph.initializer
+    codes = {i.name: numpy_helper.to_array(i) for i in stored if i.data_type == TensorProto.INT8}
+    largest = {c.shape[1] == 1: int(np.abs(c).max()) for c in codes.values() if c.ndim == 4}
+    assert largest == {True: 127, False: 64}
 
 
 @pytest.mark.parametrize("processor", ["with VNNI", "without"])
@@ -148,6 +160,9 @@ LAYERS: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
     "Gemm": ((5, 4), {}, 1),
     "Gemm transposed": ((4, 5), {"transB": 1}, 0),
     "MatMul": ((5, 4), {}, 1),
+    "Conv of two groups": ((4, 3, 2, 2), {"group": 2}, 0),
+    "Conv of one channel": ((4, 1, 2, 2), {}, 0),
+    "Conv with a multiplier": ((4, 1, 2, 2), {"group": 2}, 0),
 }
 """Shape of the weight, attributes, axis of the output channels."""
 
@@ -184,6 +199,11 @@ def test_two_unsigned_operands_are_multiplied_in_32_bits(tmp_path: Path) -> None
     x = np.full((4, 64), 255, np.float32)
     (got,) = session(path).run(None, {"x": x})
     assert (got == 64 * 255 * 255).all()
+
+
+def test_a_depthwise_convolution_is_multiplied_in_32_bits(tmp_path: Path) -> None:
+    weight = np.full((4, 1, 3, 3), 127, np.int8)
+    assert pair_sums(layer_file(tmp_path / "m.onnx", "Conv", weight, group=4)) == ()
 
 
 def test_the_largest_pair_that_the_proof_allows_is_exact_here(tmp_path: Path) -> None:
