@@ -195,7 +195,9 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("globs", nargs="*", default=["resnet20", "resnet18", "mobile*", "vit*", "minilm"])
+    parser.add_argument(
+        "globs", nargs="*", default=["resnet20", "resnet18", "mobile*", "vit*", "minilm"]
+    )
     parser.add_argument("--rows", nargs="+", default=["*"], help="globs of rows")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each row")
     parser.add_argument("--batch", type=int, help="in place of each network's own")

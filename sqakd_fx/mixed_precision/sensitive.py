@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from sqakd_fx.frontend.output_kinds import OutputKind
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, node_macs, op_of, shape_of
-from sqakd_fx.mixed_precision.replay import Replay
+from sqakd_fx.ir.replay import Replay
 from sqakd_fx.mixed_precision.sensitivity import layer_name
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of

@@ -17,8 +17,8 @@ from torch import Tensor, fx
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.meta import LayerSettings
 from sqakd_fx.ir.op_table import node_macs, op_of
+from sqakd_fx.ir.replay import Replay
 from sqakd_fx.ir.rewriting import constant_of
-from sqakd_fx.mixed_precision.replay import Replay
 from sqakd_fx.plan.weight_codes import largest_code
 from sqakd_fx.program import Program
 from sqakd_fx.quant.quantizer import Quantizer

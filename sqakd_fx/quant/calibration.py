@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,22 +12,20 @@ from torch import Tensor, fx, nn
 from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import NotFiniteError, TrainingError
+from sqakd_fx.ir.batches import rows
 from sqakd_fx.ir.op_table import op_of
 from sqakd_fx.ir.rewriting import constant_of, node_path
 from sqakd_fx.quant.average_noise import AverageNoise
 from sqakd_fx.quant.input_statistics import InputStatistics, StatisticsCollector
-from sqakd_fx.quant.output_error import activation_importance, spread_over, weight_importance
+from sqakd_fx.quant.measured_ranges import refine_ranges
+from sqakd_fx.quant.output_error import weight_importance
+from sqakd_fx.quant.output_gradients import Sample, felt_samples, sampled
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
-from sqakd_fx.quant.sampling import spread_sample
+from sqakd_fx.quant.ranges import Range
 
-_SAMPLES_PER_BATCH = 1 << 15
-
-
-class Sample(NamedTuple):
-    """Values of a tensor, float32, and what an error of each costs, of the same shape; None for all alike."""
-
-    values: Tensor
-    importance: Tensor | None
+_BATCHES_TO_SEARCH = 2
+_SAMPLES_TO_SEARCH = 8
+"""Of each of these batches."""
 
 
 @torch.no_grad()
@@ -41,7 +39,8 @@ def calibrate(
     """Initialize and enable all quantizers of `student`, which runs in float meanwhile.
 
     Activations are observed on `batches` (tuples of model inputs): a sample of at most
-    2^15 values a batch, and the exact extremes. Weights are read where they lie.
+    2^15 values a batch, and the exact extremes. Weights are read where they lie. With the method "output" ranges
+    of activations are searched once more by what they do to the outputs, on a few samples of the first batches.
 
     Raises:
         SourceError: the model does not take a batch.
@@ -49,7 +48,22 @@ def calibrate(
     """
     for quantizer in quantizers_of(student).values():
         quantizer.enabled = False
-    _find_ranges(student, batches, method, on_batch)
+    few: list[tuple[Tensor, ...]] = []
+    ranges = _find_ranges(student, _remembering(batches, few), method, on_batch)
+    if method == "output":
+        was_training = student.training
+        refine_ranges(student.eval(), ranges, few)
+        student.train(was_training)
+
+
+def _remembering(
+    batches: Iterable[tuple[Tensor, ...]], few: list[tuple[Tensor, ...]]
+) -> Iterator[tuple[Tensor, ...]]:
+    """The same batches; some samples of the first are left in `few`."""
+    for batch in batches:
+        if len(few) < _BATCHES_TO_SEARCH:
+            few.append(rows(batch, 0, _SAMPLES_TO_SEARCH))
+        yield batch
 
 
 @torch.no_grad()
@@ -65,43 +79,44 @@ def _find_ranges(
     batches: Iterable[tuple[Tensor, ...]],
     method: str,
     on_batch: Callable[[int], None],
-) -> None:
+) -> dict[str, Range]:
+    """Start every quantizer; the ranges of activations, by quantizer's name."""
     was_training = student.training
     student.eval()
-    seen: dict[str, list[Sample]] = {}
-    weighed = _importance_of_activations(student) if method == "output" else {}
-    handles = [
-        quantizer.register_forward_pre_hook(
-            _collector(seen.setdefault(name, []), weighed.get(name))
-        )
+    watched = {
+        name: quantizer
         for name, quantizer in quantizers_of(student).items()
         if quantizer.role == "activation"
-    ]
+    }
+    seen: dict[str, list[Sample]] = {name: [] for name in watched}
     noise = AverageNoise(student)
     collector = StatisticsCollector(noise.watching) if method == "output" else None
     count = 0
-    try:
-        for inputs in batches:
-            with batch_named(f"batch {count} of the data", inputs):
-                noise.run(inputs, collector.run if collector is not None else None)
-            count += 1
-            on_batch(count)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for inputs in batches:
+        with batch_named(f"batch {count} of the data", inputs):
+            if collector is None:
+                with _collecting(watched, seen):
+                    noise.run(inputs)
+            else:
+                noise.run(inputs, collector.run)
+                for name, calls in felt_samples(student, watched, inputs, count).items():
+                    seen[name] += calls
+        count += 1
+        on_batch(count)
     if not count:
         raise TrainingError("there is no data to calibrate on: give train_data() or --data")
     statistics = collector.statistics() if collector is not None else {}
-    found: set[str] = set()
+    found: dict[str, Range] = {}
     for node in student.graph.nodes:
         if node.op != "call_module" or str(node.target) in found:
             continue
         module = student.get_submodule(str(node.target))
         if isinstance(module, Quantizer):
             sample = _sample_of(module, node, student, seen, statistics)
-            _initialize(module, node, sample, noise.least_scale(node.args[0]), method)
-            found.add(str(node.target))
+            least_scale = noise.least_scale(node.args[0])
+            found[str(node.target)] = _initialize(module, node, sample, least_scale, method)
     student.train(was_training)
+    return {name: found[name] for name in watched if name in found}
 
 
 def _sample_of(
@@ -129,11 +144,11 @@ def _sample_of(
 
 def _initialize(
     quantizer: Quantizer, node: fx.Node, sample: Sample, least_scale: Tensor | None, method: str
-) -> None:
+) -> Range:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     try:
-        quantizer.initialize(sample.values, method, least_scale, sample.importance)
+        return quantizer.initialize(sample.values, method, least_scale, sample.importance)
     except NotFiniteError as error:
         raise TrainingError(
             f"{_named(source)} holds {error}", node=str(source), location=code_line(source)
@@ -149,38 +164,21 @@ def _named(source: fx.Node) -> str:
     return f"the output of {node_path(source)} on the calibration data"
 
 
-def _importance_of_activations(student: fx.GraphModule) -> dict[str, tuple[int, Tensor]]:
-    """Channel axis and importance by quantizer, where one node calls it and only layers read that."""
-    calls = [node for node in student.graph.nodes if node.op == "call_module"]
-    count = Counter(str(node.target) for node in calls)
-    found = {}
-    for node in calls:
-        module = student.get_submodule(str(node.target))
-        once = count[str(node.target)] == 1
-        if once and isinstance(module, Quantizer) and module.role == "activation":
-            importance = activation_importance(student, node)
-            if importance is not None:
-                found[str(node.target)] = importance
-    return found
+@contextlib.contextmanager
+def _collecting(
+    quantizers: Mapping[str, Quantizer], into: Mapping[str, list[Sample]]
+) -> Iterator[None]:
+    """Inside, each call of a quantizer leaves a sample of what it reads."""
 
+    def collect(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        into[name].append(Sample(sampled(inputs[0])[0]))
 
-def _collector(
-    into: list[Sample], weighed: tuple[int, Tensor] | None
-) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """`weighed`: the channel axis and the importance of each channel."""
-
-    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach().float()
-        flat = x.reshape(-1)
-        ends = torch.stack([flat.argmin(), flat.argmax()])
-        values = torch.cat([spread_sample(flat[None], _SAMPLES_PER_BATCH)[0], flat[ends]])
-        importance = None
-        if weighed is not None:
-            axis, of_channel = weighed
-            spread = spread_over(of_channel, axis, x).reshape(-1)
-            importance = torch.cat(
-                [spread_sample(spread[None], _SAMPLES_PER_BATCH)[0], spread[ends]]
-            )
-        into.append(Sample(values, importance))
-
-    return collect
+    handles = [
+        quantizer.register_forward_pre_hook(functools.partial(collect, name))
+        for name, quantizer in quantizers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -32,6 +32,7 @@ from sqakd_fx.quant.families import (
 )
 from sqakd_fx.quant.grid import Grid, along_axis
 from sqakd_fx.quant.levels import LARGEST_CODE, Levels, weight_levels
+from sqakd_fx.quant.ranges import Range
 
 _SMALLEST_SCALE = 2.0**-60
 _LARGEST_SCALE = 2.0**100
@@ -262,8 +263,8 @@ class Quantizer(nn.Module):
         method: str = "paper",
         least_scale: Tensor | None = None,
         importance: Tensor | None = None,
-    ) -> None:
-        """Set the parameters from a sample of the tensor to be quantized and enable the node.
+    ) -> Range:
+        """Set the parameters from a sample of the tensor to be quantized and enable the node; returns the range.
 
         `method` is "paper" (the family's own), "minmax", "percentile", "mse" or "output", which weighs errors by
         `importance`, of the shape of `x`. A range whose step would be
@@ -285,8 +286,7 @@ class Quantizer(nn.Module):
         found = starting_range(x, levels, self.side.initial_range, method, importance)
         if least_scale is not None:
             found = widened(found, least_scale * self.levels.span)
-        for name, value in self.side.from_range(found, self.levels).items():
-            getattr(self, name).copy_(value)
+        self.start_at(found)
         self.minimum_scale.fill_(_SMALLEST_SCALE)
         if "gain" in self.values:
             self._fit_gain(x)
@@ -294,6 +294,13 @@ class Quantizer(nn.Module):
         floor = torch.maximum(scale, scale.max() / 4) / 1024
         self.minimum_scale.copy_(floor if least_scale is None else floor.clamp_min(least_scale))
         self.enabled = True
+        return found
+
+    @torch.no_grad()
+    def start_at(self, found: Range) -> None:
+        """Set the parameters to those of a clipping range, float32 of shape () or (channels,)."""
+        for name, value in self.side.from_range(found, self.levels).items():
+            getattr(self, name).copy_(value)
 
     def _fit_gain(self, x: Tensor) -> None:
         """Output scale by least squares, so that the student starts close to the teacher."""

@@ -26,6 +26,10 @@ class Range(NamedTuple):
         """The farther end's distance from zero."""
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
+    def times(self, factor: float) -> Range:
+        """The range enlarged or narrowed about zero."""
+        return Range(factor * self.lower, factor * self.upper)
+
 
 SAWB_COEFFICIENTS: dict[int, tuple[float, float]] = {
     1: (0.0, -1.0),

@@ -15,13 +15,19 @@ from torch import Tensor
 _GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
 
 
+def spread_places(count: int, most: int, device: torch.device) -> Tensor:
+    """Indices of at most `most` of `count` values: int64 of shape (min(count, most),)."""
+    if count <= most:
+        return torch.arange(count, device=device)
+    step = round(_GOLDEN_SECTION * count)
+    while math.gcd(step, count) != 1:
+        step += 1
+    return torch.arange(most, device=device) * step % count
+
+
 def spread_sample(rows: Tensor, most: int) -> Tensor:
     """`rows` (channels, values), or (channels, most), the same places of each, where there are more values."""
     count = rows.shape[1]
     if count <= most:
         return rows
-    step = round(_GOLDEN_SECTION * count)
-    while math.gcd(step, count) != 1:
-        step += 1
-    places = torch.arange(most, device=rows.device) * step % count
-    return rows.index_select(1, places)
+    return rows.index_select(1, spread_places(count, most, rows.device))

@@ -164,7 +164,7 @@ class Recipe(BaseModel):
     )
     initialization: Literal["paper", "minmax", "percentile", "mse", "output"] = Field(
         "mse",
-        description='how ranges start; "mse" has the least error of the tensor, "output" of the layers that read it',
+        description='how ranges start; "mse" has the least error of the tensor, "output" of the network\'s outputs',
     )
     delta: float | None = Field(
         None, ge=0, description="μ = δ|gradient| (EWGS), for any family; the family's own if absent"

@@ -6,7 +6,7 @@ bits with saturation. Over the codes that a file allows, for any two weights of 
     max a · (|w1| + |w2|) <= 32,767
 
 means that no such sum overflows, in whatever order a kernel pairs them. Signed codes a count as a + 128, which kernels
-make of them. Two unsigned operands are multiplied in 32 bits. So are the products of a depthwise convolution: its kernels
+make of them. Two unsigned operands are multiplied in 32 bits. So are those of a depthwise convolution: its kernels
 widen each byte, since no two products of a channel lie side by side.
 """
 

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from sqakd_fx.ir.op_table import TABLE
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.input_statistics import input_statistics
-from sqakd_fx.quant.output_error import activation_importance, mean_error, weight_importance
+from sqakd_fx.quant.output_error import mean_error, weight_importance
 from sqakd_fx.quant.quantizer import quantizers_of
 
 X = torch.randn(32, 6, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,22 +68,6 @@ def test_errors_of_a_weight_cost_what_their_importance_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_errors_of_an_activation_cost_what_their_importance_says(name: str) -> None:
-    torch.manual_seed(0)
-    layer: Any = LAYERS[name]()
-    student, node, _ = student_of(layer)
-    found = activation_importance(student, node.args[0])  # type: ignore[arg-type]
-    assert found is not None
-    axis, importance = found
-    assert axis == channel_axis(name)
-    error = uneven(name)
-    squares = error.movedim(axis, 0).flatten(1).square().mean(1)
-    with torch.no_grad():
-        change = layer(error) - layer(torch.zeros_like(error))
-    assert energy(name, change) == pytest.approx(float((importance * squares).sum()), rel=0.15)
-
-
-@pytest.mark.parametrize("name", LAYERS)
 def test_the_mean_error_of_an_output_follows_from_the_means_of_its_inputs(name: str) -> None:
     torch.manual_seed(0)
     layer: Any = LAYERS[name]()
@@ -98,25 +81,6 @@ def test_the_mean_error_of_an_output_follows_from_the_means_of_its_inputs(name: 
         change = (layer(x) - before).movedim(channel_axis(name), 0).flatten(1).mean(1)
     found = mean_error(node, op, error, mean)
     assert torch.allclose(found, change, atol=0.1 * float(x.std()))
-
-
-class Shared(nn.Module):
-    """A tensor that a layer and a sum read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.a(x))
-        return x + self.b(x)
-
-
-def test_what_a_sum_reads_as_well_has_no_importance() -> None:
-    student = build_program(Shared().eval(), X[:2], "w4a4").student
-    (relu,) = [n for n in student.graph.nodes if n.name == "relu"]
-    (quantized,) = relu.users
-    assert activation_importance(student, quantized) is None
 
 
 class Outlier(nn.Module):

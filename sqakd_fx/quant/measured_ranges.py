@@ -1,0 +1,100 @@
+"""Widen and narrow the ranges of activations by what each alone does to the network's outputs, as measured.
+
+The range that is best for small and independent errors (`output_gradients.py`) is where this starts. Errors of clipped
+values are neither: those that count most are tried at other widths, one tensor at a time, and the best width is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from sqakd_fx.ir.replay import Replay
+from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
+from sqakd_fx.quant.ranges import Range
+
+_FACTOR = 0.8
+_MOST_STEPS = 5
+_LEAST_GAIN = 0.02
+_LEAST_SHARE = 0.01
+"""Of the squared error of all tensors: a tensor below it is not searched."""
+
+
+@torch.no_grad()
+def refine_ranges(
+    student: fx.GraphModule, ranges: Mapping[str, Range], batches: Sequence[tuple[Any, ...]]
+) -> None:
+    """Search the width of each activation range that costs the outputs of `batches` much, by quantizer's name.
+
+    All quantizers are enabled before and afterwards; meanwhile the student runs in float but for the one in question.
+    """
+    quantizers = quantizers_of(student)
+    for quantizer in quantizers.values():
+        quantizer.enabled = False
+    try:
+        measured = _Measured(student, batches)
+        start = {name: measured.error(name, quantizers[name]) for name in ranges}
+        whole = sum(error for error in start.values() if math.isfinite(error))
+        for name, error in start.items():
+            if error > _LEAST_SHARE * whole:
+                _search(measured, name, quantizers[name], ranges[name], error)
+    finally:
+        for quantizer in quantizers.values():
+            quantizer.enabled = True
+
+
+def _search(
+    measured: _Measured, name: str, quantizer: Quantizer, found: Range, error: float
+) -> None:
+    """Keep the width of least error: narrower step by step while that helps, wider likewise."""
+    best, factor = error, 1.0
+    own = {key: value.clone() for key, value in quantizer.values.items()}
+    for step in (_FACTOR, 1 / _FACTOR):
+        for power in range(1, _MOST_STEPS + 1):
+            quantizer.start_at(found.times(step**power))
+            tried = measured.error(name, quantizer)
+            if not tried < (1 - _LEAST_GAIN) * best:
+                break
+            best, factor = tried, step**power
+    if factor == 1.0:
+        for key, value in own.items():
+            getattr(quantizer, key).copy_(value)
+    else:
+        quantizer.start_at(found.times(factor))
+
+
+class _Measured:
+    """The student's values in float on some batches, and what changes with one quantizer."""
+
+    def __init__(self, student: fx.GraphModule, batches: Sequence[tuple[Any, ...]]) -> None:
+        self.calls: dict[str, list[fx.Node]] = {}
+        for node in student.graph.find_nodes(op="call_module", sort=True):
+            self.calls.setdefault(str(node.target), []).append(node)
+        self.replays = [Replay(student) for _ in batches]
+        self.wanted = [
+            replay.remember(batch) for replay, batch in zip(self.replays, batches, strict=True)
+        ]
+
+    def error(self, name: str, quantizer: Quantizer) -> float:
+        """Squared relative errors of the outputs with this quantizer alone, summed; infinite if one is not finite."""
+        quantizer.enabled = True
+        total = 0.0
+        for replay, wanted in zip(self.replays, self.wanted, strict=True):
+            got = replay.again(self.calls[name], replay.run_node)
+            total += sum(_squared_errors(got, wanted))
+        quantizer.enabled = False
+        return total if math.isfinite(total) else math.inf
+
+
+def _squared_errors(got: Any, wanted: Any) -> list[float]:
+    pairs = zip(tree_leaves(got), tree_leaves(wanted), strict=True)
+    return [
+        float((a - b).norm() / b.norm().clamp_min(1e-12)) ** 2
+        for a, b in pairs
+        if isinstance(b, Tensor) and b.is_floating_point()
+    ]
