@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ LONGEST_ROW = 4608
 """Weights of an output channel. Their moments are 85 MB."""
 _POSITIONS = 4096
 """Of a batch, at most."""
+_MOST_UNFOLDED = 1 << 25
+"""Elements that a convolution's input makes when it is unfolded: 128 MB."""
 
 
 def second_moments(
@@ -78,9 +81,15 @@ def _unfolded(node: fx.Node, value: Tensor, weight: Tensor) -> Tensor:
     if weight.ndim == 3:
         value, kernel = value.unsqueeze(2), (1, *kernel)
         stride, padding, dilation = (1, _one(stride)), (0, _one(padding)), (1, _one(dilation))
-    columns = F.unfold(value, kernel, dilation, padding, stride)  # type: ignore[arg-type]
+    columns = F.unfold(_few_samples(value, kernel), kernel, dilation, padding, stride)  # type: ignore[arg-type]
     parts: Tensor = torch.unflatten(columns, 1, (int(groups), -1))  # type: ignore[arg-type]
     return parts.permute(1, 2, 0, 3).flatten(2)
+
+
+def _few_samples(value: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """As many samples of a batch as may be unfolded."""
+    each = math.prod(value.shape[1:]) * math.prod(kernel)
+    return value[: max(1, _MOST_UNFOLDED // each)]
 
 
 def _one(value: Any) -> int:

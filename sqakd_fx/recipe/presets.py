@@ -94,7 +94,8 @@ def preset_names() -> list[str]:
 GOALS: dict[str, dict[str, Any]] = {
     "speed": _bits_preset(8, 8) | {"name": "w8a8", "steps": 64},
     "size": _bits_preset(4, 8) | {"name": "w4a8-packed", "steps": 256, "profile": "packed"},
-    "accuracy": _bits_preset(8, 8) | {"name": "w8a8-accuracy", "tolerance": 0.02},
+    "accuracy": _bits_preset(8, 8)
+    | {"name": "w8a8-accuracy", "tolerance": 0.02, "rounding": "compensated"},
 }
 """What `--for` chooses: a file that is fast, small, or nearest to the float model."""
 
