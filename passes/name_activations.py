@@ -21,7 +21,6 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from sqakd_fx.ir.op_names import op_name
 from sqakd_fx.ir.op_table import Kind, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import constant_of, drop_unused
@@ -105,11 +104,9 @@ class _Spelling:
                 return F.hardswish, x, {}
             if self._shifted_and_clipped(product.without(1 / 6, x)) is x:
                 return F.hardswish, x, {}
-            inner = self._plus(product.without(0.5, x), 1.0)
-            if self._scaled(inner, "erf", 1 / math.sqrt(2)) is x:
-                return F.gelu, x, {}
-            if self._cubic(self._scaled(inner, "tanh", math.sqrt(2 / math.pi))) is x:
-                return F.gelu, x, {"approximate": "tanh"}
+            approximation = self._gelu(self._plus(product.without(0.5, x), 1.0), x)
+            if approximation is not None:
+                return F.gelu, x, approximation
         return None
 
     def _gated(self, node: fx.Node | None) -> fx.Node | None:
@@ -169,12 +166,17 @@ class _Spelling:
             else None
         )
 
-    def _scaled(self, node: fx.Node | None, function: str, number: float) -> fx.Node | None:
-        """y, where `node` is function(number * y)."""
-        if node is None or op_name(node, {}) != function or len(node.args) != 1 or node.kwargs:
+    def _gelu(self, node: fx.Node | None, x: fx.Node) -> Mapping[str, Any] | None:
+        """Other arguments of the GELU of x, where `node` is the function in its gate."""
+        op = op_of(node, {}) if node is not None else None
+        if node is None or op is None or op.gelu is None or len(node.args) != 1 or node.kwargs:
             return None
+        approximate, number = op.gelu
         inside = node.args[0]
-        return self._product(inside).alone(number) if isinstance(inside, fx.Node) else None
+        y = self._product(inside).alone(number) if isinstance(inside, fx.Node) else None
+        if approximate == "none":
+            return {} if y is x else None
+        return {"approximate": approximate} if self._cubic(y) is x else None
 
     def _cubic(self, node: fx.Node | None) -> fx.Node | None:
         """x, where `node` is x + 0.044715 x³."""
@@ -191,8 +193,10 @@ class _Spelling:
         if product.tensors == (x, x, x):
             return math.isclose(product.number, _CUBE, rel_tol=1e-4)
         power = product.alone(_CUBE)
-        is_power = power is not None and op_name(power, {}) == "pow" and not power.kwargs
-        return bool(is_power and power and power.args[0] is x and self._number(power.args[1]) == 3)
+        op = op_of(power, {}) if power is not None else None
+        if power is None or op is None or not op.squares or power.kwargs or len(power.args) != 2:
+            return False
+        return power.args[0] is x and self._number(power.args[1]) == 3
 
     def _number(self, value: Any) -> float | None:
         """A Python number, or a constant tensor of one element."""

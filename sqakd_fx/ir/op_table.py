@@ -63,6 +63,7 @@ class Op:
         on_bytes: false for what torch does not compute on uint8.
         commutes: false where the two inputs cannot change places.
         bounds: what a clip without arguments clips to.
+        gelu: the approximation of GELU that is half of x (1 + this of the number times x), and the number.
         integer: the operation of the integer program, in the namespace `torch.ops.sqakd_fx`.
         accumulator_axis: the channel axis of the int32 accumulator.
         fused: the kernel of ONNX Runtime that computes it on codes.
@@ -100,6 +101,7 @@ class Op:
     on_bytes: bool = True
     commutes: bool = True
     bounds: tuple[float, float] | None = None
+    gelu: tuple[str, float] | None = None
     integer: str | None = None
     accumulator_axis: int = 1
     fused: str | None = None
@@ -296,15 +298,15 @@ TABLE: Mapping[str, Op] = {
         *_rows(Kind.JOINT, "maximum minimum"),
         *_rows(
             Kind.SMOOTH,
-            "silu hardswish gelu elu selu celu mish local_response_norm log erf sin cos sum norm "
+            "silu hardswish gelu elu selu celu mish local_response_norm log sin cos sum norm "
             "normalize einsum cumsum var std gru lstm rnn baddbmm pad softsign logsigmoid "
             "glu max_pool_with_indices cross_map_lrn2d im2col col2im sign reciprocal linalg_vector_norm "
             "vector_norm",
         ),
         *_rows(Kind.SMOOTH, "sigmoid hardsigmoid", gives="independent probabilities"),
-        *_rows(
-            Kind.SMOOTH, "tanh exp softplus group_norm instance_norm grid_sample", gives="values"
-        ),
+        *_rows(Kind.SMOOTH, "exp softplus group_norm instance_norm grid_sample", gives="values"),
+        Op("tanh", Kind.SMOOTH, gives="values", gelu=("tanh", math.sqrt(2 / math.pi))),
+        Op("erf", Kind.SMOOTH, gelu=("none", math.sqrt(1 / 2))),
         Op("log_softmax", Kind.SMOOTH, gives="classes"),
         *_rows(Kind.SMOOTH, "sqrt rsqrt", is_steep=True),
         *_rows(Kind.SMOOTH, "leaky_relu prelu neg abs", keeps_ratios=True),
