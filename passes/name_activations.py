@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from sqakd_fx.ir.op_table import Kind, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
-from sqakd_fx.ir.rewriting import constant_of, drop_unused
+from sqakd_fx.ir.rewriting import constant_of, drop_unused, replace_node
 
 _CUBE = 0.044715
 _MOST_FACTORS = 4
@@ -40,9 +40,11 @@ class NameActivations(Pass):
         changed = False
         for node in reversed(list(graph_module.graph.nodes)):
             found = spelling.activation(node)
-            if found is not None and _are_alike(node, found[1]):
-                _replace(graph_module, node, *found)
-                changed = True
+            if found is None:
+                continue
+            target, x, kwargs = found
+            if _are_alike(node, x):
+                changed = replace_node(graph_module, node, target, (x,), kwargs)
         changed = graph_module.graph.eliminate_dead_code() or changed
         drop_unused(graph_module)
         return PassResult(graph_module, changed)
@@ -53,17 +55,6 @@ def _are_alike(node: fx.Node, x: fx.Node) -> bool:
     dtypes = {getattr(one, "dtype", None) for one in known}
     shape = shape_of(node)
     return dtypes == {torch.float32} and shape is not None and shape == shape_of(x)
-
-
-def _replace(
-    graph_module: fx.GraphModule, node: fx.Node, target: Any, x: fx.Node, kwargs: Mapping[str, Any]
-) -> None:
-    with graph_module.graph.inserting_before(node):
-        new = graph_module.graph.call_function(target, (x,), dict(kwargs))
-    name, new.meta = node.name, dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph_module.graph.erase_node(node)
-    new.name = name
 
 
 @dataclass(frozen=True)
@@ -111,8 +102,10 @@ class _Spelling:
 
     def _gated(self, node: fx.Node | None) -> fx.Node | None:
         """x, where `node` is a hard-sigmoid of x by either spelling."""
-        if node is None or node.target is F.hardsigmoid:
-            x = node.args[0] if node is not None else None
+        if node is None:
+            return None
+        if node.target is F.hardsigmoid:
+            x = node.args[0]
             return x if isinstance(x, fx.Node) else None
         return self._shifted_and_clipped(self._product(node).alone(1 / 6))
 

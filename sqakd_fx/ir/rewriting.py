@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -166,11 +166,15 @@ def call_like(
 
 
 def replace_node(
-    graph_module: fx.GraphModule, node: fx.Node, target: Any, args: tuple[Any, ...]
+    graph_module: fx.GraphModule,
+    node: fx.Node,
+    target: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
 ) -> bool:
     """Put a call of `target` in the place of `node`, with its name and metadata; returns True."""
     with graph_module.graph.inserting_before(node):
-        new = graph_module.graph.call_function(target, args)
+        new = graph_module.graph.call_function(target, args, dict(kwargs or {}))
     new.meta = dict(node.meta)
     name = node.name
     node.replace_all_uses_with(new)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.diagnostics.source_lines import code_line
@@ -19,7 +17,7 @@ from sqakd_fx.quant.average_noise import AverageNoise
 from sqakd_fx.quant.input_statistics import InputStatistics, StatisticsCollector
 from sqakd_fx.quant.measured_ranges import refine_ranges
 from sqakd_fx.quant.output_error import weight_importance
-from sqakd_fx.quant.output_gradients import Sample, felt_samples, sampled
+from sqakd_fx.quant.output_gradients import Sample, felt_samples, watched
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.quant.ranges import Range
 
@@ -83,23 +81,23 @@ def _find_ranges(
     """Start every quantizer; the ranges of activations, by quantizer's name."""
     was_training = student.training
     student.eval()
-    watched = {
+    activations = {
         name: quantizer
         for name, quantizer in quantizers_of(student).items()
         if quantizer.role == "activation"
     }
-    seen: dict[str, list[Sample]] = {name: [] for name in watched}
+    seen: dict[str, list[Sample]] = {name: [] for name in activations}
     noise = AverageNoise(student)
     collector = StatisticsCollector(noise.watching) if method == "output" else None
     count = 0
     for inputs in batches:
         with batch_named(f"batch {count} of the data", inputs):
             if collector is None:
-                with _collecting(watched, seen):
+                with watched(activations, seen):
                     noise.run(inputs)
             else:
                 noise.run(inputs, collector.run)
-                for name, calls in felt_samples(student, watched, inputs, count).items():
+                for name, calls in felt_samples(student, activations, inputs, count).items():
                     seen[name] += calls
         count += 1
         on_batch(count)
@@ -116,7 +114,7 @@ def _find_ranges(
             least_scale = noise.least_scale(node.args[0])
             found[str(node.target)] = _initialize(module, node, sample, least_scale, method)
     student.train(was_training)
-    return {name: found[name] for name in watched if name in found}
+    return {name: found[name] for name in activations if name in found}
 
 
 def _sample_of(
@@ -162,23 +160,3 @@ def _named(source: fx.Node) -> str:
     if source.op == "placeholder":
         return f"the calibration data for the input {source.target}"
     return f"the output of {node_path(source)} on the calibration data"
-
-
-@contextlib.contextmanager
-def _collecting(
-    quantizers: Mapping[str, Quantizer], into: Mapping[str, list[Sample]]
-) -> Iterator[None]:
-    """Inside, each call of a quantizer leaves a sample of what it reads."""
-
-    def collect(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        into[name].append(Sample(sampled(inputs[0])[0]))
-
-    handles = [
-        quantizer.register_forward_pre_hook(functools.partial(collect, name))
-        for name, quantizer in quantizers.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -25,7 +25,7 @@ from sqakd_fx.errors import SourceError
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.sampling import spread_places
 
-SAMPLES_PER_BATCH = 1 << 15
+_SAMPLES_PER_BATCH = 1 << 15
 _LEAST_SHARE = 1e-6
 """Of the mean importance, for a value that no output feels on this batch."""
 
@@ -38,11 +38,11 @@ class Sample:
     importance: Tensor | None = None
 
 
-def sampled(x: Tensor) -> tuple[Tensor, Tensor]:
+def _sampled(x: Tensor) -> tuple[Tensor, Tensor]:
     """At most 2^15 values of a tensor and its extremes, float32, and where they lie in it, flat."""
     flat = x.detach().reshape(-1).float()
     ends = torch.stack([flat.argmin(), flat.argmax()])
-    places = torch.cat([spread_places(len(flat), SAMPLES_PER_BATCH, x.device), ends])
+    places = torch.cat([spread_places(len(flat), _SAMPLES_PER_BATCH, x.device), ends])
     return flat[places], places
 
 
@@ -60,13 +60,11 @@ def felt_samples(
         SourceError: the model does not take the batch.
     """
     seen: dict[str, list[Sample]] = {name: [] for name in quantizers}
-    with _watched(quantizers, seen), _constant_parameters(student):
+    with watched(quantizers, seen), _constant_parameters(student):
         try:
             with torch.enable_grad():
                 outputs = _differentiable(call(student, *inputs))
-        except (
-            SourceError
-        ):  # an operation that refuses what has a gradient, or a batch that it does not take
+        except SourceError:  # of a batch, or of an operation that takes nothing that has a gradient
             for calls in seen.values():
                 calls.clear()
             outputs = _differentiable(call(student, *inputs))
@@ -96,8 +94,8 @@ def _backward(outputs: list[Tensor], seed: int) -> None:
 
 
 @contextlib.contextmanager
-def _watched(quantizers: Mapping[str, Quantizer], seen: dict[str, list[Sample]]) -> Iterator[None]:
-    """Inside, each call of a quantizer leaves a sample, and the backward pass the squares of its gradients there."""
+def watched(quantizers: Mapping[str, Quantizer], seen: dict[str, list[Sample]]) -> Iterator[None]:
+    """Inside, each call of a quantizer leaves a sample; a backward pass leaves the squares of its gradients there."""
     handles = [
         quantizer.register_forward_hook(functools.partial(_watch, seen[name]))
         for name, quantizer in quantizers.items()
@@ -110,7 +108,7 @@ def _watched(quantizers: Mapping[str, Quantizer], seen: dict[str, list[Sample]])
 
 
 def _watch(into: list[Sample], module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
-    values, places = sampled(inputs[0])
+    values, places = _sampled(inputs[0])
     sample = Sample(values)
     into.append(sample)
 
