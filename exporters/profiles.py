@@ -30,6 +30,7 @@ from sqakd_fx.exporters.preprocessing import add_preprocessing
 from sqakd_fx.exporters.pt2 import save_program
 from sqakd_fx.exporters.pt2e import save_decomposed
 from sqakd_fx.exporters.qonnx import to_qonnx
+from sqakd_fx.exporters.rounded_sums import keep_rounding
 from sqakd_fx.exporters.shared_weights import read_apart
 from sqakd_fx.exporters.slim import slim
 from sqakd_fx.exporters.tensorrt import to_tensorrt
@@ -123,6 +124,7 @@ def _save(job: Export, model: ir.Model, path: Path) -> None:
 def _container(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "container")
     read_apart(model)
+    keep_rounding(model)
     _save(job, model, path)
     return _in_bytes(model), ()
 
@@ -136,6 +138,7 @@ def _in_bytes(model: ir.Model) -> list[StoredWeight]:
 def _packed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "packed")
     content = pack_weights(model, job.provider, job.smallest_weights)
+    keep_rounding(model)
     slim(model)
     read_apart(model)
     _save(job, model, path)
@@ -146,6 +149,7 @@ def _typed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "typed")
     content = type_weights(model, job.provider, job.smallest_weights)
     read_apart(model)
+    keep_rounding(model)
     _save(job, model, path)
     return content
 
