@@ -124,7 +124,7 @@ def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
     for node in model.graph:
         if node.op_type == "QuantizeLinear":
             value: ir.Value | None = _bounded(node.outputs[0])
-        elif node.op_type == "DequantizeLinear":
+        elif node.op_type == "DequantizeLinear" or _reads_float_codes(node):
             value = node.inputs[0]
         else:
             continue
@@ -140,6 +140,12 @@ def tensor_annotations(model: ir.Model) -> list[onnx.TensorAnnotation]:
             note.quant_parameter_tensor_names.add(key="ZERO_POINT_TENSOR", value=zero_point.name)
         found[str(value.name)] = note
     return list(found.values())
+
+
+def _reads_float_codes(node: ir.Node) -> bool:
+    """Whether a product gives codes that are floats their scale."""
+    codes = node.inputs[0] if node.op_type == "Mul" else None
+    return codes is not None and is_marked(codes) and codes.dtype == ir.DataType.FLOAT
 
 
 def _bounded(codes: ir.Value) -> ir.Value:

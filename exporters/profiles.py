@@ -138,9 +138,9 @@ def _in_bytes(model: ir.Model) -> list[StoredWeight]:
 def _packed(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "packed")
     content = pack_weights(model, job.provider, job.smallest_weights)
-    keep_rounding(model)
     slim(model)
     read_apart(model)
+    keep_rounding(model)
     _save(job, model, path)
     return content
 
@@ -163,11 +163,12 @@ def _qonnx(job: Export, path: Path) -> Content:
 
 def _tensorrt(job: Export, path: Path) -> Content:
     model = _onnx(job, job.lowered, "tensorrt")
-    to_tensorrt(model)
+    said = to_tensorrt(model)
     blocks = to_int4_blocks(model, job.int4_block) if job.int4_block else []
-    notes = () if blocks or not job.int4_block else (_NO_BLOCKS.format(block=job.int4_block),)
+    if job.int4_block and not blocks:
+        said.append(_NO_BLOCKS.format(block=job.int4_block))
     _save(job, model, path)
-    return [*_in_bytes(model), *blocks], notes
+    return [*_in_bytes(model), *blocks], said
 
 
 def _encodings(job: Export, path: Path) -> Content:

@@ -2,14 +2,17 @@
 
 OpenVINO fuses a convolution, the quantizer behind it, a sum and the quantizer of the sum. It leaves out the first
 rounding then. A second pair of QuantizeLinear and DequantizeLinear makes it keep the rounding; the pair changes no
-number, and ONNX Runtime removes it when it loads the file.
+number, and ONNX Runtime removes it when it loads the file. OpenVINO 2026.4 would remove it as well, but leaves it where
+both DequantizeLinear read one zero point that nothing else reads.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from sqakd_fx.exporters.codes_as_floats import array_of
 from sqakd_fx.exporters.names import names_of
+from sqakd_fx.exporters.packed import add_initializer
 from sqakd_fx.ir.tensor_names import free_name
 
 _SUM, _LAYER = "Add", "Conv"
@@ -46,11 +49,13 @@ def _single(value: ir.Value) -> ir.Node | None:
 
 
 def _repeat(model: ir.Model, codes: ir.Value, reader: ir.Node, taken: set[str]) -> None:
-    grid = reader.inputs[1:]
-    floats = ir.node("DequantizeLinear", [codes, *grid])
-    again = ir.node("QuantizeLinear", [floats.outputs[0], *grid])
+    scale, zero_point = reader.inputs[1:]
+    own = add_initializer(model, f"{codes.name}/zero_point", array_of(zero_point))
+    floats = ir.node("DequantizeLinear", [codes, scale, own])
+    again = ir.node("QuantizeLinear", [floats.outputs[0], scale, zero_point])
     for node, what in ((floats, "float"), (again, "again")):
         node.name = node.outputs[0].name = free_name(f"{codes.name}/{what}", taken)
         taken.add(node.name)
     model.graph.insert_before(reader, [floats, again])
     reader.replace_input_with(0, again.outputs[0])
+    reader.replace_input_with(2, own)

@@ -4,7 +4,8 @@
     After:   Clip → QuantizeLinear (INT8, 0) → DequantizeLinear → MaxPool → QuantizeLinear → DequantizeLinear → Conv
 
 A code q about a zero point z is the code q - z about 0: the same number. That fits INT8 where codes and zero point do:
-7 bits or fewer always, 8 bits on a signed grid, which `target = "tensorrt"` trains.
+7 bits or fewer always, 8 bits on a signed grid, which `target = "tensorrt"` trains. Tensors that do not fit are rounded
+in float, and the layers that read them run in float; where that is more than half of the layers, nothing is written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
-from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.codes_as_floats import (
     array_of,
     bounded,
@@ -29,6 +29,17 @@ from sqakd_fx.exporters.codes_as_floats import (
 )
 from sqakd_fx.exporters.names import mark, marked_tensor
 from sqakd_fx.exporters.packed import add_initializer
+from sqakd_fx.exporters.tensorrt_floats import (
+    LEAST,
+    MOST,
+    about_zero,
+    describe_float_codes,
+    first_without_int8,
+    quantizers_behind,
+    rounded,
+    weights_to_floats,
+    without_int8,
+)
 
 QUANTIZED_LAYERS = (
     "Add",
@@ -58,35 +69,43 @@ _MOVES = (
     "Unsqueeze",
 )
 """What gives numbers of its first input and no others."""
-_LEAST, _MOST = -128, 127
 
 
-def to_tensorrt(model: ir.Model) -> None:
-    """Turn a container model into one that TensorRT takes, in place.
+def to_tensorrt(model: ir.Model) -> list[str]:
+    """Turn a container model into one that TensorRT takes, in place; returns what is to be said of it.
 
     Raises:
-        ExportError: a grid is not symmetric in INT8, or the model computes on codes in a way that has no float form.
+        ExportError: most layers read grids that are no INT8 about zero point 0, or the model computes on codes in a way
+            that has no float form.
     """
+    in_float = without_int8(model)
+    told = first_without_int8(model)
     sums = _float_sums(model)
     readers = stored_codes_to_floats(model)
     quantized = {
-        value: _symmetric(model, node)
+        value: rounded(model, node) if node in in_float else _symmetric(model, node)
         for node in list(model.graph)
         if node.op_type == "QuantizeLinear"
         for value in (bounded(node).last.outputs[0],)
     }
     moved: dict[ir.Value, ir.Value] = {}
     for node in readers:
-        _read_floats(model, node, quantized, moved, sums)
+        if quantizers_behind(node).isdisjoint(in_float):
+            _read_floats(model, node, quantized, moved, sums)
+        else:
+            replace_value(node.outputs[0], input_of(node, 0))
     for codes, floats in quantized.items():
         replace_value(codes, floats)
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear" and is_stored(node):
             _stored(model, node)
     _quantize_moves(model, sums)
+    said = weights_to_floats(model, told) if in_float else []
     codes_to_floats(model)
     ir_passes.RemoveUnusedNodesPass()(model)
     forget_types(model)
+    describe_float_codes(model)
+    return said
 
 
 def _zero(model: ir.Model) -> ir.Value:
@@ -94,26 +113,15 @@ def _zero(model: ir.Model) -> ir.Value:
     return known or add_initializer(model, "zero_point_int8", np.zeros((), np.int8))
 
 
-def _shifted(name: str, low: int, high: int, zero_point: int) -> tuple[int, int]:
-    """Codes about zero point 0."""
-    low, high = low - zero_point, high - zero_point
-    if low < _LEAST or high > _MOST:
-        raise ExportError(
-            f"{name}: codes from {low} to {high} about zero point 0 are no INT8, which TensorRT needs: train with "
-            "--target tensorrt, or with 7 bits here"
-        )
-    return low, high
-
-
 def _symmetric(model: ir.Model, node: ir.Node) -> ir.Value:
     """The floats behind a QuantizeLinear, its Clip in floats, and a DequantizeLinear, all about zero point 0."""
     around = bounded(node)
     out, x = around.last.outputs[0], input_of(node, 0)
     stem, scale = str(out.name), array_of(node.inputs[1])
-    low, high = _shifted(stem, around.low, around.high, int(array_of(node.inputs[2])))
-    if (low, high) == (0, _MOST):
+    low, high = about_zero(node)
+    if (low, high) == (0, MOST):
         x = _then(model, around.last, "Relu", stem, x)
-    elif (low, high) != (_LEAST, _MOST):
+    elif (low, high) != (LEAST, MOST):
         ends = float_bounds(model, stem, scale, (low, high))
         x = _then(model, around.last, "Clip", stem, x, *ends)
     pair = _pair(model, around.last, stem, x, input_of(node, 1))
@@ -210,16 +218,18 @@ def _quantize_move(
 
 
 def _stored(model: ir.Model, node: ir.Node) -> None:
-    """A stored tensor: INT8 weights stay, UINT8 constants move to zero point 0, a bias becomes float."""
+    """A stored tensor: INT8 weights stay, UINT8 constants move to zero point 0 or become float, as a bias does."""
     value, scale = input_of(node, 0), array_of(node.inputs[1])
     codes = array_of(value)
     if codes.dtype == np.int32:
         bias = add_initializer(model, f"{value.name}_float", (codes * scale).astype(np.float32))
         replace_value(node.outputs[0], bias)
     elif codes.dtype == np.uint8:
-        zero_point = int(array_of(node.inputs[2]))
-        low, high = int(codes.min(initial=zero_point)), int(codes.max(initial=zero_point))
-        _shifted(str(value.name), low, high, zero_point)
-        moved = (codes.astype(np.int16) - zero_point).astype(np.int8)
-        node.replace_input_with(0, add_initializer(model, f"{value.name}_int8", moved))
-        node.replace_input_with(2, _zero(model))
+        moved = codes.astype(np.int16) - int(array_of(node.inputs[2]))
+        if moved.min(initial=0) < LEAST or moved.max(initial=0) > MOST:
+            floats = (moved * scale).astype(np.float32)
+            replace_value(node.outputs[0], add_initializer(model, f"{value.name}_float", floats))
+        else:
+            moved = moved.astype(np.int8)
+            node.replace_input_with(0, add_initializer(model, f"{value.name}_int8", moved))
+            node.replace_input_with(2, _zero(model))

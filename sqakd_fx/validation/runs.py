@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sqakd_fx.runtime.openvino import OpenVinoModel
 from sqakd_fx.runtime.session import CPU, execute, overflows, providers, session
-from sqakd_fx.validation.code_shifts import as_stored, as_trained
+from sqakd_fx.validation.code_shifts import Shift, as_stored, as_trained
 from sqakd_fx.validation.parity import count_steps
 from sqakd_fx.validation.sections import Section, given
 
@@ -46,7 +46,7 @@ class Run:
         self.sections: list[tuple[Section, Compute]] = []
         self.counts: dict[str, Counter[int]] = {}
         self.made: list[Tensor] = []
-        self.shifts: Mapping[str, int] = {}
+        self.shifts: Mapping[str, Shift] = {}
 
     def open(self, sections: Sequence[Section]) -> None:
         folder = self.model.absolute().parent

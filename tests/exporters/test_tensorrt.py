@@ -114,6 +114,39 @@ def test_an_unsigned_8_bit_grid_is_refused_with_what_to_train(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+class Mixed(nn.Module):
+    """Layers of 4 bits beside a pooled tensor of 8, and a sum of both whose codes would fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.one, self.two, self.three = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.max_pool2d(torch.relu(self.first(x)), 2)
+        y = self.two(torch.relu(self.one(x))) + x
+        return self.last(torch.relu(self.three(y)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [ResidualNet, Mixed])
+def test_few_unsigned_8_bit_grids_are_rounded_in_float_and_it_is_said(
+    model: type[nn.Module], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 16, 16)
+    program = _program(model(), x, "onnxruntime", "w4a4")
+    lowered = lower(program.student).graph_module
+    exported = export(program, lowered, tmp_path / "model.onnx", target="tensorrt")
+    assert "layers run in float" in exported.notes[0]
+    assert "codes from 0 to 255" in exported.notes[0]
+    checked = validate(program.student, lowered, exported.path, [(torch.randn(64, 3, 16, 16),)])
+    assert (checked.failures, checked.target) == ((), "tensorrt")
+    assert max(t.largest for runtime in checked.runtimes for t in runtime.tensors) <= 1
+    graph = onnx.load(exported.path).graph
+    assert {node.op_type for node in graph.node} >= {"Round", "QuantizeLinear"}
+    assert not {i.data_type for i in graph.initializer} & {TensorProto.UINT8, TensorProto.INT32}
+
+
 def test_a_target_that_does_not_fit_is_told_before_training() -> None:
     torch.manual_seed(0)
     program = _program(ResidualNet(), torch.randn(4, 3, 16, 16), "tensorrt", "w8a8")
