@@ -57,7 +57,7 @@ def _repeated(graph: onnx.GraphProto) -> list[str]:
     for node in graph.node:
         floats = made.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
         if floats is not None and floats.op_type == "DequantizeLinear":
-            same = list(floats.input[1:]) == list(node.input[1:])
+            same = floats.input[1] == node.input[1]
             found += [floats.input[0]] if same else []
     return found
 
