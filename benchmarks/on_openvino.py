@@ -44,7 +44,9 @@ def compared(name: str, bits: str, profile: str, folder: Path) -> tuple[str, str
     tensors = [x.numpy() for x in flat if isinstance(x, Tensor)]
     feeds = dict(zip((i.name for i in running.get_inputs()), tensors, strict=True))
     wanted = running.run(None, feeds)
-    with_passes, without = (OpenVinoModel(path, low_precision=on)(None, feeds) for on in (True, False))
+    with_passes, without = (
+        OpenVinoModel(path, low_precision=on)(None, feeds) for on in (True, False)
+    )
     same = np.mean(_classes(with_passes[0]) == _classes(wanted[0]))
     return _error(with_passes, wanted), f"{same:.2%}", _error(without, wanted)
 

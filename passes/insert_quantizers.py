@@ -24,7 +24,9 @@ from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path, set_attribute
+from sqakd_fx.passes.recurrent_layers import as_function
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
+from sqakd_fx.plan.recurrent import weight_matrices
 from sqakd_fx.plan.tables import looked_up
 from sqakd_fx.plan.weight_codes import largest_code
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
@@ -86,10 +88,11 @@ class _Insertion:
         self._insert_activation_quantizers()
         self._insert_weight_quantizers()
         self._insert_table_quantizers()
+        self._insert_recurrent_quantizers()
         self._replace_affines()
         self._replace_sums()
         plan = self.plan
-        inserted = plan.demands or plan.weight_only or plan.tables
+        inserted = plan.demands or plan.weight_only or plan.tables or plan.recurrent
         changed = self.graph.eliminate_dead_code() or bool(inserted)
         drop_unused(self.graph_module)
         return PassResult(self.graph_module, changed, self.plan.notes)
@@ -204,7 +207,7 @@ class _Insertion:
             table = get_attribute(self.graph_module, target)
             name, quantizer = self.of_weight.get(id(table), ("", None))
             if quantizer is None or (quantizer.bits, quantizer.axis) != (8, 0):
-                quantizer = self._table_quantizer(len(table))
+                quantizer = self._row_quantizer(len(table))
                 name = set_attribute(self.graph_module, f"{target}_table_quantizer", quantizer)
                 self.modules[name] = quantizer
                 self.of_weight[id(table)] = (name, quantizer)
@@ -222,8 +225,29 @@ class _Insertion:
             self.graph.erase_node(node)
             found.name = name
 
-    def _table_quantizer(self, rows: int) -> Quantizer:
-        """Its scales stay as calibrated: a batch reads few of the rows, and 8 bits lose nothing."""
+    def _insert_recurrent_quantizers(self) -> None:
+        """Weights of recurrent layers have 8 bits and a scale for each row; the layers compute in float."""
+        for planned in self.plan.recurrent:
+            node = planned
+            if node.op == "call_module":
+                node = as_function(self.graph_module, node)
+            meta.set_recurrent(node)
+            for weight in weight_matrices(node):
+                target = str(weight.target)
+                matrix = get_attribute(self.graph_module, target)
+                name, _ = self.of_weight.get(id(matrix), ("", None))
+                if not name:
+                    quantizer = self._row_quantizer(len(matrix))
+                    name = set_attribute(self.graph_module, f"{target}_quantizer", quantizer)
+                    self.modules[name] = quantizer
+                    self.of_weight[id(matrix)] = (name, quantizer)
+                with self.graph.inserting_before(node):
+                    quantized = self.graph.call_module(name, (weight,))
+                quantized.meta = dict(weight.meta)
+                node.replace_input_with(weight, quantized)
+
+    def _row_quantizer(self, rows: int) -> Quantizer:
+        """Its scales stay as calibrated: a batch reads few rows of a table, and 8 bits lose nothing."""
         made = Quantizer(
             "minmax", "weight", 8, channels=rows, axis=0, power_of_two=self.recipe.power_of_two
         )

@@ -29,7 +29,11 @@ from sqakd_fx.passes.lower_to_integer.moves import clipped, joined, moved
 from sqakd_fx.passes.lower_to_integer.padded import drop_unread_pads
 from sqakd_fx.passes.lower_to_integer.quantizers import quantized
 from sqakd_fx.passes.lower_to_integer.state import Lowering
-from sqakd_fx.passes.lower_to_integer.stored_weights import layer_in_float, looked_up_rows
+from sqakd_fx.passes.lower_to_integer.stored_weights import (
+    layer_in_float,
+    looked_up_rows,
+    recurrent_in_float,
+)
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, RoundedBias
 from sqakd_fx.quant.quantizer import Quantizer
 
@@ -97,6 +101,8 @@ def _by_kind(lowering: Lowering, node: fx.Node, op: Op) -> Any:
         return layer_in_float(lowering, node)
     if meta.is_table(node):
         return looked_up_rows(lowering, node)
+    if meta.is_recurrent(node):
+        return recurrent_in_float(lowering, node)
     if meta.arithmetic(node) is not None:
         return integer_arithmetic(lowering, node, op)
     if op.kind is Kind.CLIP and node.op == "call_function":

@@ -1,4 +1,4 @@
-"""Weights that are stored in codes and read in float: of layers in float, and tables."""
+"""Weights that are stored in codes and read in float: of layers in float, of recurrent layers, and tables."""
 
 from __future__ import annotations
 
@@ -17,14 +17,30 @@ _OPS = torch.ops.sqakd_fx
 
 def layer_in_float(lowering: Lowering, node: fx.Node) -> fx.Node:
     """A layer in float whose weight is stored in codes."""
-    read = cast(fx.Node, node.args[1])
-    quantizer = cast(Quantizer, lowering.modules[str(read.target)])
     path = meta.module_path(node) or node.name
-    stored = _stored(lowering, f"{path}.weight", quantizer, cast(fx.Node, read.args[0]))
+    _read_in_float(lowering, f"{path}.weight", cast(fx.Node, node.args[1]))
+    return lowering.copied(node)
+
+
+def recurrent_in_float(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """A recurrent layer in float whose weights are stored in codes; layers with the same weights share them."""
+    for read in node.all_input_nodes:
+        weight = read.op == "call_module" and isinstance(
+            lowering.modules[str(read.target)], Quantizer
+        )
+        source = read.args[0] if weight else None
+        if isinstance(source, fx.Node) and source.op == "get_attr" and read not in lowering.floats:
+            _read_in_float(lowering, str(source.target), read)
+    return lowering.copied(node)
+
+
+def _read_in_float(lowering: Lowering, name: str, read: fx.Node) -> None:
+    """Codes times scales for a quantized weight."""
+    quantizer = cast(Quantizer, lowering.modules[str(read.target)])
+    stored = _stored(lowering, name, quantizer, cast(fx.Node, read.args[0]))
     lowering.floats[read] = lowering.graph.call_function(
         _OPS.dequantize_weight.default, (*stored, quantizer.axis or 0)
     )
-    return lowering.copied(node)
 
 
 def looked_up_rows(lowering: Lowering, node: fx.Node) -> fx.Node:

@@ -11,6 +11,7 @@
     arithmetic          Kind                    insert_quantizers       lower_to_integer, training.features, explain
     weight_only         LayerSettings           insert_quantizers       lower_to_integer
     table               bool                    insert_quantizers       lower_to_integer, explain
+    recurrent           bool                    insert_quantizers       lower_to_integer
     affine              bool                    insert_quantizers       explain
     input_quantizers    dict[str, nn.Module]    insert_quantizers       insert_quantizers, program
     output_names        tuple[str, ...]         frontend.trace          output_kinds, exporters, validation
@@ -178,6 +179,15 @@ def is_table(node: fx.Node) -> bool:
 
 def set_table(node: fx.Node) -> None:
     node.meta["table"] = True
+
+
+def is_recurrent(node: fx.Node) -> bool:
+    """Whether a node is a recurrent layer whose weights are stored in codes."""
+    return bool(node.meta.get("recurrent"))
+
+
+def set_recurrent(node: fx.Node) -> None:
+    node.meta["recurrent"] = True
 
 
 def arithmetic(node: fx.Node) -> Kind | None:

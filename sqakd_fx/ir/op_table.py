@@ -72,6 +72,7 @@ class Op:
         masks: true for what only replaces or casts scores on their way to a softmax.
         reads_scores: true for a softmax: its scores stay in float, and the runtime's kernel on codes is not used.
         looks_up: true for what takes rows of a stored table by their numbers.
+        recurs: true for a recurrent layer over a whole sequence.
         normalizes_features: true for a normalization over the last axes.
         squares: true for what gives a tensor's square where it reads nothing else.
         divides: true for a quotient, whose first input alone is a factor.
@@ -110,6 +111,7 @@ class Op:
     masks: bool = False
     reads_scores: bool = False
     looks_up: bool = False
+    recurs: bool = False
     normalizes_features: bool = False
     squares: bool = False
     divides: bool = False
@@ -299,10 +301,11 @@ TABLE: Mapping[str, Op] = {
         *_rows(
             Kind.SMOOTH,
             "silu hardswish gelu elu selu celu mish local_response_norm log sin cos sum norm "
-            "normalize einsum cumsum var std gru lstm rnn baddbmm pad softsign logsigmoid "
+            "normalize einsum cumsum var std baddbmm pad softsign logsigmoid "
             "glu max_pool_with_indices cross_map_lrn2d im2col col2im sign reciprocal linalg_vector_norm "
             "vector_norm",
         ),
+        *_rows(Kind.SMOOTH, "gru lstm rnn rnn_tanh rnn_relu", recurs=True),
         *_rows(Kind.SMOOTH, "sigmoid hardsigmoid", gives="independent probabilities"),
         *_rows(Kind.SMOOTH, "exp softplus group_norm instance_norm grid_sample", gives="values"),
         Op("tanh", Kind.SMOOTH, gives="values", gelu=("tanh", math.sqrt(2 / math.pi))),

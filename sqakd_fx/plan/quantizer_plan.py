@@ -21,6 +21,7 @@ from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.ir.rewriting import constant_of, reads_of
 from sqakd_fx.plan.layer_settings import arithmetic_in_float, layer_settings
 from sqakd_fx.plan.residual_streams import REASON, residual_streams
+from sqakd_fx.plan.recurrent import has_stored_weights
 from sqakd_fx.plan.tables import table_target
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
 from sqakd_fx.recipe.keys import Recipe
@@ -64,6 +65,7 @@ class QuantizerPlan:
     unquantized_reads: Mapping[fx.Node, frozenset[fx.Node]]
     weight_only: Mapping[fx.Node, LayerSettings]
     tables: Mapping[fx.Node, str]
+    recurrent: tuple[fx.Node, ...]
     notes: tuple[Note, ...]
 
     def tail(self, node: fx.Node) -> fx.Node:
@@ -97,6 +99,7 @@ class _Planning:
         self.absorbed: dict[fx.Node, fx.Node] = {}
         self.integer: set[fx.Node] = set()
         self.tables: dict[fx.Node, str] = {}
+        self.recurrent: list[fx.Node] = []
         self.weight_only: dict[fx.Node, LayerSettings] = {}
         floats = recipe.residual_streams == "float"
         self.streams = residual_streams(self.ops) if floats else set()
@@ -116,6 +119,7 @@ class _Planning:
             self._unquantized_reads(),
             self.weight_only,
             self.tables,
+            tuple(self.recurrent),
             tuple(self.notes),
         )
 
@@ -143,9 +147,15 @@ class _Planning:
                 if any(source in integer for source in node.all_input_nodes):
                     integer.add(node)
             elif op.kind is Kind.SMOOTH and not self._is_table(node):
-                self.notes.append(
-                    Note(node.name, f"{op.name} is computed in float between quantized tensors")
-                )
+                self._note_float(node, op)
+
+    def _note_float(self, node: fx.Node, op: Op) -> None:
+        said = f"{op.name} is computed in float between quantized tensors"
+        wanted = self.recipe.recurrent_weights == "8bit"
+        if wanted and has_stored_weights(node, self.ops, self.modules):
+            self.recurrent.append(node)
+            said += "; its weights are stored in INT8"
+        self.notes.append(Note(node.name, said))
 
     def _is_table(self, node: fx.Node) -> bool:
         target = table_target(self.graph_module, node, self.ops)

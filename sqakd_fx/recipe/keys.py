@@ -143,6 +143,11 @@ class Recipe(BaseModel):
         "8bit",
         description="tables that rows are looked up in: INT8 codes with a scale for each row, or float",
     )
+    recurrent_weights: Literal["8bit", "float"] = Field(
+        "8bit",
+        description="weights of LSTM, GRU and RNN layers, which compute in float: INT8 codes with a scale for each "
+        "row, or float",
+    )
     residual_streams: Literal["float", "integer"] = Field(
         "float",
         description="sums that normalizations read and linear layers feed, as in transformers: in float, "

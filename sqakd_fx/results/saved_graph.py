@@ -143,6 +143,7 @@ def _encode_meta(node: fx.Node, paths: Mapping[int, str]) -> Spec:
         "weight_only": None if weight_only is None else asdict(weight_only),
         "arithmetic": None if kind is None else kind.name,
         "table": meta.is_table(node),
+        "recurrent": meta.is_recurrent(node),
         "affine": meta.is_affine(node),
         "inputs": {name: paths[id(one)] for name, one in inputs.items() if id(one) in paths},
     }
@@ -256,6 +257,8 @@ def _decode_meta(spec: Spec, node: fx.Node, root: fx.GraphModule) -> None:
         meta.set_arithmetic(node, Kind[kind])
     if spec.get("table"):
         meta.set_table(node)
+    if spec.get("recurrent"):
+        meta.set_recurrent(node)
     if spec.get("affine"):
         meta.set_affine(node)
     for tensor, path in spec.get("inputs", {}).items():
