@@ -175,4 +175,5 @@ def _floats(node: ir.Node) -> np.ndarray:
         sizes = [1] * codes.ndim
         sizes[node.attributes.get_int("axis", 1)] = -1
         scale = scale.reshape(sizes)
-    return (codes * scale).astype(np.float32)
+    floats: np.ndarray = (codes * scale).astype(np.float32)
+    return floats

@@ -84,8 +84,7 @@ def _take_states_out(node: fx.Node, called: fx.Node) -> None:
     graph = node.graph
     for user in list(node.users):
         if user.target is not operator.getitem:
-            whole = _pieces(graph, called, user)
-            user.args = fx.map_arg(user.args, lambda x: _nested(whole) if x is node else x)
+            _replace_in(user, node, _nested(_pieces(graph, called, user)))
         elif user.args[1] in (0, -2):
             user.args = (node, 0)
         else:
@@ -104,9 +103,14 @@ def _hand_out(pair: fx.Node, states: list[fx.Node]) -> None:
             reader.replace_all_uses_with(states[reader.args[1]])
             reader.graph.erase_node(reader)
         else:
-            reader.args = fx.map_arg(reader.args, lambda x: tuple(states) if x is pair else x)
-            reader.kwargs = fx.map_arg(reader.kwargs, lambda x: tuple(states) if x is pair else x)
+            _replace_in(reader, pair, tuple(states))
     pair.graph.erase_node(pair)
+
+
+def _replace_in(reader: fx.Node, old: fx.Node, new: Any) -> None:
+    """A tuple of nodes for a node among the arguments of another."""
+    reader.args = fx.map_arg(reader.args, lambda x: new if x is old else x)
+    reader.kwargs = fx.map_arg(reader.kwargs, lambda x: new if x is old else x)
 
 
 def _pieces(graph: fx.Graph, called: fx.Node, before: fx.Node) -> list[fx.Node]:

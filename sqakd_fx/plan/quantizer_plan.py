@@ -20,8 +20,8 @@ from sqakd_fx.ir.op_table import Kind, Op, is_float32_tensor, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.ir.rewriting import constant_of, reads_of
 from sqakd_fx.plan.layer_settings import arithmetic_in_float, layer_settings
-from sqakd_fx.plan.residual_streams import REASON, residual_streams
 from sqakd_fx.plan.recurrent import has_stored_weights
+from sqakd_fx.plan.residual_streams import REASON, residual_streams
 from sqakd_fx.plan.tables import table_target
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
 from sqakd_fx.recipe.keys import Recipe

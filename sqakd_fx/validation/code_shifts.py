@@ -16,7 +16,10 @@ from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import get_attribute
 from sqakd_fx.validation.file_constants import Array
 
-_AROUND_ZERO = {TensorProto.INT8: np.int8, TensorProto.FLOAT: np.float32}
+_AROUND_ZERO: Mapping[int, type[np.generic]] = {
+    TensorProto.INT8: np.int8,
+    TensorProto.FLOAT: np.float32,
+}
 
 
 @dataclass(frozen=True)
