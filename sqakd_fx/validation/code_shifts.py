@@ -35,11 +35,11 @@ def code_shifts(
 ) -> Mapping[str, Shift]:
     """The shift of each tensor that the file holds about zero point 0; `names` are by lowered node."""
     graph = onnx.load(str(model), load_external_data=False).graph
-    kinds = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
+    kinds = {v.name: _AROUND_ZERO.get(v.type.tensor_type.elem_type) for v in graph.value_info}
     return {
-        names[node.name]: Shift(_zero_point(lowered, node), _AROUND_ZERO[kind])
+        names[node.name]: Shift(_zero_point(lowered, node), kind)
         for node in lowered.graph.nodes
-        if node.name in names and (kind := kinds.get(names[node.name])) in _AROUND_ZERO
+        if node.name in names and (kind := kinds.get(names[node.name])) is not None
     }
 
 
