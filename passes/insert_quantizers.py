@@ -23,8 +23,8 @@ from sqakd_fx.errors import PassError
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
+from sqakd_fx.ir.recurrent_layers import as_function
 from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path, set_attribute
-from sqakd_fx.passes.recurrent_layers import as_function
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
 from sqakd_fx.plan.recurrent import weight_matrices
 from sqakd_fx.plan.tables import looked_up

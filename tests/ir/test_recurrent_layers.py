@@ -13,7 +13,7 @@ import torch
 from common_models import compiled
 from torch import Tensor, nn
 
-from sqakd_fx.passes.recurrent_layers import as_function
+from sqakd_fx.ir.recurrent_layers import as_function
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import quantizers_of
