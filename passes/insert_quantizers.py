@@ -227,13 +227,15 @@ class _Insertion:
 
     def _insert_recurrent_quantizers(self) -> None:
         """Weights of recurrent layers have 8 bits and a scale for each row; the layers compute in float."""
-        for planned in self.plan.recurrent:
+        for planned, stored in self.plan.recurrent.items():
             node = planned
             if node.op == "call_module":
                 node = as_function(self.graph_module, node)
             meta.set_recurrent(node)
             for weight in weight_matrices(node):
                 target = str(weight.target)
+                if target not in stored:
+                    continue
                 matrix = get_attribute(self.graph_module, target)
                 name, _ = self.of_weight.get(id(matrix), ("", None))
                 if not name:

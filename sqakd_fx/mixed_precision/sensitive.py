@@ -1,9 +1,10 @@
-"""Activations that cost the outputs too much at 8 bits: found after calibration, and left in float.
+"""Activations, and weights of recurrent layers, that cost the outputs too much at 8 bits: left in float.
 
 The error of an output is nearly the root of the sum of squares of what each quantizer alone costs it. Where that is
 beyond the tolerance of the output, tensors are left in float, the most error for the fewest multiply-accumulates
 first, until every output is within its tolerance or the recipe's share of the work is spent. A tensor is in float
-where the layers and sums that read it are, and the convolution or the sum that makes it.
+where the layers and sums that read it are, and the convolution or the sum that makes it. A weight of a recurrent
+layer takes no work: it is larger in the file.
 """
 
 from __future__ import annotations
@@ -37,18 +38,20 @@ _OTHERS = 0.12
 
 @dataclass(frozen=True)
 class SensitiveTensor:
-    """An 8-bit activation quantizer and what it alone costs.
+    """A quantizer of an 8-bit activation, or of a recurrent layer's weight, and what it alone costs.
 
     Attributes:
         name: of the quantizer.
         errors: of each output, relative to float, when only this tensor is on its grid.
         layers: multiply-accumulates by override's name of the layers and sums that have to be in float for it; empty
             where it cannot be in float.
+        is_weight: it is of a weight, which `layers` names.
     """
 
     name: str
     errors: tuple[float, ...]
     layers: Mapping[str, int]
+    is_weight: bool = False
 
     @property
     def error(self) -> float:
@@ -63,7 +66,8 @@ class Relief:
     Attributes:
         tensors: all that were measured.
         chosen: those that are left in float.
-        layers: by override's name, what alone a tensor costs the outputs because of which it is in float.
+        layers: by override's name, what alone an activation costs the outputs because of which it is in float.
+        weights: the same of the weights of recurrent layers.
         before, after: by output, the root of the sum of squared errors.
         tolerances: by output.
         share: of the multiply-accumulates, those that lose their integer kernel.
@@ -72,6 +76,7 @@ class Relief:
     tensors: tuple[SensitiveTensor, ...]
     chosen: tuple[SensitiveTensor, ...]
     layers: Mapping[str, float]
+    weights: Mapping[str, float]
     before: tuple[float, ...]
     after: tuple[float, ...]
     tolerances: tuple[float, ...]
@@ -87,11 +92,20 @@ class Relief:
         """One line for a run's notes."""
         worst = self.worst
         before, after, wanted = (x[worst] for x in (self.before, self.after, self.tolerances))
+        causes, done = [], []
+        if self.layers:
+            causes.append("activations")
+            done.append(
+                f"{len(self.layers)} layers and sums read theirs in float "
+                f"({self.share:.0%} of the multiply-accumulates lose their integer kernel)"
+            )
+        if self.weights:
+            causes.append("weights of recurrent layers")
+            done.append(f"{len(self.weights)} weights stay in float")
         return (
-            f"8-bit activations cost output {outputs[worst].name} {before:.1%}, its tolerance is {wanted:.0%}: "
-            f"{len(self.layers)} layers and sums read theirs in float "
-            f"({self.share:.0%} of the multiply-accumulates lose their integer kernel), which leaves {after:.1%}: "
-            + ", ".join(self.layers)
+            f"8-bit {' and '.join(causes)} cost output {outputs[worst].name} {before:.1%}, "
+            f"its tolerance is {wanted:.0%}: {' and '.join(done)}, which leaves {after:.1%}: "
+            + ", ".join([*self.layers, *self.weights])
         )
 
 
@@ -111,16 +125,18 @@ def tolerances_of(recipe: Recipe, outputs: Sequence[OutputKind]) -> tuple[float,
 def measure_tensors(
     student: fx.GraphModule, batches: Iterable[tuple[Any, ...]]
 ) -> tuple[SensitiveTensor, ...]:
-    """Every 8-bit activation quantizer of a calibrated student, by what it alone costs; the worst first.
+    """By what it alone costs, the worst first, every quantizer of an 8-bit activation or of a recurrent weight.
 
-    Of each batch the first eight samples are used. The student is as it was afterwards.
+    Of each batch the first eight samples are used. The student is calibrated, and is as it was afterwards.
     """
     quantizers = quantizers_of(student)
     enabled = {name: quantizer.enabled for name, quantizer in quantizers.items()}
     calls: dict[str, list[fx.Node]] = {}
     for node in student.graph.find_nodes(op="call_module", sort=True):
         quantizer = quantizers.get(str(node.target))
-        if quantizer is not None and quantizer.role == "activation" and quantizer.bits == 8:
+        if quantizer is None or quantizer.bits != 8:
+            continue
+        if quantizer.role == "activation" or _is_of_recurrence(node):
             calls.setdefault(str(node.target), []).append(node)
     squares: dict[str, list[float]] = {name: [] for name in calls}
     count = 0
@@ -144,7 +160,9 @@ def measure_tensors(
     found = []
     for name, nodes in calls.items():
         alone = tuple(math.sqrt(total / max(count, 1)) for total in squares[name])
-        found.append(SensitiveTensor(name, alone, _in_float_for(student, nodes)))
+        of_weight = quantizers[name].role == "weight"
+        layers = _weight_of(nodes) if of_weight else _in_float_for(student, nodes)
+        found.append(SensitiveTensor(name, alone, layers, of_weight))
     return tuple(sorted(found, key=lambda tensor: -tensor.error))
 
 
@@ -158,6 +176,15 @@ def relative_errors(got: Any, wanted: Any) -> list[float]:
     ]
     errors = [float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs]
     return [error if math.isfinite(error) else 0.0 for error in errors]
+
+
+def _is_of_recurrence(call: fx.Node) -> bool:
+    return any(map(meta.is_recurrent, call.users))
+
+
+def _weight_of(calls: Sequence[fx.Node]) -> dict[str, int]:
+    """A weight that is stored in float; no layer loses its integer kernel."""
+    return {str(call.all_input_nodes[0].target): 0 for call in calls}
 
 
 def _in_float_for(student: fx.GraphModule, calls: Sequence[fx.Node]) -> dict[str, int]:
@@ -255,7 +282,8 @@ def choose(
     return Relief(
         tuple(tensors),
         tuple(taken.values()),
-        _because(taken.values()),
+        _because(one for one in taken.values() if not one.is_weight),
+        _because(one for one in taken.values() if one.is_weight),
         before,
         left_of(),
         tuple(tolerances),
@@ -286,16 +314,21 @@ def _because(taken: Iterable[SensitiveTensor]) -> dict[str, float]:
 def with_relief(recipe: Recipe, relief: Relief) -> Recipe:
     """The recipe with an override for each layer and sum that reads a sensitive tensor in float."""
     made = [
-        Override.model_validate(
-            {
-                "match": re.sub(r"([*?[])", r"[\1]", layer),
-                "float": "activations",
-                "why": f"an 8-bit activation here alone costs the outputs {error:.1%}",
-            }
+        _override(
+            layer, "activations", f"an 8-bit activation here alone costs the outputs {error:.1%}"
         )
         for layer, error in relief.layers.items()
     ]
+    made += [
+        _override(weight, True, f"8 bits here alone cost the outputs {error:.1%}")
+        for weight, error in relief.weights.items()
+    ]
     return recipe.model_copy(update={"override": (*recipe.override, *made)})
+
+
+def _override(name: str, in_float: bool | str, why: str) -> Override:
+    exactly = re.sub(r"([*?[])", r"[\1]", name)
+    return Override.model_validate({"match": exactly, "float": in_float, "why": why})
 
 
 def total_work(student: fx.GraphModule) -> int:

@@ -13,6 +13,7 @@ from sqakd_fx.ir.meta import LayerSettings, module_path
 from sqakd_fx.ir.op_table import Kind, Op
 from sqakd_fx.ir.rewriting import paths_and_parents
 from sqakd_fx.plan.projections import projections
+from sqakd_fx.plan.recurrent import recurrent_overrides
 from sqakd_fx.recipe.keys import Override, Recipe
 
 
@@ -38,6 +39,7 @@ def layer_settings(
         for index, override in enumerate(recipe.override)
         if override.float and override.match in arithmetic
     }
+    used |= recurrent_overrides(ops, dict(graph_module.named_modules()), recipe)
     result: dict[fx.Node, LayerSettings] = {}
     for node in layers:
         op = ops[node]

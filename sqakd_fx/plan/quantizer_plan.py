@@ -20,7 +20,7 @@ from sqakd_fx.ir.op_table import Kind, Op, is_float32_tensor, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.ir.rewriting import constant_of, reads_of
 from sqakd_fx.plan.layer_settings import arithmetic_in_float, layer_settings
-from sqakd_fx.plan.recurrent import has_stored_weights
+from sqakd_fx.plan.recurrent import stored_matrices
 from sqakd_fx.plan.residual_streams import REASON, residual_streams
 from sqakd_fx.plan.tables import table_target
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
@@ -52,6 +52,7 @@ class QuantizerPlan:
         unquantized_reads: by tensor made in float, who reads it as it is although others read it on a grid.
         weight_only: settings of layers whose weight alone is on a grid.
         tables: by look-up, the attribute that holds the table whose rows become codes.
+        recurrent: by recurrent layer, the attributes that hold the weights that become codes.
         notes: what stays in float, and why.
     """
 
@@ -65,7 +66,7 @@ class QuantizerPlan:
     unquantized_reads: Mapping[fx.Node, frozenset[fx.Node]]
     weight_only: Mapping[fx.Node, LayerSettings]
     tables: Mapping[fx.Node, str]
-    recurrent: tuple[fx.Node, ...]
+    recurrent: Mapping[fx.Node, list[str]]
     notes: tuple[Note, ...]
 
     def tail(self, node: fx.Node) -> fx.Node:
@@ -99,7 +100,7 @@ class _Planning:
         self.absorbed: dict[fx.Node, fx.Node] = {}
         self.integer: set[fx.Node] = set()
         self.tables: dict[fx.Node, str] = {}
-        self.recurrent: list[fx.Node] = []
+        self.recurrent: dict[fx.Node, list[str]] = {}
         self.weight_only: dict[fx.Node, LayerSettings] = {}
         floats = recipe.residual_streams == "float"
         self.streams = residual_streams(self.ops) if floats else set()
@@ -119,7 +120,7 @@ class _Planning:
             self._unquantized_reads(),
             self.weight_only,
             self.tables,
-            tuple(self.recurrent),
+            self.recurrent,
             tuple(self.notes),
         )
 
@@ -151,10 +152,11 @@ class _Planning:
 
     def _note_float(self, node: fx.Node, op: Op) -> None:
         said = f"{op.name} is computed in float between quantized tensors"
-        wanted = self.recipe.recurrent_weights == "8bit"
-        if wanted and has_stored_weights(node, self.ops, self.modules):
-            self.recurrent.append(node)
-            said += "; its weights are stored in INT8"
+        if op.recurs and self.recipe.recurrent_weights == "8bit":
+            stored = stored_matrices(node, self.ops, self.modules, self.recipe)
+            if stored:
+                self.recurrent[node] = stored
+                said += f"; {len(stored)} of its weights are stored in INT8"
         self.notes.append(Note(node.name, said))
 
     def _is_table(self, node: fx.Node) -> bool:

@@ -73,7 +73,7 @@ class Override(BaseModel):
     float: bool | Literal["activations"] | None = Field(
         None,
         description='leave these layers in float; with "activations" their weights stay stored in codes; '
-        "a sum, product or average is meant by the name of its node",
+        "a sum, product or average is meant by the name of its node, a weight of a recurrent layer by its own",
     )
     why: str | None = Field(None, description="shown beside what the override does")
 

@@ -13,6 +13,7 @@ import torch
 from common_models import compiled
 from torch import Tensor, nn
 
+from sqakd_fx import quantize
 from sqakd_fx.ir.recurrent_layers import as_function
 from sqakd_fx.program import build_program
 from sqakd_fx.quant.calibration import calibrate
@@ -152,3 +153,46 @@ def test_a_layer_stays_in_float(model: nn.Module, inputs: Tensor, settings: dict
     program = build_program(model.eval(), inputs, resolve_recipe("w8a8", **settings))
     assert not [n for n in quantizers_of(program.student) if "weight" in n]
     assert any(n.op == "call_module" for n in program.student.graph.nodes)
+
+
+class Loud(nn.Module):
+    """A layer whose first input is a thousandth of the others, and counts as much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 8, 2, batch_first=True)
+        with torch.no_grad():
+            self.rnn.weight_ih_l0[:, 0] *= 1000
+        self.register_buffer("sizes", torch.tensor([1e-3, 1, 1, 1, 1, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x * self.sizes)[0][:, -1]  # type: ignore[no-any-return]
+
+
+def test_a_weight_that_8_bits_harm_stays_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    done = quantize(
+        Loud().eval(),
+        torch.randn(64, 7, 6),
+        example_inputs=SEQUENCES[:2],
+        recipe={"preset": "w8a8", "steps": 0, "tolerance": 0.03},
+        out=tmp_path / "out",
+        progress=False,
+    )
+    assert done is not None
+    stored = onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
+    kinds = {i.name: onnx.TensorProto.DataType.Name(i.data_type) for i in stored}
+    assert kinds["rnn.weight_hh_l0"] == kinds["rnn.weight_ih_l1"] == "INT8"
+    assert "rnn.weight_ih_l0" not in {n for n, kind in kinds.items() if kind == "INT8"}
+    recipe = (tmp_path / "out" / "recipe.toml").read_text()
+    assert 'match = "rnn.weight_ih_l0"' in recipe
+    assert "8 bits here alone cost the outputs" in recipe
+
+
+@pytest.mark.parametrize("match", ["rnn", "lstm", "rnn.weight_hh*"])
+def test_an_override_leaves_weights_in_float(match: str) -> None:
+    settings = {"override": ({"match": match, "float": True},)}
+    model = MODELS["lstm, all"]().eval()
+    program = build_program(model, SEQUENCES, {"preset": "w8a8", **settings})
+    kept = {n.split("_")[1] for n in quantizers_of(program.student) if "weight" in n}
+    assert kept == ({"ih"} if "weight" in match else set())
