@@ -10,7 +10,7 @@ batches. Labels behind the inputs are not looked at.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from sqakd_fx.program import (
 )
 from sqakd_fx.quant import calibration
 from sqakd_fx.quant.batch_norm import reestimate_batch_norm
-from sqakd_fx.quant.input_statistics import input_statistics
+from sqakd_fx.quant.input_statistics import InputStatistics, input_statistics
 from sqakd_fx.quant.second_moments import second_moments
 from sqakd_fx.source.batches import Loading, input_batches
 from sqakd_fx.source.inputs import TrainingInputs, calibration_batches, training_inputs
@@ -101,17 +101,15 @@ def find_ranges(
     recipe, student = program.recipe, program.student
     if recipe.equalize == "activations":
         equalize_activations(program, calibration_batches(inputs, device))
-    seen = (
-        input_statistics(student, calibration_batches(inputs, device))
-        if recipe.bias_correction
-        else {}
-    )
     moments = (
         second_moments(student, calibration_batches(inputs, device))
         if recipe.rounding == "compensated"
         else {}
     )
-    calibration.calibrate(
+    seen: Mapping[str, InputStatistics] = {}
+    if recipe.bias_correction and recipe.initialization != "output":
+        seen = input_statistics(student, calibration_batches(inputs, device))
+    found = calibration.calibrate(
         student,
         calibration_batches(inputs, device),
         method=recipe.initialization,
@@ -119,7 +117,8 @@ def find_ranges(
     )
     before = compensate_rounding(student, moments) if moments else {}
     if recipe.bias_correction:
-        correct_biases(student, {name: one.mean for name, one in seen.items()}, before)
+        read = found or seen
+        correct_biases(student, {name: one.mean for name, one in read.items()}, before)
 
 
 def relieve(program: Program, data: Any) -> tuple[Program, Relief | None]:

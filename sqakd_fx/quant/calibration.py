@@ -22,7 +22,7 @@ from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.quant.ranges import Range
 
 _BATCHES_TO_SEARCH = 2
-_SAMPLES_TO_SEARCH = 8
+_SAMPLES_TO_SEARCH = 4
 """Of each of these batches."""
 
 
@@ -33,12 +33,13 @@ def calibrate(
     *,
     method: str = "mse",
     on_batch: Callable[[int], None] = lambda done: None,
-) -> None:
+) -> Mapping[str, InputStatistics]:
     """Initialize and enable all quantizers of `student`, which runs in float meanwhile.
 
     Activations are observed on `batches` (tuples of model inputs): a sample of at most
     2^15 values a batch, and the exact extremes. Weights are read where they lie. With the method "output" ranges
     of activations are searched once more by what they do to the outputs, on a few samples of the first batches.
+    Returned is what the layers read in float, by the layer's name, where the method is "output", and else nothing.
 
     Raises:
         SourceError: the model does not take a batch.
@@ -47,11 +48,12 @@ def calibrate(
     for quantizer in quantizers_of(student).values():
         quantizer.enabled = False
     few: list[tuple[Tensor, ...]] = []
-    ranges = _find_ranges(student, _remembering(batches, few), method, on_batch)
+    ranges, statistics = _find_ranges(student, _remembering(batches, few), method, on_batch)
     if method == "output":
         was_training = student.training
         refine_ranges(student.eval(), ranges, few)
         student.train(was_training)
+    return statistics
 
 
 def _remembering(
@@ -77,8 +79,8 @@ def _find_ranges(
     batches: Iterable[tuple[Tensor, ...]],
     method: str,
     on_batch: Callable[[int], None],
-) -> dict[str, Range]:
-    """Start every quantizer; the ranges of activations, by quantizer's name."""
+) -> tuple[dict[str, Range], Mapping[str, InputStatistics]]:
+    """Start every quantizer; the ranges of activations, by quantizer's name, and what layers read where it was kept."""
     was_training = student.training
     student.eval()
     activations = {
@@ -114,7 +116,7 @@ def _find_ranges(
             least_scale = noise.least_scale(node.args[0])
             found[str(node.target)] = _initialize(module, node, sample, least_scale, method)
     student.train(was_training)
-    return {name: found[name] for name in activations if name in found}
+    return {name: found[name] for name in activations if name in found}, statistics
 
 
 def _sample_of(
