@@ -24,7 +24,7 @@ from sqakd_fx.source.images import ImageFolder
 from sqakd_fx.source.items import TARGET_KEYS, Form, form_of
 from sqakd_fx.source.model_file import find_user_code
 from sqakd_fx.source.synthetic import DataFree
-from sqakd_fx.source.torchvision_models import torchvision_default
+from sqakd_fx.source.torchvision_models import torchvision_default, torchvision_shape
 from sqakd_fx.source.transform import Transform
 from sqakd_fx.source.user_functions import UserFunctions, plain_tensor
 from sqakd_fx.source.weights import load_weights
@@ -80,7 +80,8 @@ def load_source(
         weights: a state dict: safetensors, or a pickle of tensors only; "FILE:KEY" where a file holds several.
         data: a folder of images or sounds, .npy, .npz, .txt, .csv or .parquet, in place of `train_data()`; or what is
             to be made of the model's own statistics.
-        input_shape: shape of the one input, batch axis first, in place of `example_inputs()`.
+        input_shape: shape of the one input, batch axis first, in place of `example_inputs()`; for torchvision's
+            classifiers by name, that of their default weights where none is given.
         transform: what the images of `data` go through.
         tokenizer: what makes inputs of the sentences of `data`: a folder, or a name of the Hugging Face hub.
 
@@ -94,6 +95,7 @@ def load_source(
     require_data(path, transform, tokenizer)
     module, factory, name, folder = find_user_code(spec)
     user = UserFunctions(module, folder)
+    input_shape = input_shape or torchvision_shape(factory)
     model, notes, own_transform = _trained_model(user, factory, spec, weights)
     if _has_images(path):
         transform = transform or own_transform

@@ -26,14 +26,28 @@ def torchvision_default(factory: Any) -> Pretrained | None:
 
     Where the weights cannot be had they are random, and the note warns of it.
     """
+    weights = _default_weights(factory)
+    return None if weights is None else _loaded(factory.__name__, factory, weights)
+
+
+def torchvision_shape(factory: Any) -> tuple[int, ...] | None:
+    """The shape of one image as the default weights of a builder of torchvision take it; None for other factories."""
+    weights = _default_weights(factory)
+    preset = None if weights is None else weights.transforms()
+    if type(preset).__name__ != "ImageClassification":  # others take sizes of their own, or videos
+        return None
+    size = int(preset.crop_size[0])
+    return (1, 3, size, size)
+
+
+def _default_weights(factory: Any) -> Any:
     models = sys.modules.get("torchvision.models")
     name = getattr(factory, "__name__", "")
     if models is None or not str(getattr(factory, "__module__", "")).startswith("torchvision."):
         return None
     if name not in models.list_models() or models.get_model_builder(name) is not factory:
         return None
-    weights = getattr(models.get_model_weights(name), "DEFAULT", None)
-    return None if weights is None else _loaded(name, factory, weights)
+    return getattr(models.get_model_weights(name), "DEFAULT", None)
 
 
 def _loaded(name: str, factory: Callable[..., nn.Module], weights: Any) -> Pretrained:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from model_files import NET, refused, write
 from PIL import Image
+from torch import nn
 
 from sqakd_fx.cli.arguments import DataOptions
 from sqakd_fx.errors import RecipeError, SourceError
 from sqakd_fx.source.arrays import read_data
 from sqakd_fx.source.source import load_source
+from sqakd_fx.source.torchvision_models import torchvision_shape
 from sqakd_fx.source.transform import NAMED, Transform, named_transform
 
 pytestmark = pytest.mark.usefixtures("clean_imports")
@@ -150,6 +152,15 @@ def test_a_model_of_torchvision_has_its_default_weights_and_their_transform(
     assert "DEFAULT" in source.notes[0] or "IMAGENET1K" in source.notes[0]
     assert "- 0.485, 0.456, 0.406) / 0.229" in source.notes[1]
     assert len(source.notes) == 2
+
+
+def test_the_size_of_images_is_that_of_torchvisions_default_weights() -> None:
+    models = pytest.importorskip("torchvision.models")
+    assert torchvision_shape(models.squeezenet1_1) == (1, 3, 224, 224)
+    assert torchvision_shape(models.inception_v3) == (1, 3, 299, 299)
+    assert torchvision_shape(models.video.r3d_18) is None
+    assert torchvision_shape(models.detection.ssdlite320_mobilenet_v3_large) is None
+    assert torchvision_shape(nn.Identity) is None
 
 
 def test_weights_of_torchvision_that_cannot_be_had_are_random_with_a_warning(
