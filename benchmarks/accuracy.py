@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py [ROW_GLOB ...] [--data cifar10|fashion] [--epochs 5] [--seeds 0]
                                   [--at-once 1] [--out FOLDER] [--list]
+                                  [--network NAME --weights FILE]
 
 CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repository (a tar of JPEG files and a
 safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network. Every row starts
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import multiprocessing
 import re
 import statistics
@@ -30,13 +32,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from image_sets import BATCH, IMAGE_SETS, ImageSet
+from cifar_networks import NETWORKS, trained
+from image_sets import ARCHIVE, BATCH, IMAGE_SETS, ImageSet
 from peers.client import Worker, WorkerFailed
 from peers.environment import default_folder
 from torch import Tensor
@@ -86,16 +89,17 @@ ROWS = [*DEFAULTS, *EVERY_WIDTH, *FAMILIES, *PEERS]
 
 @dataclass(frozen=True)
 class Job:
-    """What rows have in common: the images and their name, the folder of results, the budget."""
+    """What rows have in common: the images, their name and folder, the folder of results, the budget."""
 
     data: ImageSet
     name: str
+    images: Path
     folder: Path
     steps: int
 
     def read(self, part: str) -> tuple[Tensor, Tensor]:
         """uint8 images (N, C, H, W) and labels (N) of "train" or "test"."""
-        return self.data.read(part, self.folder)
+        return self.data.read(part, self.images)
 
     def stem(self, name: str, seed: int, settings: list[str]) -> str:
         """What files of a row are called; other settings are other rows."""
@@ -180,7 +184,7 @@ def run_peer(
         {
             "do": "train",
             "data": job.name,
-            "folder": str(job.folder.resolve()),
+            "folder": str(job.images.resolve()),
             "bits": int(bits.rpartition("a")[2]),
             "steps": job.steps,
             "seed": seed,
@@ -289,6 +293,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("sqakd-out/accuracy"))
     parser.add_argument("--environments", type=Path, default=default_folder())
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--network", choices=sorted(NETWORKS), help="of teachers.py, for CIFAR-10")
+    parser.add_argument("--weights", type=Path, help="its weights")
     options = parser.parse_args()
     names = [n for n in ROWS if any(fnmatch.fnmatch(n, g) for g in options.globs)]
     if options.list:
@@ -298,7 +304,14 @@ def main() -> None:
         resolve_recipe(settings=options.settings)
     except SqakdError as error:
         raise SystemExit(str(error)) from None
-    data = IMAGE_SETS[options.data]
+    data, folder = IMAGE_SETS[options.data], options.out / options.data
+    if options.network is not None:
+        if options.weights is None or options.data != "cifar10" or not set(names).isdisjoint(PEERS):
+            raise SystemExit("--network is for CIFAR-10 and rows of ours, and needs --weights")
+        own = functools.partial(trained, options.network, options.weights.resolve())
+        needs = ((options.weights, "weights"), (ARCHIVE, "CIFAR-10 as JPEG files"))
+        data = replace(data, teacher=own, needs=needs)
+        folder = folder / options.network
     for path, what in data.needs:
         if not path.exists():
             raise SystemExit(f"{path} ({what}) is not there: {options.data} needs it")
@@ -306,6 +319,7 @@ def main() -> None:
         data,
         options.data,
         options.out / options.data,
+        folder,
         options.epochs * data.steps() if options.steps is None else options.steps,
     )
     job.folder.mkdir(parents=True, exist_ok=True)

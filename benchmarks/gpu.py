@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cifar_networks import NETWORKS
 from training import machine
 
 HERE = Path(__file__).parent
@@ -92,6 +93,27 @@ def parts(out: Path) -> list[Part]:
         long = (*accuracy, *rows, "--epochs", "20", "--seeds", "0", "1", "2", "--at-once", "16")
         short = (*accuracy, "default-w8a8-sqakd", "--steps", "2")
         what = f"accuracy over 20 epochs, three seeds: {', '.join(rows)}"
+        found.append(Part(f"accuracy-{name}", what, 120, 3600, long, short))
+    return [*found, *_teachers(out)]
+
+
+def _teachers(out: Path) -> list[Part]:
+    """Better float networks, and the presets from each."""
+    found = []
+    for name in NETWORKS:
+        folder, short_folder = out / "teachers", out / "rehearsed"
+        train = (str(HERE / "teachers.py"), name, "--out")
+        least = (str(short_folder), "--epochs", "1", "--images", "256")
+        what = f"a float {name} on CIFAR-10, 200 epochs"
+        long, short = (*train, str(folder)), (*train, *least)
+        found.append(Part(f"teacher-{name}", what, 60, 3600, long, short))
+        rows = (str(HERE / "accuracy.py"), "--network", name, "--out", str(out / "accuracy"))
+        weights = f"{name}.safetensors"
+        all_rows = ("default-w*a*-sqakd", "--epochs", "20", "--seeds", "0", "1", "2")
+        long = (*rows, "--weights", str(folder / weights), *all_rows, "--at-once", "16")
+        one_row = ("default-w8a8-sqakd", "--steps", "2", "--set", 'compile="never"')
+        short = (*rows, "--weights", str(short_folder / weights), *one_row)
+        what = f"accuracy of the presets from that {name}, 20 epochs, three seeds"
         found.append(Part(f"accuracy-{name}", what, 120, 3600, long, short))
     return found
 

@@ -22,7 +22,7 @@ from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.quant.ranges import Range
 
 _BATCHES_TO_SEARCH = 2
-_SAMPLES_TO_SEARCH = 4
+_SAMPLES_TO_SEARCH = 8
 """Of each of these batches."""
 
 
