@@ -80,7 +80,7 @@ def load_source(
         weights: a state dict: safetensors, or a pickle of tensors only; "FILE:KEY" where a file holds several.
         data: a folder of images or sounds, .npy, .npz, .txt, .csv or .parquet, in place of `train_data()`; or what is
             to be made of the model's own statistics.
-        input_shape: shape of the one input, batch axis first, in place of `example_inputs()`; torchvision's names have one.
+        input_shape: shape of the one input, batch axis first, in place of `example_inputs()`.
         transform: what the images of `data` go through.
         tokenizer: what makes inputs of the sentences of `data`: a folder, or a name of the Hugging Face hub.
 
