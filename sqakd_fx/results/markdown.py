@@ -62,7 +62,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             "",
             "## Bits, and what stays in float",
             "",
-            *_items(_bits(report), *in_float(report)),
+            *_items(_bits(report), *_in_float(report)),
             "",
             "## Checks",
             "",
@@ -117,7 +117,7 @@ def _bits(report: Mapping[str, Any]) -> str:
     return f"weights: {said or 'none'}"
 
 
-def in_float(report: Mapping[str, Any]) -> list[str]:
+def _in_float(report: Mapping[str, Any]) -> list[str]:
     """What stays in float or was left alone, by reason: the most frequent reasons first."""
     nodes: dict[str, list[str]] = {}
     for note in report["stays_in_float"]:
@@ -189,12 +189,14 @@ def validation_lines(validation: Validation) -> list[str]:
     fusion = validation.fusion
     integer = ", ".join(f"{count} {name}" for name, count in sorted(fusion.integer.items()))
     lines.append(f"integer kernels in the runtime's optimized graph: {integer or 'none'}")
-    lines.append(f"convolutions, products and sums in float there: {in_float(fusion.reasons)}")
+    lines.append(
+        f"convolutions, products and sums in float there: {float_operations(fusion.reasons)}"
+    )
     lines += [f"FAILED: {failure}" for failure in validation.failures]
     return lines
 
 
-def in_float(reasons: Mapping[str, str]) -> str:
+def float_operations(reasons: Mapping[str, str]) -> str:
     """Operations with the reason of each; of many the first, and how many there are of each operator."""
     told = [f"{name}: {reason}" for name, reason in reasons.items()]
     if len(told) <= _MOST_REASONS:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from reports import LAYER, REPORT
 
-from sqakd_fx.results.markdown import in_float, markdown, plain
+from sqakd_fx.results.markdown import float_operations, markdown, plain
 
 HOSTILE = (
     "<script>alert(1)</script>", "[x](javascript:alert(1))", "![x](http://a/b.png)", "a|b|c", "`` ` ``",
@@ -106,9 +106,9 @@ def test_links_images_and_code_do_not_open() -> None:
 
 def test_few_operations_in_float_are_told_with_reasons_and_many_are_counted() -> None:
     one = {"conv/Conv (Conv)": "its weight is float"}
-    assert in_float(one) == "conv/Conv (Conv): its weight is float"
-    assert in_float({}) == "none"
+    assert float_operations(one) == "conv/Conv (Conv): its weight is float"
+    assert float_operations({}) == "none"
     many = {f"layer.{i} ({kind})": "why" for i, kind in enumerate(["Add"] * 9 + ["MatMul"] * 4)}
-    told = in_float(many)
+    told = float_operations(many)
     assert told.startswith("13 (9 Add, 4 MatMul), all of them in report.json")
     assert told.count("why") == 3
