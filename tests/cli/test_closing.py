@@ -28,7 +28,7 @@ def test_the_last_lines_are_file_size_accuracy_speed_and_what_to_do_next() -> No
     ]
     told = dict(lines)
     again = "sqakd-fx quantize model.py --data 'my photos' --for size"
-    assert told["smaller"] == f"about 78 KiB: {again}"
+    assert told["smaller"] == f"about 73 KiB: {again}"
     assert told["file"] == "out/model.onnx"
     assert told["run it"] == "python out/deploy.py"
     assert told["charts"] == "sqakd-fx report out --open"
