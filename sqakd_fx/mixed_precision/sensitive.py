@@ -30,6 +30,7 @@ from sqakd_fx.recipe.keys import Override, Recipe
 
 _SAMPLES = 8
 _MOVES = (Kind.TRANSPARENT, Kind.JOINT, Kind.NOISE)
+_LEAST_SHARE = 0.25
 _VALUES = 0.03
 _SCORES = 0.06
 _OTHERS = 0.12
@@ -257,7 +258,7 @@ def choose(
     """The tensors to leave in float: most squared error for the work first, within `most` of all `work`."""
     taken: dict[str, SensitiveTensor] = {}
     layers: dict[str, int] = {}
-    candidates = [tensor for tensor in tensors if tensor.layers]
+    candidates = [t for t in tensors if t.layers and (not t.is_weight or _counts(t, tolerances))]
 
     def left_of() -> tuple[float, ...]:
         rest = [tensor for tensor in tensors if tensor.name not in taken]
@@ -289,6 +290,12 @@ def choose(
         tuple(tolerances),
         sum(layers.values()) / max(work, 1),
     )
+
+
+def _counts(tensor: SensitiveTensor, tolerances: Sequence[float]) -> bool:
+    """Whether a weight, which takes no work, costs an output enough to be larger in the file."""
+    pairs = zip(tensor.errors, tolerances, strict=True)
+    return any(error > _LEAST_SHARE * most for error, most in pairs)
 
 
 def _beyond(errors: Sequence[float], tolerances: Sequence[float]) -> list[int]:

@@ -14,6 +14,7 @@ from sqakd_fx.ir.op_table import Kind, Op
 from sqakd_fx.ir.rewriting import paths_and_parents
 from sqakd_fx.plan.projections import projections
 from sqakd_fx.plan.recurrent import recurrent_overrides
+from sqakd_fx.plan.weight_codes import is_depthwise
 from sqakd_fx.recipe.keys import Override, Recipe
 
 
@@ -33,6 +34,9 @@ def layer_settings(
     for node in projections(graph_module, ops):
         what = "a projection of the residual stream"
         apart.setdefault(node, (what, "projections", recipe.projections))
+    for node in layers:
+        if is_depthwise(node, ops[node]):
+            apart.setdefault(node, ("a depthwise layer", "depthwise", recipe.depthwise))
     arithmetic = {node.name for node in _arithmetic(ops)}
     used = {
         index

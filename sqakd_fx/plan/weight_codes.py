@@ -21,9 +21,9 @@ def largest_code(node: fx.Node, op: Op, settings: LayerSettings) -> int:
     return largest_weight_code(settings.weight_range, settings.activation_bits)
 
 
-def is_depthwise(node: fx.Node, op: Op) -> bool:
+def is_depthwise(node: fx.Node, op: Op | None) -> bool:
     """Whether each output channel of a convolution in canonical form reads one input channel of several."""
-    if not op.is_convolution or op.transposed or op.weight is None:
+    if op is None or not op.is_convolution or op.transposed or op.weight is None:
         return False
     shape = shape_of(cast(fx.Node, node.args[op.weight]))
     groups = node.args[op.arguments.index("groups")]

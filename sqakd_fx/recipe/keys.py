@@ -120,6 +120,10 @@ class Recipe(BaseModel):
         "8bit",
         description="bits of layers of one pixel that carry a residual stream past other layers",
     )
+    depthwise: Literal["8bit", "float", "same"] = Field(
+        "8bit",
+        description="bits of depthwise layers, of whose weights each channel has few; 2 % of MobileNetV2's",
+    )
     residual_bits: int = Field(
         8, ge=1, le=8, description="least bits of tensors that are added, multiplied or averaged"
     )

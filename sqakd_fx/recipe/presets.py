@@ -28,6 +28,11 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
         values |= {"epochs": 8, "learning_rate": 2e-3 if lowest <= 2 else 3e-3}
         values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-2}
         values |= {"feature_weight": 1.0, "features": "sums", "feature_target": "float"}
+    if activation == 8 and 3 <= weight <= 6:
+        # what few levels of weights cost is most of the error, and activations are as at W8A8
+        values |= {"initialization": "output", "bias_correction": True, "rounding": "compensated"}
+        values |= {"learning_rate": 5e-5}  # larger steps undo the start
+        values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-4}
     if lowest <= 2:
         # few bits cannot follow the teacher's features to the end
         values |= {"temperature": 2.0, "feature_fade": 0.6 if lowest == 1 else 1.0}
@@ -75,6 +80,7 @@ def _paper_preset(family: str, run: str | None, weight: int, activation: int) ->
         "granularity": "tensor",
         "first_last": "float",
         "projections": "same",
+        "depthwise": "same",
         "initialization": "paper",
         "schedule": "cosine",
         "warmup": 0.0,

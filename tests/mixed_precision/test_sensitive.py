@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sqakd_fx import quantize, stages
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.mixed_precision.sensitive import (
+    SensitiveTensor,
     choose,
     measure_tensors,
     relative_errors,
@@ -267,3 +268,12 @@ def test_values_are_asked_for_more_than_scores_are() -> None:
     assert tolerances_of(resolve_recipe("w8a8"), program.outputs) == (0.06, 0.03)
     wanted = resolve_recipe("w8a8", tolerance=0.05)
     assert tolerances_of(wanted, program.outputs) == (0.05, 0.05)
+
+
+def test_a_weight_that_costs_little_stays_in_codes_although_it_takes_no_work() -> None:
+    little = SensitiveTensor("rnn.weight_quantizer", (0.01,), {"rnn.weight": 0}, is_weight=True)
+    much = SensitiveTensor("rnn.other_quantizer", (0.1,), {"rnn.other": 0}, is_weight=True)
+    layer = SensitiveTensor("relu", (0.2,), {"conv": 100})
+    relief = choose([layer, much, little], [0.05], 1.0, 1000)
+    assert relief.chosen == (much, layer)
+    assert (set(relief.layers), set(relief.weights)) == ({"conv"}, {"rnn.other"})
