@@ -27,4 +27,4 @@ def is_depthwise(node: fx.Node, op: Op | None) -> bool:
         return False
     shape = shape_of(cast(fx.Node, node.args[op.weight]))
     groups = node.args[op.arguments.index("groups")]
-    return shape is not None and shape[1] == 1 and cast(int, groups) > 1
+    return shape is not None and shape[1] == 1 and isinstance(groups, int) and groups > 1
