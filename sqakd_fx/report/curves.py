@@ -62,9 +62,12 @@ def _agreement(held: Held) -> Choice:
         lines.append(_line(x, y, "while training", GREEN))
     if at:
         lines.append(_line(at, judged, "before and after", ORANGE))
+    lowest = min((*(value for _, value in known), *judged), default=0.0)
+    span = max(1 - lowest, 0.01)
+    scale = {"tickformat": ".1%", "range": [1 - 1.05 * span, 1 + 0.05 * span]}
     layout = {
         "xaxis": axis("step"),
-        "yaxis": axis("same prediction as float", tickformat=".1%"),
+        "yaxis": axis("same prediction as float", **scale),
         "showlegend": True,
     }
     return Choice("agreement", lines, layout)

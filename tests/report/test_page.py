@@ -148,6 +148,14 @@ def test_samples_that_are_no_images_are_shown_as_numbers(result: Path, tmp_path:
     assert "2×3; -1 to 4, mean 0.25; 0.5, -1" in text
 
 
+def test_agreement_is_drawn_up_to_all_samples(result: Path) -> None:
+    (drawn_chart,) = [one for one in charts(drawn(result)) if one["name"] == "agreement"]
+    choice = drawn_chart["choices"][0]
+    low, high = choice["layout"]["yaxis"]["range"]
+    assert low < min(y for line in choice["data"] for y in line["y"]) <= 1 < high < 1.06
+    assert low < 0.99
+
+
 def test_what_a_folder_lacks_is_left_out(result: Path, tmp_path: Path) -> None:
     bare = copy_of(result, tmp_path)
     for name in ("tensors.json", "train.jsonl", "model.onnx", "recipe.toml"):
