@@ -68,32 +68,41 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Sandler et al. 2018; images (N, 3, 224, 224) to logits (N, 1000)."""
+    """Sandler et al. 2018; images (N, 3, 224, 224) to logits (N, 1000).
+
+    `strides` are those of the first two layers that shrink the image, for smaller images.
+    """
 
     STAGES = (
         (1, 16, 1, 1),
-        (6, 24, 2, 2),
+        (6, 24, 2, None),
         (6, 32, 3, 2),
         (6, 64, 4, 2),
         (6, 96, 3, 1),
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     )
-    """Expansion, width, blocks, stride of the first block."""
+    """Expansion, width, blocks, stride of the first block; None for the second of `strides`."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, classes: int = 1000, strides: tuple[int, int] = (2, 2), dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        layers = [*_conv_norm(3, 32, 3, 2, 1), nn.ReLU6()]
+        layers = [*_conv_norm(3, 32, 3, strides[0], 1), nn.ReLU6()]
         inputs = 32
-        for expand, width, blocks, stride in self.STAGES:
+        for expand, width, blocks, first in self.STAGES:
+            stride = strides[1] if first is None else first
             for index in range(blocks):
                 layers.append(InvertedResidual(inputs, width, 1 if index else stride, expand))
                 inputs = width
-        self.layers = nn.Sequential(*layers, *_conv_norm(320, 1280, 1, 1, 1), nn.ReLU6())
-        self.fc = nn.Linear(1280, 1000)
+        layers += [*_conv_norm(320, 1280, 1, 1, 1), nn.ReLU6()]
+        self.layers = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.fc = nn.Linear(1280, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.flatten(F.adaptive_avg_pool2d(self.layers(x), 1), 1))
+        x = torch.flatten(F.adaptive_avg_pool2d(self.layers(x), 1), 1)
+        return self.fc(self.dropout(x))
 
 
 VOCABULARY = 30522
@@ -131,15 +140,25 @@ class Layer(nn.Module):
 
 
 class ViTTiny(nn.Module):
-    """12 layers of width 192 on 16×16 patches; images (N, 3, 224, 224) to logits (N, 1000)."""
+    """12 layers of width 192 on patches; images (N, 3, side, side) to logits (N, classes)."""
 
-    def __init__(self, width: int = 192, layers: int = 12, heads: int = 3) -> None:
+    def __init__(
+        self,
+        width: int = 192,
+        layers: int = 12,
+        heads: int = 3,
+        *,
+        side: int = 224,
+        patch: int = 16,
+        classes: int = 1000,
+    ) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.patches = nn.Conv2d(3, width, patch, patch)
         self.first = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 197, width))
+        places = (side // patch) ** 2 + 1
+        self.positions = nn.Parameter(0.02 * torch.randn(1, places, width))
         self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(layers)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1000)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)

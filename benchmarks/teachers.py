@@ -3,8 +3,8 @@
     python benchmarks/teachers.py NETWORK [--epochs 200] [--minutes M] [--images N] [--out FOLDER]
 
 SGD with Nesterov momentum, or AdamW for the transformer; warm-up and a cosine; random crops, flips and erased squares;
-smoothed labels. After each epoch the state goes to FOLDER. A run that was stopped, or ran out of minutes, goes on from
-there. The weights are FOLDER/NETWORK.safetensors, beside them what was measured in FOLDER/NETWORK.json.
+smoothed labels. After each epoch a checkpoint goes to FOLDER/NETWORK. A run that was stopped, or ran out of minutes,
+goes on from there. The weights are FOLDER/NETWORK.safetensors, beside them what was measured in FOLDER/NETWORK.json.
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from cifar_networks import NETWORKS
 from image_sets import BATCH, IMAGE_SETS, ImageSet
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import machine
 
 from sqakd_fx.engine.devices import choose_device
-from sqakd_fx.storage import read_json, write_atomically, write_json
+from sqakd_fx.storage import write_atomically, write_json
+from sqakd_fx.training.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
 
 _ERASED = 8
 """Pixels along a side of the square that is erased."""
@@ -96,40 +102,36 @@ class Training:
         self.epoch, self.seconds = 0, 0.0
         self._go_on()
 
-    @property
-    def _state(self) -> Path:
-        return self.folder / f"{self.name}.state.safetensors"
-
     def _go_on(self) -> None:
-        known = self.folder / f"{self.name}.state.json"
-        if not known.exists():
+        known, notes = latest_checkpoint(self.folder / self.name)
+        for note in notes:
+            print(note, flush=True)
+        if known is None:
             return
-        said = read_json(known)
-        if said["epochs"] != self.schedule.epochs:
+        epochs = known.state["epochs"]
+        if epochs != self.schedule.epochs:
             raise SystemExit(
-                f"{known} is of {said['epochs']} epochs: give --epochs {said['epochs']}"
+                f"{self.folder / self.name} is of {epochs} epochs: give --epochs {epochs}"
             )
-        tensors = load_file(self._state, device=str(self.device))
-        weights = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
-        self.network.load_state_dict(weights)
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in tensors.items():
-            if key.startswith("opt."):
-                _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
-        held = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({"state": state, "param_groups": held["param_groups"]})
-        self.epoch, self.seconds = said["epoch"], said["seconds"]
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}}
+        for name, tensor in known.tensors.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = tensor
+        self.network.load_state_dict(parts["network"])
+        unpack_optimizer(self.optimizer, parts["optimizer"], known.state["optimizer"])
+        self.epoch, self.seconds = known.step, known.state["seconds"]
 
     def keep(self) -> None:
-        tensors = {f"net.{k}": v.contiguous() for k, v in self.network.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"opt.{index}.{k}": v.contiguous() for k, v in values.items() if v is not None
-            }
-        write_atomically(self._state, lambda path: save_file(tensors, path))
-        said = {"epoch": self.epoch, "epochs": self.schedule.epochs, "seconds": self.seconds}
-        write_json(self.folder / f"{self.name}.state.json", said)
+        """A checkpoint of this epoch."""
+        packed, values = pack_optimizer(self.optimizer)
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in packed.items()}
+        state = {
+            "epochs": self.schedule.epochs,
+            "seconds": self.seconds,
+            "optimizer": values,
+        }
+        save_checkpoint(self.folder / self.name, Checkpoint(self.epoch, tensors, state))
 
     def run_epoch(self, data: ImageSet, pixels: Tensor, labels: Tensor) -> float:
         """One epoch; its mean loss."""
