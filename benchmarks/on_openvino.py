@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,25 +59,18 @@ def _error(found: list[Any], wanted: list[Any]) -> str:
     return f"{max(np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in pairs):.1e}"
 
 
-def rows(networks: list[str]) -> Mapping[tuple[str, str, str], tuple[str, str, str]]:
-    found = {}
-    for name in networks:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
+    for name in parser.parse_args().networks:
         for bits, profile in FORMS:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     cells = compared(name, bits, profile, Path(folder))
                 except SqakdError as error:
                     cells = (f"refused: {error}", "", "")
-            found[name, bits, profile] = cells
             print(f"| {' | '.join((name, bits, profile, *cells))} |", flush=True)
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
-    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
-    rows(parser.parse_args().networks)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,12 @@ def input_of(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
+def is_read_from_codes(value: ir.Value | None) -> bool:
+    """Whether a DequantizeLinear makes a value."""
+    made = None if value is None else value.producer()
+    return made is not None and made.op_type == "DequantizeLinear"
+
+
 def is_stored(node: ir.Node) -> bool:
     """Whether what a DequantizeLinear reads is a constant."""
     return input_of(node, 0).const_value is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sqakd_fx.exporters.codes_as_floats import CARRIED
+from sqakd_fx.exporters.codes_as_floats import CARRIED, is_read_from_codes
 from sqakd_fx.exporters.packed import add_initializer
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
@@ -49,7 +49,7 @@ def _keep_weights_in_float(model: ir.Model) -> None:
         if node.op_type not in _LAYERS or node.domain:
             continue
         x, weight = node.inputs[:2]
-        if x is None or not _is_dequantized(x) or weight is None or _is_read_from_codes(weight):
+        if x is None or not _is_dequantized(x) or weight is None or is_read_from_codes(weight):
             continue
         if x not in apart:
             apart[x] = _sum_of_one(model, x, node)
@@ -67,7 +67,7 @@ def _keep_products_in_integers(model: ir.Model) -> None:
         if value is None or made is None or made.op_type not in ("Gemm", "MatMul"):
             continue
         readers = {use.node.op_type for use in node.outputs[0].uses()}
-        if readers != {"QuantizeLinear"} and _is_read_from_codes(made.inputs[1]):
+        if readers != {"QuantizeLinear"} and is_read_from_codes(made.inputs[1]):
             node.replace_input_with(0, _sum_of_one(model, value, node))
 
 
@@ -80,11 +80,6 @@ def _sum_of_one(model: ir.Model, value: ir.Value, reader: ir.Node) -> ir.Value:
     return same
 
 
-def _is_read_from_codes(value: ir.Value | None) -> bool:
-    made = None if value is None else value.producer()
-    return made is not None and made.op_type == "DequantizeLinear"
-
-
 def _moves(node: ir.Node) -> bool:
     return node.op_type in CARRIED and node.op_type != "Clip"
 
@@ -95,4 +90,4 @@ def _is_dequantized(value: ir.Value) -> bool:
     while made is not None and _moves(made) and made.inputs[0] is not None:
         value = made.inputs[0]
         made = value.producer()
-    return _is_read_from_codes(value)
+    return is_read_from_codes(value)

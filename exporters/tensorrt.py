@@ -5,7 +5,7 @@
 
 A code q about a zero point z is the code q - z about 0: the same number. That fits INT8 where codes and zero point do:
 7 bits or fewer always, 8 bits on a signed grid, which `target = "tensorrt"` trains. Tensors that do not fit are rounded
-in float, and the layers that read them run in float; where that is more than half of the layers, nothing is written.
+in float, and the layers that read them run in float; where that is half of the layers or more, nothing is written.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def to_tensorrt(model: ir.Model) -> list[str]:
     """Turn a container model into one that TensorRT takes, in place; returns what is to be said of it.
 
     Raises:
-        ExportError: most layers read grids that are no INT8 about zero point 0, or the model computes on codes in a way
-            that has no float form.
+        ExportError: half of the layers or more read grids that are no INT8 about zero point 0, or the model computes on
+            codes in a way that has no float form.
     """
     in_float = without_int8(model)
     told = first_without_int8(model)

@@ -3,7 +3,7 @@
     Before:  QuantizeLinear (UINT8, codes 0 to 255) → DequantizeLinear → Conv with INT8 weights
     After:   Div → Round → Clip → Mul → Conv with float weights
 
-The numbers are the same. The layers run in float, so that a file in which most layers would is refused.
+The numbers are the same. The layers run in float, so that a file in which half of them would, or more, is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sqakd_fx.exporters.codes_as_floats import (
     array_of,
     bounded,
     input_of,
+    is_read_from_codes,
     is_stored,
 )
 from sqakd_fx.exporters.names import mark, marked_tensor
@@ -147,7 +148,7 @@ def weights_to_floats(model: ir.Model, told: str) -> list[str]:
         and weight.op_type == "DequantizeLinear"
         and is_stored(weight)
     ]
-    floats = [(node, weight) for node, weight in layers if not _is_dequantized(input_of(node, 0))]
+    floats = [(node, weight) for node, weight in layers if not is_read_from_codes(node.inputs[0])]
     if 2 * len(floats) >= len(layers):
         raise ExportError(
             f"{told} are no INT8, which TensorRT needs, and {len(floats)} of {len(layers)} layers would run in "
@@ -161,11 +162,6 @@ def weights_to_floats(model: ir.Model, told: str) -> list[str]:
         f"{len(floats)} of {len(layers)} layers run in float ({told} are no INT8): --target tensorrt trains grids that "
         "fit"
     ]
-
-
-def _is_dequantized(value: ir.Value) -> bool:
-    made = value.producer()
-    return made is not None and made.op_type == "DequantizeLinear"
 
 
 def _floats(node: ir.Node) -> np.ndarray:

@@ -31,6 +31,7 @@ from sqakd_fx.ir.rewriting import (
     get_attribute,
     insert_attribute,
     name_once,
+    read_attribute,
     replace_node,
 )
 
@@ -171,10 +172,7 @@ def _module_arguments(
         value = getattr(module, argument, None)
         if isinstance(value, nn.Parameter):
             with graph_module.graph.inserting_before(node):
-                value = graph_module.graph.get_attr(f"{node.target}.{argument}")
-            tensor = getattr(module, argument)
-            value.meta["tensor_meta"] = _meta(tensor)
-            meta.set_module_path(value, str(node.target))
+                value = read_attribute(graph_module, f"{node.target}.{argument}")
         given[argument] = value
     if op.transposed and (node.args[1:] or "output_size" in node.kwargs):
         given["output_padding"] = _output_padding(node, module)
@@ -231,10 +229,6 @@ def _spell_out_padding(
             arguments["input"] = graph_module.graph.call_function(
                 F.pad, (arguments["input"], extra)
             )
-
-
-def _meta(tensor: torch.Tensor) -> Any:
-    return torch.fx.passes.shape_prop._extract_tensor_metadata(tensor)
 
 
 def _is_off(node: fx.Node) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from sqakd_fx.ir import meta
-from sqakd_fx.ir.rewriting import get_attribute
+from sqakd_fx.ir.rewriting import read_attribute
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "LSTM": torch.lstm,
@@ -36,7 +36,7 @@ def as_function(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
     graph = graph_module.graph
     with graph.inserting_before(node):
         parameters = [
-            _parameter(graph_module, f"{path}.{name}") for name in module._flat_weights_names
+            read_attribute(graph_module, f"{path}.{name}") for name in module._flat_weights_names
         ]
         if state is None:
             state = _zeros(graph, sequences, module)
@@ -61,14 +61,6 @@ def as_function(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
     node.replace_all_uses_with(called)
     graph.erase_node(node)
     return called
-
-
-def _parameter(graph_module: fx.GraphModule, target: str) -> fx.Node:
-    node = graph_module.graph.get_attr(target)
-    tensor = get_attribute(graph_module, target)
-    node.meta["tensor_meta"] = torch.fx.passes.shape_prop._extract_tensor_metadata(tensor)
-    meta.set_module_path(node, target.rpartition(".")[0])
-    return node
 
 
 def _zeros(graph: fx.Graph, sequences: fx.Node, module: nn.RNNBase) -> Any:

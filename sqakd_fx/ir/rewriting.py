@@ -85,8 +85,13 @@ def insert_attribute(
     """Register a tensor and read it with a get_attr node in front of `before`."""
     name = set_attribute(graph_module, wanted, value)
     with graph_module.graph.inserting_before(before):
-        node = graph_module.graph.get_attr(name)
-    node.meta["tensor_meta"] = _extract_tensor_metadata(value)
+        return read_attribute(graph_module, name)
+
+
+def read_attribute(graph_module: fx.GraphModule, name: str) -> fx.Node:
+    """A get_attr node of a tensor, with its shape and its module's path, where the graph inserts nodes."""
+    node = graph_module.graph.get_attr(name)
+    node.meta["tensor_meta"] = _extract_tensor_metadata(get_attribute(graph_module, name))
     meta.set_module_path(node, name.rpartition(".")[0])
     return node
 

@@ -34,9 +34,8 @@ def torchvision_shape(factory: Any) -> tuple[int, ...] | None:
     """The shape of one image as the default weights of a builder of torchvision take it; None for other factories."""
     weights = _default_weights(factory)
     preset = None if weights is None else weights.transforms()
-    if (
-        preset is None or type(preset).__name__ != "ImageClassification"
-    ):  # others take sizes of their own, or videos
+    # others take sizes of their own, or videos
+    if preset is None or type(preset).__name__ != "ImageClassification":
         return None
     size = int(preset.crop_size[0])
     return (1, 3, size, size)
