@@ -204,13 +204,7 @@ class _Insertion:
     def _insert_table_quantizers(self) -> None:
         """A table has 8 bits and a scale for each row; one that a layer reads as well has the layer's quantizer."""
         for node, target in self.plan.tables.items():
-            table = get_attribute(self.graph_module, target)
-            name, quantizer = self.of_weight.get(id(table), ("", None))
-            if quantizer is None or (quantizer.bits, quantizer.axis) != (8, 0):
-                quantizer = self._row_quantizer(len(table))
-                name = set_attribute(self.graph_module, f"{target}_table_quantizer", quantizer)
-                self.modules[name] = quantizer
-                self.of_weight[id(table)] = (name, quantizer)
+            name = self._row_quantizer(target, "table_quantizer")
             with self.graph.inserting_before(node):
                 weight = self.graph.get_attr(target)
                 meta.set_module_path(weight, target.rpartition(".")[0])
@@ -236,24 +230,33 @@ class _Insertion:
                 target = str(weight.target)
                 if target not in stored:
                     continue
-                matrix = get_attribute(self.graph_module, target)
-                name, _ = self.of_weight.get(id(matrix), ("", None))
-                if not name:
-                    quantizer = self._row_quantizer(len(matrix))
-                    name = set_attribute(self.graph_module, f"{target}_quantizer", quantizer)
-                    self.modules[name] = quantizer
-                    self.of_weight[id(matrix)] = (name, quantizer)
+                name = self._row_quantizer(target, "quantizer")
                 with self.graph.inserting_before(node):
                     quantized = self.graph.call_module(name, (weight,))
                 quantized.meta = dict(weight.meta)
                 node.replace_input_with(weight, quantized)
 
-    def _row_quantizer(self, rows: int) -> Quantizer:
-        """Its scales stay as calibrated: a batch reads few rows of a table, and 8 bits lose nothing."""
+    def _row_quantizer(self, target: str, what: str) -> str:
+        """The name of a quantizer of 8 bits and a scale for each row: that of the same matrix, or a new one.
+
+        Its scales stay as calibrated: a batch reads few rows of a table, and 8 bits lose nothing.
+        """
+        matrix = get_attribute(self.graph_module, target)
+        name, quantizer = self.of_weight.get(id(matrix), ("", None))
+        if quantizer is not None and (quantizer.bits, quantizer.axis) == (8, 0):
+            return name
         made = Quantizer(
-            "minmax", "weight", 8, channels=rows, axis=0, power_of_two=self.recipe.power_of_two
-        )
-        return made.requires_grad_(False)
+            "minmax",
+            "weight",
+            8,
+            channels=len(matrix),
+            axis=0,
+            power_of_two=self.recipe.power_of_two,
+        ).requires_grad_(False)
+        name = set_attribute(self.graph_module, f"{target}_{what}", made)
+        self.modules[name] = made
+        self.of_weight[id(matrix)] = (name, made)
+        return name
 
     def _insert_weight_quantizers(self) -> None:
         tied: dict[str, tuple[str, Quantizer]] = {}
