@@ -296,14 +296,14 @@ def test_weights_of_a_layer_that_is_called_twice_are_one_quant_in_qonnx(
 def test_codes_that_are_clipped_or_joined_with_stored_ones_are_floats_in_qonnx(
     tmp_path: Path, name: str
 ) -> None:
-    make, x = AWKWARD[name]
+    make, example = AWKWARD[name]
     torch.manual_seed(0)
+    x = torch.randn_like(example)  # the example is of another seed in each process
     _, job = job_of(make().eval(), x, "w4a4")
     got = evaluated(onnx.load(write_profile("qonnx", job, tmp_path / "model.onnx").path), x.numpy())
     expected = job.lowered(x)
     expected = expected[0] if isinstance(expected, tuple) else expected
-    off = ~np.isclose(got, expected.numpy(), atol=1e-4)
-    assert off.mean() < 0.005  # of two codes at a tie either is taken
+    assert np.allclose(got, expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("profile", ["container", "packed", "typed", "qonnx"])

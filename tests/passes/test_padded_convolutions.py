@@ -68,15 +68,18 @@ def test_zeros_become_padding(
 
 
 @pytest.mark.parametrize(
-    ("model", "padding"),
+    ("pads", "read_again", "padding"),
     [
-        (Padded((1, 1, 1, 1), read_again=True), [1, 1]),
-        (Padded((-1, 1, 0, 0)), [0, 0]),
-        (Padded((1, 1, 1, 1, 0, 0)), [1, 1]),
+        ((1, 1, 1, 1), True, [1, 1]),
+        ((-1, 1, 0, 0), False, [0, 0]),
+        ((1, 1, 1, 1, 0, 0), False, [1, 1]),
     ],
 )
-def test_what_else_reads_the_zeros_or_cuts_has_its_pad(model: Padded, padding: list[int]) -> None:
+def test_what_else_reads_the_zeros_or_cuts_has_its_pad(
+    pads: tuple[int, ...], read_again: bool, padding: list[int]
+) -> None:
     torch.manual_seed(0)
+    model = Padded(pads, read_again=read_again)
     x = torch.randn(4, 3, 9, 9)
     program, graph_module = lowered(model, x)
     assert _second(graph_module).args[8] == padding
