@@ -1,14 +1,19 @@
-"""Which integer kernels of the installed ONNX Runtime overflow on this processor, with codes that are all the largest.
+"""Which integer kernels of the installed ONNX Runtime overflow on this processor, and which weights they pair.
 
     python benchmarks/pair_sums.py
+    qemu-x86_64 -cpu Haswell PYTHON benchmarks/pair_sums.py     # as a processor without VNNI
 
-Each kernel multiplies activations of 255 (or 127) by weights of the largest code that is tried, 64 and 127 (or 64 and
-255), in a session with default options and in one with exact products (`session.x64quantprecision`). A cell says
-whether the sums are those of integers of any width.
+The first table has codes that are all the largest. Each kernel multiplies activations of 255 (or 127) by weights of the
+largest code that is tried, 64 and 127 (or 64 and 255), in a session with default options and in one with exact products
+(`session.x64quantprecision`). A cell says whether the sums are those of integers of any width.
+
+The second table has two weights of 127 in each output channel, at every two places of it, beside activations of 255.
+It says which two a kernel adds in 16 bits.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,6 +102,56 @@ def answer(case: Case, exact_products: bool) -> str:
     return "exact" if np.array_equal(got, wanted) else "overflows"
 
 
+PAIRED = {
+    "QLinearMatMul": (9,),
+    "QGemm": (9,),
+    "QLinearConv, 1 x 1": (9, 1, 1),
+    "QLinearConv, even channels": (4, 3, 3),
+    "QLinearConv, odd channels": (3, 3, 3),
+    "QLinearConv, one axis": (4, 5),
+    "QLinearConv, many channels": (32, 1, 1),
+}
+"""Shape of one output channel's weights: input channels and the places of the kernel."""
+
+
+def added_pairs(name: str, shape: tuple[int, ...]) -> set[tuple[int, int]]:
+    """Places in one output channel whose products a kernel adds in 16 bits."""
+    places = list(itertools.combinations(range(int(np.prod(shape))), 2))
+    weights = np.zeros((len(places), int(np.prod(shape))), np.int8)
+    for row, pair in zip(weights, places, strict=True):
+        row[list(pair)] = 127
+    exact = np.float32(2 * 255 * 127 / 200)
+    constants = {"xz": np.uint8(0), "s": np.float32(1), "sy": exact}
+    constants |= {"wz": np.zeros(len(places), np.int8), "ws": np.ones(len(places), np.float32)}
+    x = np.full((1, *shape), 255, np.uint8)
+    if name == "QLinearMatMul":
+        own = constants | {"w": weights.T.copy(), "wz": np.int8(0)}
+        made = model(name, "x s xz w s wz sy xz", x, own, TensorProto.UINT8)
+    elif name == "QGemm":
+        own = constants | {"w": weights}
+        made = model(name, "x s xz w ws wz - sy xz", x, own, TensorProto.UINT8, transB=1)
+    else:
+        own = constants | {"w": weights.reshape(-1, *shape)}
+        made = model("QLinearConv", "x s xz w ws wz sy xz", x, own, TensorProto.UINT8)
+    running = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = running.run(None, {"x": x})
+    return {pair for pair, code in zip(places, got.reshape(-1), strict=True) if code != 200}
+
+
+def told_pairs(shape: tuple[int, ...], found: set[tuple[int, int]]) -> str:
+    channels, kernel = shape[0], int(np.prod(shape[1:]))
+    side_by_side = {
+        (2 * k * kernel + place, (2 * k + 1) * kernel + place)
+        for k in range(channels // 2)
+        for place in range(kernel)
+    }
+    if not found:
+        return "none"
+    if found == side_by_side:
+        return "channels 2k and 2k + 1 at one place"
+    return f"{len(found)} pairs, others among them"
+
+
 def main() -> None:
     print(f"ONNX Runtime {ort.__version__}\n")
     print("| activation | weight | code | kernel | default options | exact products |")
@@ -107,6 +162,11 @@ def main() -> None:
                 for name, case in cases(activation, weight, code):
                     cells = [answer(case, exact_products) for exact_products in (False, True)]
                     print(f"| {activation} | {weight} | {code} | {name} | {' | '.join(cells)} |")
+    print("\n| kernel | weights of a channel | added in 16 bits |")
+    print("|---|---|---|")
+    for name, shape in PAIRED.items():
+        sizes = " x ".join(map(str, shape))
+        print(f"| {name} | {sizes} | {told_pairs(shape, added_pairs(name, shape))} |")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python benchmarks/sessions.py [--networks NAME …]
 
-13 networks at W8A8, W4A4 and W2A2, as `container` and as `packed`, with weights within ±64 where they meet 8-bit
-activations. One line a file: equal or not, and the largest sum of two products that the file can make, of 32767.
+13 networks at W8A8, W4A4 and W2A2, as `container` and as `packed`. One line a file: equal or not, and the largest sum
+of two products that the file can make, of 32767.
 """
 
 from __future__ import annotations

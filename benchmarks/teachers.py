@@ -59,6 +59,14 @@ class Schedule:
         return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 have instructions of their own there."""
+    if device.type != "cpu":
+        return True
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def schedule_of(name: str, epochs: int) -> Schedule:
     warm_up = min(5, epochs // 4)
     if name == "deit_tiny":
@@ -139,7 +147,9 @@ class Training:
         self.network.train()
         total = torch.zeros((), device=self.device)
         steps = data.steps()
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        half = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=multiplies_bfloat16(self.device)
+        )
         images = erased(data.epoch(pixels, labels, self.epoch, 0), self.epoch)
         for step, (x, y) in enumerate(images):
             for group in self.optimizer.param_groups:

@@ -28,9 +28,8 @@ from sqakd_fx.ir.rewriting import drop_unused, get_attribute, node_path, set_att
 from sqakd_fx.plan.quantizer_plan import Region, plan_quantizers
 from sqakd_fx.plan.recurrent import weight_matrices
 from sqakd_fx.plan.tables import looked_up
-from sqakd_fx.plan.weight_codes import largest_code
+from sqakd_fx.plan.weight_codes import ALL_CODES, WeightCodes, weight_codes
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
-from sqakd_fx.quant.levels import LARGEST_CODE
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import KERNEL, RuntimeSum
 from sqakd_fx.recipe.keys import Recipe
@@ -260,7 +259,7 @@ class _Insertion:
 
     def _insert_weight_quantizers(self) -> None:
         tied: dict[str, tuple[str, Quantizer]] = {}
-        largest_codes = self._largest_codes()
+        fitting = self._fitting_codes()
         for node, settings in {**self.plan.layers, **self.plan.weight_only}.items():
             op = self.plan.ops[node]
             if op is None or op.weight is None:
@@ -269,7 +268,7 @@ class _Insertion:
             assert isinstance(weight, fx.Node)
             target = str(weight.target)
             if target not in tied:
-                quantizer = self._weight_quantizer(weight, node, settings, largest_codes[target])
+                quantizer = self._weight_quantizer(weight, node, settings, fitting[target])
                 name = set_attribute(self.graph_module, f"{target}_quantizer", quantizer)
                 self.modules[name] = quantizer
                 tied[target] = (name, quantizer)
@@ -283,20 +282,20 @@ class _Insertion:
             if node in self.plan.layers:
                 self._round_bias(node, weight, quantizer)
 
-    def _largest_codes(self) -> dict[str, int]:
-        """The largest code of each weight, by name, that fits with the activations of every layer that reads it.
+    def _fitting_codes(self) -> dict[str, WeightCodes]:
+        """The codes of each weight, by name, that fit with the activations of every layer that reads it.
 
         Where all of them are in float, all of INT8 fits.
         """
-        found: dict[str, int] = {}
+        found: dict[str, WeightCodes] = {}
         for node, settings in {**self.plan.layers, **self.plan.weight_only}.items():
             op = self.plan.ops[node]
             if op is None or op.weight is None:
                 continue
             target = str(cast(fx.Node, node.args[op.weight]).target)
             in_float = node in self.plan.weight_only
-            fits = LARGEST_CODE if in_float else largest_code(node, op, settings)
-            found[target] = min(fits, found.get(target, fits))
+            fits = ALL_CODES if in_float else weight_codes(node, op, settings)
+            found[target] = fits.with_those_of(found.get(target, fits))
         return found
 
     def _replace_affines(self) -> None:
@@ -340,7 +339,7 @@ class _Insertion:
         return node
 
     def _weight_quantizer(
-        self, weight: fx.Node, node: fx.Node, settings: meta.LayerSettings, largest_code: int
+        self, weight: fx.Node, node: fx.Node, settings: meta.LayerSettings, codes: WeightCodes
     ) -> Quantizer:
         op = self.plan.ops[node]
         assert op is not None
@@ -354,7 +353,8 @@ class _Insertion:
             channels=shape[op.channel_axis] if per_channel else None,
             axis=op.channel_axis if per_channel else None,
             zero_in_grid=self.recipe.zero_in_grid,
-            largest_code=largest_code,
+            largest_code=codes.largest,
+            paired=codes.paired,
             power_of_two=self.recipe.power_of_two,
             delta=self.recipe.delta,
             mu=self.recipe.mu,

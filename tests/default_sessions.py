@@ -18,6 +18,7 @@ from torch import nn
 from sqakd_fx.exporters.profiles import write_profile
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export_job
 from sqakd_fx.runtime.session import session
 from sqakd_fx.source.source import load_source
@@ -84,15 +85,23 @@ class Compared:
     largest: int
 
 
-def compared(name: str, bits: str, profile: str, folder: Path) -> Compared:
-    """Calibrate a network of random weights, export it, and run it both ways."""
+def exported(
+    name: str, bits: str, profile: str, folder: Path, weight_range: str = "paired"
+) -> tuple[Path, tuple[Any, ...]]:
+    """A network of random weights that was calibrated and exported, and its inputs."""
     torch.manual_seed(0)
     model, inputs = NETWORKS[name]()
-    program = build_program(model.eval(), inputs, bits)
+    recipe = resolve_recipe(bits, settings=[f"weight_range={weight_range}"])
+    program = build_program(model.eval(), inputs, recipe)
     example = program.traced.call.flatten(inputs, {})
     calibrate(program.student, [example], method="minmax")
     job = export_job(lower(program.student).graph_module, program)
-    path = write_profile(profile, job, folder / "model.onnx").path
+    return write_profile(profile, job, folder / "model.onnx").path, example
+
+
+def compared(name: str, bits: str, profile: str, folder: Path) -> Compared:
+    """One network's file, run both ways."""
+    path, example = exported(name, bits, profile, folder)
     plain, exact = (outputs(path, example, one) for one in (False, True))
     found = pair_sums(path)
     assert found

@@ -19,7 +19,7 @@ from sqakd_fx.ir.meta import LayerSettings
 from sqakd_fx.ir.op_table import node_macs, op_of
 from sqakd_fx.ir.replay import Replay
 from sqakd_fx.ir.rewriting import constant_of
-from sqakd_fx.plan.weight_codes import largest_code
+from sqakd_fx.plan.weight_codes import WeightCodes, weight_codes
 from sqakd_fx.program import Program
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.recipe.keys import Recipe
@@ -61,7 +61,7 @@ class _Group:
     settings: LayerSettings
     weight: Tensor | None
     axis: int
-    largest_code: int
+    codes: WeightCodes
     quantizers: dict[tuple[str, int], Quantizer]
 
 
@@ -148,8 +148,8 @@ def _groups(program: Program) -> dict[str, _Group]:
         key = node.name if weight is None else str(weight.target)
         if key not in by_weight:
             tensor = constant_of(program.teacher, weight)
-            most = largest_code(node, op, settings[node.name])
-            by_weight[key] = _Group([], settings[node.name], tensor, op.channel_axis, most, {})
+            codes = weight_codes(node, op, settings[node.name])
+            by_weight[key] = _Group([], settings[node.name], tensor, op.channel_axis, codes, {})
             names[key] = layer_name(node)
         by_weight[key].nodes.append(node)
     return {names[key]: group for key, group in by_weight.items()}
@@ -197,7 +197,8 @@ def _quantizer(
             channels=x.shape[group.axis] if per_channel else None,
             axis=group.axis if per_channel else None,
             zero_in_grid=recipe.zero_in_grid,
-            largest_code=group.largest_code,
+            largest_code=group.codes.largest,
+            paired=group.codes.paired,
             power_of_two=recipe.power_of_two,
         ).to(x.device)
         made.initialize(x, recipe.initialization)

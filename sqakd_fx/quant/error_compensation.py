@@ -60,11 +60,27 @@ def _ordered(moment: Tensor, order: Tensor) -> Tensor:
 
 
 def _upper_factor(moment: Tensor) -> Tensor:
-    """U of H⁻¹ = Uᵀ U, with H's diagonal raised; float32 of shape (groups, K, K)."""
-    exact = moment.double()
-    diagonal = exact.diagonal(dim1=1, dim2=2)
+    """U of H⁻¹ = Uᵀ U, with H's diagonal raised; float32 of shape (groups, K, K).
+
+    With H = R Rᵀ, R upper triangular, U is R⁻¹. The raised diagonal bounds the condition by 100 K: float32 holds it.
+    """
+    diagonal = moment.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(dim=1, keepdim=True)
     raised = torch.where(mean > 0, _DAMPING * mean, 1.0).expand_as(diagonal)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(exact + torch.diag_embed(raised)))
-    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return upper.float()
+    turned = (moment + torch.diag_embed(raised)).flip(1, 2)
+    return _inverse_of_upper(torch.linalg.cholesky(turned).flip(1, 2))
+
+
+def _inverse_of_upper(upper: Tensor) -> Tensor:
+    """The inverse of upper triangular matrices (groups, K, K), by halves."""
+    size = upper.shape[-1]
+    if size <= _BLOCK:
+        identity = torch.eye(size, dtype=upper.dtype, device=upper.device).expand_as(upper)
+        return torch.linalg.solve_triangular(upper, identity, upper=True)
+    half = size // 2
+    first = _inverse_of_upper(upper[:, :half, :half])
+    last = _inverse_of_upper(upper[:, half:, half:])
+    inverse = torch.zeros_like(upper)
+    inverse[:, :half, :half], inverse[:, half:, half:] = first, last
+    inverse[:, :half, half:] = -torch.bmm(torch.bmm(first, upper[:, :half, half:]), last)
+    return inverse

@@ -260,6 +260,8 @@ class Side:
     zero_in_grid: bool = True
     residual: bool = True
     delta: float = 0.0
+    pairs: bool = False
+    """Whether a step is chosen for weights of which neighbours are bound together (`weight_pairs.py`)."""
     share_of_rate: float = 1.0
     """Of a relative learning rate of ranges."""
 
@@ -288,7 +290,7 @@ _PACT_ACTIVATION = Side(
     share_of_rate=0.1,  # what is clipped alone gives its gradient, which does not turn where the clip is right
 )
 _QIL_SHARE = 0.01  # the gain of weights on the way out does not follow their interval on the way in
-_LSQ_WEIGHT = Side(_step_weight, _to_step_weight, lsq_range, learned=("step",))
+_LSQ_WEIGHT = Side(_step_weight, _to_step_weight, lsq_range, learned=("step",), pairs=True)
 
 
 def _fixed_activation(initial: Callable[[Tensor, Levels], Range]) -> Side:
@@ -301,7 +303,7 @@ FAMILIES: dict[str, Family] = {
         Family("minmax", _MIN_MAX_WEIGHT, _fixed_activation(min_max), "Jacob 2018"),
         Family(
             "percentile",
-            Side(_step_weight, _to_step_weight, percentile, constants=("step",)),
+            Side(_step_weight, _to_step_weight, percentile, constants=("step",), pairs=True),
             _fixed_activation(percentile),
             "Wu 2020",
         ),
@@ -321,7 +323,13 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "lsq+",
-            Side(_step_weight, _to_step_weight, lsq_plus_weight_range, learned=("step",)),
+            Side(
+                _step_weight,
+                _to_step_weight,
+                lsq_plus_weight_range,
+                learned=("step",),
+                pairs=True,
+            ),
             Side(_step_and_offset, _to_step_and_offset, percentile, learned=("step", "offset")),
             "Bhalgat 2020, eq. 3-8",
         ),

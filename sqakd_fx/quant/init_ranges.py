@@ -10,6 +10,7 @@ from torch import Tensor
 from sqakd_fx.quant.levels import Levels
 from sqakd_fx.quant.ranges import Range, min_max, percentile
 from sqakd_fx.quant.sampling import spread_sample
+from sqakd_fx.quant.weight_pairs import within_pairs
 
 _CANDIDATES = 24
 _SMALLEST_EXPONENT = -1.3
@@ -34,7 +35,7 @@ def starting_range(
     if method == "paper":
         return own(x, levels)
     if method == "minmax":
-        return min_max(x, levels)
+        return _holding_pairs(min_max(x, levels), x.float(), levels)
     if method == "percentile":
         return percentile(x, levels)
     if method == "mse":
@@ -58,10 +59,10 @@ def mse_optimal(x: Tensor, levels: Levels, importance: Tensor | None = None) -> 
     r is one of 24 geometric candidates: every third is tried, then the best one's neighbours, on at most 8192
     values a channel (16 times as many per tensor), for many channels at once.
     """
-    rows = _rows(x, levels)
+    rows = _rows(x, levels).contiguous()
     root = rows.new_ones(1, 1) if importance is None else _rows(importance, levels).sqrt()
     weights = root.expand(len(rows), -1)
-    full = min_max(x, levels)
+    full = _holding_pairs(min_max(x, levels), x, levels)
     lower, upper = full.lower.reshape(-1, 1), full.upper.reshape(-1, 1)
     if not levels.per_sample:
         upper = torch.maximum(-lower, upper)
@@ -80,16 +81,29 @@ def mse_optimal(x: Tensor, levels: Levels, importance: Tensor | None = None) -> 
 
 
 def _rows(x: Tensor, levels: Levels) -> Tensor:
-    """At most 8192 values of each channel, or 16 times as many of a tensor: (channels, values)."""
+    """At most 8192 values of each channel, or 16 times as many of a tensor: (channels, values).
+
+    Values that make a pair lie side by side. Where not all are taken, a pair is made of any two.
+    """
+    if levels.paired:
+        x = x.movedim(1, -1)
     rows = x.reshape(1, -1) if levels.axis is None else x.transpose(0, levels.axis).flatten(1)
     return spread_sample(rows, _MOST_SAMPLES_PER_CHANNEL * (16 if levels.axis is None else 1))
+
+
+def _holding_pairs(full: Range, x: Tensor, levels: Levels) -> Range:
+    """The range of a weight in which no pair is made smaller, where its levels are paired."""
+    if not levels.paired or x.shape[1] < 2:
+        return full
+    even = x.narrow(1, 0, x.shape[1] // 2 * 2)
+    largest = levels.reduce((even[:, ::2] + even[:, 1::2]).abs(), torch.amax)
+    return Range(torch.minimum(full.lower, -largest), torch.maximum(full.upper, largest))
 
 
 def _best_ratio(
     rows: Tensor, weights: Tensor, lower: Tensor, upper: Tensor, levels: Levels
 ) -> Tensor:
     """The best candidate for each of (channels, values) within bounds of (channels, 1); of their shape."""
-    rows = rows.contiguous()
     index = torch.zeros_like(upper)
     index = _least(
         rows, weights, lower, upper, levels, [index + k for k in range(0, _CANDIDATES, 3)]
@@ -129,6 +143,8 @@ def _least(
             torch.clamp(q, lowest, lowest + levels.span, out=q)
         else:
             q.clamp_(levels.lowest, levels.lowest + levels.span)
+        if levels.paired:
+            q = within_pairs(q)
         error = torch.linalg.vector_norm(q.sub_(exact).mul_(weights), dim=1, keepdim=True) * scale
         better = error < best
         best = torch.where(better, error, best)

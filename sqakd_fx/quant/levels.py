@@ -5,10 +5,14 @@ such products in 16 bits with saturation:
 
     2 · 255 · 64 = 32,640 <= 32,767        2 · 255 · 127 = 64,770 > 32,767
 
-So a weight that an 8-bit activation meets keeps its codes within ±64, which is all that fits: 129 levels at 8 bits.
-Both ends are used, so that BatchNorm may flip the signs of a channel. A grid without zero has odd codes up to
-2^bits - 1 and fits up to 6 bits. With activations of 7 bits or fewer all of INT8 fits: 2 · 127 · 127 = 32,258.
-Depthwise weights are not bound (`plan/weight_codes.py`).
+So a weight that an 8-bit activation meets keeps its codes within ±64 (`reduced`), which is all that fits in any order:
+129 levels at 8 bits. Both ends are used, so that BatchNorm may flip the signs of a channel. A grid without zero has odd
+codes up to 2^bits - 1 and fits up to 6 bits. With activations of 7 bits or fewer all of INT8 fits:
+2 · 127 · 127 = 32,258. Depthwise weights are not bound (`plan/weight_codes.py`).
+
+The kernels add the products of neighbouring input channels, 2k and 2k + 1, at one place of the kernel. So weights may
+take ±127 where two neighbours of one sign add up to 128 at most (`paired`, 8 bits alone): 255 · 128 = 32,640. Two
+neighbours of opposite signs never overflow.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ LARGEST_SUM = 2**15 - 1
 """Of two products that are added in 16 bits."""
 LARGEST_CODE = 127
 """Of an INT8 weight: -128 stays unused, since BatchNorm may flip a sign."""
+LARGEST_PAIR = 127
+"""Of |a| + |b| before rounding, for neighbours of one sign: rounded they add up to 128 at most."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Levels:
 
     q runs over `span + 1` consecutive integers from `lowest` (for an activation `lowest` is minus the
     zero point and may move). `half` is 0.5 where the grid has no zero: values are (q - half) * scale.
+    `paired`: of a weight, neighbours of one sign along axis 1 add up to `LARGEST_PAIR` steps at most before rounding.
     """
 
     bits: int
@@ -40,6 +47,7 @@ class Levels:
     half: float
     axis: int | None
     per_sample: bool
+    paired: bool = False
 
     @property
     def magnitude(self) -> float:
@@ -54,7 +62,7 @@ class Levels:
 
 
 def largest_weight_code(weight_range: WeightRange, activation_bits: int) -> int:
-    """The largest |code| of a weight that meets activations of so many bits."""
+    """The largest |code| that any two weights may have which meet activations of so many bits."""
     if weight_range == "full":
         return LARGEST_CODE
     return min(LARGEST_CODE, LARGEST_SUM // (2 * ((1 << activation_bits) - 1)))

@@ -8,7 +8,8 @@
 
 With c = (v - lo) / (n-1) this is SQAKD's form (section 3): g_c = g_q + μ (c - q/(n-1)). δ > 0 is
 EWGS, where μ = δ |g_q|; δ = μ = 0 is the straight-through estimator. Outside the interval nothing
-flows to x. What flows to s_in, o, s_out and lo follows from the forward; with `residual` the
+flows to x. Neighbouring weights that are bound together (`weight_pairs.py`) are moved behind the clamp, before they
+are rounded. What flows to s_in, o, s_out and lo follows from the forward; with `residual` the
 gradient of s_out sees the rounded q (LSQ, eq. 3), without it round counts as the identity there
 too, which gives PACT's gradient: 1 above the clip, 0 inside.
 """
@@ -33,6 +34,7 @@ from sqakd_fx.quant.families import (
 from sqakd_fx.quant.grid import Grid, along_axis
 from sqakd_fx.quant.levels import LARGEST_CODE, Levels, weight_levels
 from sqakd_fx.quant.ranges import Range
+from sqakd_fx.quant.weight_pairs import gradient_of_pairs, within_pairs
 
 _SMALLEST_SCALE = 2.0**-60
 _LARGEST_SCALE = 2.0**100
@@ -68,20 +70,26 @@ class UnifiedQuantize(torch.autograd.Function):
         half: float,
         residual: bool,
         modulated: bool,
+        paired: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, s_in, offset, s_out, lo, delta, mu)
-        ctx.constants = (span, half, residual, modulated)
-        return on_grid(x, s_in, offset, s_in if s_out is None else s_out, lo, span, half)
+        ctx.constants = (span, half, residual, modulated, paired)
+        scale = s_in if s_out is None else s_out
+        if paired:
+            v = within_pairs((x / s_in + offset).clamp(lo, lo + span))
+            return (torch.round(v) - half) * scale
+        return on_grid(x, s_in, offset, scale, lo, span, half)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, s_in, offset, s_out, lo, delta, mu = ctx.saved_tensors
-        span, half, residual, modulated = ctx.constants
+        span, half, residual, modulated, paired = ctx.constants
         needs = ctx.needs_input_grad
         g = gradients[0]
         v = x / s_in + offset
-        clipped = v.clamp(lo, lo + span)
-        inside = (v - clipped).abs() <= span * _ROUNDING
+        clamped = v.clamp(lo, lo + span)
+        inside = (v - clamped).abs() <= span * _ROUNDING
+        clipped = within_pairs(clamped) if paired else clamped
         q = torch.round(clipped)
         seen = (q if residual else clipped) - half
         slope = g  # s_out/s_in g_q: the gradient of x where the straight-through estimator holds
@@ -92,6 +100,8 @@ class UnifiedQuantize(torch.autograd.Function):
             slope = g_v / s_in
         elif s_out is not None:
             slope = g * (s_out / s_in)
+        if paired:
+            slope = gradient_of_pairs(slope, clamped)
         slope = torch.where(inside, slope, 0.0)
         g_x = slope if needs[0] else None
         g_offset = _summed(slope * s_in, offset) if needs[2] else None
@@ -104,7 +114,7 @@ class UnifiedQuantize(torch.autograd.Function):
         if needs[4]:
             outer = torch.where(inside, 0.0, g * (s_in if s_out is None else s_out))
             g_lo = _summed(outer, lo)
-        return g_x, g_in, g_offset, g_out, g_lo, None, None, None, None, None, None
+        return g_x, g_in, g_offset, g_out, g_lo, None, None, None, None, None, None, None
 
 
 def _summed(gradient: Tensor, like: Tensor) -> Tensor:
@@ -130,6 +140,8 @@ class Quantizer(nn.Module):
         channels, axis: number of channels and their axis for a per-channel weight grid.
         zero_in_grid: False places an even number of levels symmetrically about zero (weights), where they fit.
         largest_code: the codes of a weight lie within ± this, whatever the family says.
+        paired: at 8 bits the codes of a weight lie within ±127 and neighbours of one sign add up to 128 at most,
+            where the family can choose a step for that; `largest_code` holds for other bits and families.
         signed: 8-bit codes of an activation lie about a zero point in their middle, whatever the family says.
         power_of_two: round every scale to the nearest power of two.
         delta: EWGS's δ; the family's own where None.
@@ -146,6 +158,7 @@ class Quantizer(nn.Module):
         axis: int | None = None,
         zero_in_grid: bool = True,
         largest_code: int = LARGEST_CODE,
+        paired: bool = False,
         signed: bool = False,
         power_of_two: bool = False,
         delta: float | None = None,
@@ -162,6 +175,7 @@ class Quantizer(nn.Module):
         self.enabled = False
         self.zero_in_grid = zero_in_grid
         self.largest_code = largest_code
+        self.paired = paired
         self.signed = signed
         self.channels = channels
         self.axis = axis if channels is not None else None
@@ -195,7 +209,9 @@ class Quantizer(nn.Module):
             self.levels = Levels(bits, 0, 2**bits - 1, 0.0, None, True)
         else:
             with_zero = self.zero_in_grid and self.side.zero_in_grid
-            self.levels = weight_levels(bits, self.largest_code, with_zero, self.axis)
+            paired = self.paired and bits == 8 and self.side.pairs
+            most = LARGEST_CODE if paired else self.largest_code
+            self.levels = replace(weight_levels(bits, most, with_zero, self.axis), paired=paired)
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -218,7 +234,9 @@ class Quantizer(nn.Module):
         return Interval(scale_in, at.offset, scale_out, lowest)
 
     def _within_codes(self, lowest: Tensor) -> Tensor:
-        """The smallest q of a weight, moved so that all its codes (q, or 2q - 1) lie within ±`largest_code`."""
+        """The smallest q of a weight, moved so that all its codes (q, or 2q - 1) lie within what fits."""
+        if self.levels.paired:
+            return lowest
         least, most = -self.largest_code, self.largest_code
         if self.levels.half:
             least, most = -((self.largest_code - 1) // 2), (self.largest_code + 1) // 2
@@ -254,6 +272,7 @@ class Quantizer(nn.Module):
             self.levels.half,
             self.side.residual,
             self.modulated,
+            self.levels.paired,
         )
 
     @torch.no_grad()
@@ -356,7 +375,8 @@ class Quantizer(nn.Module):
     def discretized(self, x: Tensor) -> Tensor:
         """q of the equations at the top of this file: whole numbers in float32, of the shape of `x`."""
         at = self.interval(x.float())
-        return torch.round(self.normalized(x)).clamp(at.lowest, at.lowest + self.levels.span)
+        clamped = self.normalized(x).clamp(at.lowest, at.lowest + self.levels.span)
+        return torch.round(within_pairs(clamped) if self.levels.paired else clamped)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:

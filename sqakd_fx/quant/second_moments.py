@@ -20,7 +20,7 @@ from sqakd_fx.quant.sampling import spread_sample
 
 LONGEST_ROW = 4608
 """Weights of an output channel. Their moments are 85 MB."""
-_POSITIONS = 4096
+_POSITIONS = 1024
 """Of a batch, at most."""
 _MOST_UNFOLDED = 1 << 25
 """Elements that a convolution's input makes when it is unfolded: 128 MB."""

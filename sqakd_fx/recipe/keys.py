@@ -41,7 +41,7 @@ def _axis_name(name: str) -> str:
 BATCH = "batch"
 """What the batch axis is called, of every input and output."""
 AxisName = Annotated[str, AfterValidator(_axis_name)]
-WeightRange = Literal["reduced", "full"]
+WeightRange = Literal["paired", "reduced", "full"]
 LossKind = Literal["auto", "kl", "probabilities", "bce", "kl+mse", "mse", "cosine", "none"]
 T = TypeVar("T")
 LARGEST_COUNT = _MANY = 2**31 - 1
@@ -68,7 +68,7 @@ class Override(BaseModel):
         None, description="a scale for each output channel, or one for the weight"
     )
     weight_range: WeightRange | None = Field(
-        None, description="codes of the layers' weights: within ±64, or all of INT8"
+        None, description="codes of the layers' weights, as the key of the same name says"
     )
     float: bool | Literal["activations"] | None = Field(
         None,
@@ -164,9 +164,9 @@ class Recipe(BaseModel):
     )
     zero_in_grid: bool = Field(True, description="weights: a grid with a zero, from 2 bits up")
     weight_range: WeightRange = Field(
-        "reduced",
-        description="codes of weights that meet 8-bit activations: within ±64 (depthwise ±127), exact on every "
-        "processor; or all of INT8, for targets that have VNNI, are ARM or a GPU",
+        "paired",
+        description="8-bit weights that meet 8-bit activations: codes within ±127 of which neighbouring input channels "
+        "of one sign add up to at most 128, codes within ±64, or all of INT8 (for VNNI, ARM and GPUs)",
     )
     power_of_two: bool = Field(
         False, description="scales are powers of two, for hardware that shifts"

@@ -21,7 +21,7 @@ def _bits_preset(weight: int, activation: int) -> dict[str, Any]:
         # calibration is nearer to the teacher than training in large steps ends
         values |= {"learning_rate": 1e-5, "epochs": 2}
         values |= {"quantizer_rate": "relative", "quantizer_learning_rate": 1e-4}
-        values |= {"initialization": "output", "bias_correction": True}
+        values |= {"initialization": "output", "bias_correction": True, "rounding": "compensated"}
     elif lowest >= 4:
         values |= {"epochs": 4, "learning_rate": 3e-4}
     else:
@@ -100,8 +100,7 @@ def preset_names() -> list[str]:
 GOALS: dict[str, dict[str, Any]] = {
     "speed": _bits_preset(8, 8) | {"name": "w8a8", "steps": 64},
     "size": _bits_preset(4, 8) | {"name": "w4a8-packed", "steps": 256, "profile": "packed"},
-    "accuracy": _bits_preset(8, 8)
-    | {"name": "w8a8-accuracy", "tolerance": 0.02, "rounding": "compensated"},
+    "accuracy": _bits_preset(8, 8) | {"name": "w8a8-accuracy", "tolerance": 0.02},
 }
 """What `--for` chooses: a file that is fast, small, or nearest to the float model."""
 

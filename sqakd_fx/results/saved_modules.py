@@ -23,7 +23,7 @@ from sqakd_fx.results.saved_values import NotSaved, decode, encode
 
 Spec = dict[str, Any]
 _QUANTIZER = (
-    "role", "bits", "channels", "axis", "zero_in_grid", "largest_code", "signed", "power_of_two", "enabled",
+    "role", "bits", "channels", "axis", "zero_in_grid", "largest_code", "paired", "signed", "power_of_two", "enabled",
 )  # fmt: skip
 _RNN = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
 
@@ -107,7 +107,8 @@ def _quantizer(spec: Spec, quantizers: Mapping[str, nn.Module]) -> nn.Module:
         raise UnknownFamilyError(
             f"uses the quantizer family {family!r}, which this package has not"
         )
-    settings = {name: spec[name] for name in _QUANTIZER if name != "enabled"}
+    known = {"paired": False, **spec}
+    settings: Spec = {name: known[name] for name in _QUANTIZER if name != "enabled"}
     made = Quantizer(family, settings.pop("role"), settings.pop("bits"), **settings)
     made.enabled = bool(spec["enabled"])
     return made

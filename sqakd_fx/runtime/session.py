@@ -27,7 +27,7 @@ _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Setting of a session: x86 processors without 8-bit dot products (VNNI) else add two products in 16 bits.
 
-Weight codes within ±64 need it nowhere; with all of INT8 such sums overflow there without it.
+Files of `weight_range = "full"` alone need it: such sums overflow there without it.
 """
 
 

@@ -1,13 +1,15 @@
 """Prove from an ONNX file that no sum of two 8-bit products overflows 16 bits, on any processor.
 
 x86 kernels without 8-bit dot products (VNNI) multiply unsigned codes a by signed codes w, and add two products in 16
-bits with saturation. Over the codes that a file allows, for any two weights of one output channel,
+bits with saturation. Over the codes that a file allows, for two weights w of one output channel that a kernel pairs,
 
-    max a · (|w1| + |w2|) <= 32,767
+    max a · max(|w1 + w2|, |w1|, |w2|) <= 32,767
 
-means that no such sum overflows, in whatever order a kernel pairs them. Signed codes a count as a + 128, which kernels
-make of them. Two unsigned operands are multiplied in 32 bits. So are those of a depthwise convolution: its kernels
-widen each byte, since no two products of a channel lie side by side.
+means that no such sum overflows. Kernels of ONNX Runtime and OpenVINO pair input channels 2k and 2k + 1 of a group at
+one place of the kernel (`benchmarks/pair_sums.py` shows it on a processor without VNNI). Behind an odd number of
+channels, and in transposed convolutions, any two weights of a channel count as a pair. Signed codes a count as a + 128,
+which kernels make of them. Two unsigned operands are multiplied in 32 bits. So are those of a depthwise convolution:
+its kernels widen each byte, since no two products of a channel lie side by side.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _LARGEST_WEIGHT_OF_THE_RUNTIME = 127
 class PairSum:
     """The largest sum of two products in one layer.
 
-    `activation` is the largest code of its input, `weights` the largest |w1| + |w2| of one output channel.
+    `activation` is the largest code of its input, `weights` the largest sum of two weights of one sign, without it.
     """
 
     layer: str
@@ -109,7 +111,7 @@ class _File:
         return self.constants.element_type(dequantize.input[0]) or TensorProto.UINT8
 
     def _two_weights(self, node: onnx.NodeProto, dequantize: onnx.NodeProto) -> int:
-        """The largest sum of two |codes| of one output channel; 0 where kernels do not add them in 16 bits."""
+        """The largest sum of two codes of one sign that make a pair; 0 where kernels do not add them in 16 bits."""
         if self._type(dequantize) not in _BOUNDS or self._type(dequantize) in _UNSIGNED:
             return 0
         codes = self.constants.value(dequantize.input[0])
@@ -117,9 +119,9 @@ class _File:
             return 0
         if codes is None:
             return 2 * max(map(abs, self._codes(dequantize.input[0], self._type(dequantize))))
-        rows = np.abs(_rows(node, codes))
-        most = min(2, rows.shape[1])
-        return int(np.partition(rows, -most, axis=1)[:, -most:].sum(axis=1).max(initial=0))
+        rows = _rows(node, codes).astype(np.int32)
+        largest = _of_neighbours if _pairs_neighbours(node, codes) else _of_any_two
+        return max(largest(rows), int(np.abs(rows).max(initial=0)))
 
     def _runtime_weights(self, node: onnx.NodeProto) -> int:
         """The same of a float weight beside codes, which the runtime may store in INT8 by itself; 0 for none."""
@@ -163,10 +165,30 @@ def _is_depthwise(node: onnx.NodeProto, weight: Array) -> bool:
     return node.op_type == "Conv" and is_single and groups == weight.shape[0]
 
 
-def _rows(node: onnx.NodeProto, codes: Array) -> Array:
-    """The weights of each output channel, (channels, weights)."""
+def _pairs_neighbours(node: onnx.NodeProto, codes: Array) -> bool:
     if node.op_type == "Conv":
-        return codes.reshape(len(codes), -1)
+        return bool(codes.shape[1] % 2 == 0 or codes[0, 0].size == 1)
+    return bool(node.op_type != "ConvTranspose")
+
+
+def _of_neighbours(rows: Array) -> int:
+    """The largest |w1 + w2| of weights 2k and 2k + 1 of (channels, weights)."""
+    even = rows[:, : rows.shape[1] // 2 * 2]
+    return int(np.abs(even[:, ::2] + even[:, 1::2]).max(initial=0))
+
+
+def _of_any_two(rows: Array) -> int:
+    """The largest sum of two weights of one channel that have one sign, of (channels, weights)."""
+    if rows.shape[1] < 2:
+        return 0
+    both = (rows, -rows)
+    return max(int(np.partition(x, -2, axis=1)[:, -2:].sum(axis=1).max(initial=0)) for x in both)
+
+
+def _rows(node: onnx.NodeProto, codes: Array) -> Array:
+    """The weights of each output channel in the order of kernels, (channels, weights)."""
+    if node.op_type == "Conv":
+        return np.moveaxis(codes, 1, -1).reshape(len(codes), -1)
     if node.op_type == "ConvTranspose":
         return np.moveaxis(codes, 1, 0).reshape(codes.shape[1], -1)
     if codes.ndim < 2:

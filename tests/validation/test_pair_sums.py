@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from default_sessions import compared
+from default_sessions import compared, exported, outputs
+from emulated import EMULATOR, emulated_outputs
 from export_jobs import job_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,12 +52,30 @@ def test_a_session_with_default_options_equals_one_with_exact_products(
         assert found.largest_weights >= 100
 
 
-def test_depthwise_weights_take_all_of_int8_and_others_do_not(tmp_path: Path) -> None:
-    compared("depthwise, 2 axes", "w8a8", "container", tmp_path)
+def test_depthwise_weights_take_all_of_int8_and_others_keep_their_pairs(tmp_path: Path) -> None:
+    found = compared("depthwise, 2 axes", "w8a8", "container", tmp_path)
+    assert 120 <= found.largest_weights <= 128
     stored = onnx.load(tmp_path / "model.onnx").graph.initializer
     codes = {i.name: numpy_helper.to_array(i) for i in stored if i.data_type == TensorProto.INT8}
     largest = {c.shape[1] == 1: int(np.abs(c).max()) for c in codes.values() if c.ndim == 4}
-    assert largest == {True: 127, False: 64}
+    assert largest[True] == 127
+    assert 64 < largest[False] <= 127
+
+
+@pytest.mark.skipif(EMULATOR is None, reason="qemu-x86_64 is not installed")
+@pytest.mark.parametrize("name", ["the example", "residual", "attention", "depthwise, 2 axes"])
+def test_a_file_is_right_on_an_emulated_processor_without_vnni(name: str, tmp_path: Path) -> None:
+    ran = {}
+    for weight_range in ("paired", "full"):
+        folder = tmp_path / weight_range
+        folder.mkdir()
+        path, inputs = exported(name, "w8a8", "container", folder, weight_range)
+        names = [i.name for i in session(path).get_inputs()]
+        feeds = {n: x.numpy() for n, x in zip(names, inputs, strict=True)}
+        exact = outputs(path, inputs, True)
+        ran[weight_range] = map(np.array_equal, exact, emulated_outputs(path, feeds))
+    assert all(ran["paired"])
+    assert not all(ran["full"])  # so the processor is one of those that overflow
 
 
 @pytest.mark.parametrize("processor", ["with VNNI", "without"])
@@ -76,7 +95,7 @@ def test_a_file_that_can_overflow_fails_on_every_processor(
     model = onnx.load(path)
     (stored,) = (i for i in model.graph.initializer if i.name == "fc.weight")
     codes = numpy_helper.to_array(stored).copy()
-    codes[3, :2] = (65, -64)
+    codes[3, :2] = (65, 64)
     stored.CopyFrom(numpy_helper.from_array(codes, "fc.weight"))
     onnx.save(model, path)
     failures = validate(program.student, job.lowered, path, [(images,)]).failures
@@ -154,22 +173,24 @@ def layer_file(
     return path
 
 
-LAYERS: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
-    "Conv": ((4, 3, 2, 2), {}, 0),
-    "ConvTranspose": ((3, 4, 2, 2), {}, 1),
-    "Gemm": ((5, 4), {}, 1),
-    "Gemm transposed": ((4, 5), {"transB": 1}, 0),
-    "MatMul": ((5, 4), {}, 1),
-    "Conv of two groups": ((4, 3, 2, 2), {"group": 2}, 0),
-    "Conv of one channel": ((4, 1, 2, 2), {}, 0),
-    "Conv with a multiplier": ((4, 1, 2, 2), {"group": 2}, 0),
+LAYERS: dict[str, tuple[tuple[int, ...], dict[str, Any], int, int, bool]] = {
+    "Conv": ((4, 6, 2, 2), {}, 0, 6, True),
+    "Conv of one place": ((4, 5, 1, 1), {}, 0, 5, True),
+    "Conv of an odd number of channels": ((4, 3, 2, 2), {}, 0, 3, False),
+    "ConvTranspose": ((4, 4, 2, 2), {}, 1, 4, False),
+    "Gemm": ((5, 4), {}, 1, 5, True),
+    "Gemm transposed": ((4, 5), {"transB": 1}, 0, 5, True),
+    "MatMul": ((5, 4), {}, 1, 5, True),
+    "Conv of two groups": ((4, 2, 2, 2), {"group": 2}, 0, 2, True),
+    "Conv of one channel": ((4, 1, 2, 2), {}, 0, 1, False),
+    "Conv with a multiplier": ((4, 1, 2, 2), {"group": 2}, 0, 1, False),
 }
-"""Shape of the weight, attributes, axis of the output channels."""
+"""Shape of the weight, attributes, axis of the output channels, number of input channels, whether these make pairs."""
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_bound_is_that_of_every_pair_of_one_output_channel(layer: str, tmp_path: Path) -> None:
-    shape, attributes, axis = LAYERS[layer]
+def test_the_bound_is_that_of_every_pair_that_kernels_make(layer: str, tmp_path: Path) -> None:
+    shape, attributes, axis, channels, side_by_side = LAYERS[layer]
 
     @settings(max_examples=15, deadline=None)
     @given(st.integers(0, 2**32 - 1), st.integers(1, 255))
@@ -177,10 +198,18 @@ def test_the_bound_is_that_of_every_pair_of_one_output_channel(layer: str, tmp_p
         codes = np.random.default_rng(seed).integers(-128, 128, shape).astype(np.int8)
         path = layer_file(tmp_path / "m.onnx", layer.split()[0], codes, (0, most), **attributes)
         (found,) = pair_sums(path)
-        rows = np.abs(np.moveaxis(codes.astype(int), axis, 0).reshape(shape[axis], -1))
-        pairs = [a + b for row in rows for i, a in enumerate(row) for b in row[:i]]
-        assert (found.layer, found.activation, found.weights) == ("layer", most, max(pairs))
-        assert found.overflows == (most * max(pairs) > LARGEST_SUM)
+        largest = 0
+        for row in np.moveaxis(codes.astype(int), axis, 0).reshape(shape[axis], channels, -1):
+            places = row.T.reshape(-1)  # channels lie side by side, at one place of the kernel
+            together = range(0, len(places) - 1, 2) if side_by_side else range(len(places))
+            for i in together:
+                others = (i + 1,) if side_by_side else range(i)
+                both = [np.array([places[i], places[j]]) for j in others]
+                ends = [max(pair.clip(0).sum(), -pair.clip(max=0).sum()) for pair in both]
+                largest = max([largest, *ends])
+        largest = max(largest, int(np.abs(codes.astype(int)).max()))
+        assert (found.layer, found.activation, found.weights) == ("layer", most, largest)
+        assert found.overflows == (most * largest > LARGEST_SUM)
 
     equal()
 
