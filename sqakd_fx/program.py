@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def build_program(
     tensors = traced.call.tensors()
     inputs = tuple(tensors.values())
 
-    def probe(graph_module: fx.GraphModule) -> Any:
+    def probe(graph_module: Callable[..., Any]) -> Any:
         with torch.no_grad():
             return graph_module(*(x.clone() for x in inputs))  # it may change them
 
@@ -233,7 +233,7 @@ def with_recipe(program: Program, recipe: Recipe, *, after: GraphObserver | None
     `recipe` differs from the program's own in where quantizers stand and how they are made, not in the losses.
     """
 
-    def probe(graph_module: fx.GraphModule) -> Any:
+    def probe(graph_module: Callable[..., Any]) -> Any:
         with torch.no_grad():
             return graph_module(*(x.clone() for x in program.example))
 

@@ -130,3 +130,35 @@ def test_a_dump_has_one_numbered_graph_a_pass(images: Tensor, tmp_path: Path) ->
         "11-lower_to_integer.txt",
     ]
     assert "sqakd_fx.linear" in (tmp_path / "11-lower_to_integer.txt").read_text(encoding="utf-8")
+
+
+class Amplifying(nn.Module):
+    """A sum in which two large numbers cancel: float32 keeps few digits of what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((self.fc(x) + 1e6) - 1e6) * 10
+
+
+def rounds_otherwise(graph_module: fx.GraphModule) -> None:
+    with torch.no_grad():
+        graph_module.get_submodule("fc").bias.add_(0.01)  # type: ignore[operator, union-attr]
+
+
+def test_a_change_no_larger_than_rounding_is_noted_and_no_fault() -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    graph_module = trace(Amplifying().eval(), x).graph_module
+
+    def probe(graph: Callable[..., Tensor]) -> Tensor:
+        return graph(x.clone())
+
+    (entry,) = run_passes(graph_module, [Faulty(rounds_otherwise)], probe=probe).log
+    assert entry.difference is not None
+    assert entry.difference > 1e-3
+    (note,) = entry.notes
+    assert "float32 and float64 give outputs that differ by" in note.reason
+    with pytest.raises(PassError, match="pass faulty changes what the model computes by"):
+        run_passes(graph_module, [Faulty(doubles_the_output)], probe=probe)
