@@ -86,6 +86,13 @@ def axis(title: str, **settings: Any) -> dict[str, Any]:
     return {**plain, "automargin": True, **settings}
 
 
+def _beside_short_bars(values: Sequence[float | None]) -> list[str]:
+    """Where the words of each bar stand: a bar that is short on a narrow screen has no room for them."""
+    longest = max((value for value in values if value is not None), default=0.0)
+    held = [value is not None and value > longest / 3 for value in values]
+    return ["inside" if one else "outside" for one in held]
+
+
 def bars(
     names: Sequence[str],
     values: Sequence[float | None],
@@ -104,7 +111,7 @@ def bars(
         "y": places,
         "marker": {"color": BLUE},
         "text": shown,
-        "textposition": "auto",
+        "textposition": "auto" if log else _beside_short_bars(values),
         "textangle": 0,
         "textfont": {"size": 11},
         "constraintext": "none",

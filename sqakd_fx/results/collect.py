@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils.data import DataLoader, Dataset
 
 from sqakd_fx.exporters.profiles import Exported
+from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.mixed_precision.sensitive import Relief
-from sqakd_fx.program import LayerFacts, Program, layer_facts
+from sqakd_fx.program import Program, layer_facts
+from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.results import markdown as reporting
 from sqakd_fx.results.against_float import OutputDistance
 from sqakd_fx.results.machine import processor
@@ -62,7 +64,7 @@ def make_report(
     """Everything that report.json holds: sizes, accuracy, speed, validation, timings."""
     facts = layer_facts(program.student)
     weights = sum(p.numel() for p in program.teacher.parameters())
-    packed = _packed_bytes(weights, facts)
+    packed = _packed_bytes(weights, program.student)
     lines = reporting.validation_lines(checked)
     if measured.unmeasured is not None:
         lines.insert(0, f"{reporting.UNMEASURED}{measured.unmeasured}")
@@ -175,10 +177,20 @@ def write_report(report: Mapping[str, Any], out: Path) -> None:
     write_text(out / "report.md", reporting.markdown(report))
 
 
-def _packed_bytes(weights: int, facts: Sequence[LayerFacts]) -> float:
-    """Bytes of all weights: codes at their nominal bits, four for every other number."""
-    coded = sum(f.parameters for f in facts)
-    return sum(f.weight_bytes for f in facts) + 4 * max(weights - coded, 0)
+def _packed_bytes(weights: int, student: fx.GraphModule) -> float:
+    """Bytes of all weights: codes at their nominal bits, four for every other number.
+
+    Layers that read their inputs in float, tables and recurrent layers have weights in codes as well.
+    """
+    modules = dict(student.named_modules())
+    coded: dict[str, tuple[int, int]] = {}
+    for node in student.graph.find_nodes(op="call_module"):
+        quantizer = modules[str(node.target)]
+        if isinstance(quantizer, Quantizer) and quantizer.role == "weight":
+            tensor = constant_of(student, node.args[0])
+            coded[str(node.target)] = (0 if tensor is None else tensor.numel(), quantizer.bits)
+    other = weights - sum(count for count, _ in coded.values())
+    return sum(count * bits / 8 for count, bits in coded.values()) + 4 * max(other, 0)
 
 
 def _accuracy_rows(metric: str, measured: Measured) -> list[tuple[str, str, str]]:

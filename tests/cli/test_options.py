@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -52,6 +53,16 @@ def test_help_has_no_line_that_ends_where_the_source_file_does() -> None:
     for command in COMMANDS:
         for paragraph in inspect.cleandoc(command.__doc__ or "").split("\n\n"):
             assert "\n" not in paragraph, command.__name__
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_help_shows_brackets_as_they_are_written(command: str) -> None:
+    group = typer.main.get_command(app)
+    one = group.commands[command]
+    texts = [one.help or "", *(option.help or "" for option in one.params)]
+    shown = answer(command, "--help").stdout
+    for word in re.findall(r"\[\w+\]", " ".join(texts)):
+        assert word in shown
 
 
 def test_options_stand_in_groups() -> None:

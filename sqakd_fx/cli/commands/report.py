@@ -20,7 +20,7 @@ def report(
 ) -> None:
     """Write RESULT/report.html: one offline page with charts, the graph and all figures.
 
-    It needs the package plotly: pip install 'sqakd-fx[report]'.
+    It needs the package plotly: pip install 'sqakd-fx\\[report]'.
     """
     from sqakd_fx.report.page import write_page
 
