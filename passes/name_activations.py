@@ -2,12 +2,14 @@
 
     Before:  y = x * relu6(x + 3) / 6                               After:  y = F.hardswish(x)
     Before:  y = clamp(x + 3, 0, 6) / 6                             After:  y = F.hardsigmoid(x)
+    Before:  y = x * sigmoid(x)                                     After:  y = F.silu(x)
     Before:  y = 0.5 * x * (1 + erf(x / sqrt(2)))                   After:  y = F.gelu(x)
     Before:  y = 0.5 * x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 * x ** 3)))
     After:   y = F.gelu(x, approximate="tanh")
 
 Importers and older models spell them so. A named function has one grid in front and one behind it; parts have one each.
 Hard-swish: Howard et al., arXiv 1905.02244, section 5.2. GELU: Hendrycks and Gimpel, arXiv 1606.08415, section 2.
+SiLU: Elfwing et al., arXiv 1702.03118, equation 13.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn import functional as F
 
 from sqakd_fx.ir.op_table import Kind, op_of, shape_of
@@ -36,7 +38,7 @@ class NameActivations(Pass):
     name = "name_activations"
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        spelling = _Spelling(graph_module)
+        spelling = _Spelling(graph_module, dict(graph_module.named_modules()))
         changed = False
         for node in reversed(list(graph_module.graph.nodes)):
             found = spelling.activation(node)
@@ -81,6 +83,7 @@ class _Spelling:
     """What the nodes of a graph say in sums and products."""
 
     graph_module: fx.GraphModule
+    modules: Mapping[str, nn.Module]
 
     def activation(self, node: fx.Node) -> tuple[Any, fx.Node, Mapping[str, Any]] | None:
         """The function that `node` spells, its argument, and its other arguments by name."""
@@ -91,6 +94,8 @@ class _Spelling:
         if x is not None:
             return F.hardsigmoid, x, {}
         for x in product.tensors[:2] if len(product.tensors) == 2 else ():
+            if self._sigmoid(product.without(1.0, x)) is x:
+                return F.silu, x, {}
             if self._gated(product.without(1.0, x)) is x:
                 return F.hardswish, x, {}
             if self._shifted_and_clipped(product.without(1 / 6, x)) is x:
@@ -108,6 +113,14 @@ class _Spelling:
             x = node.args[0]
             return x if isinstance(x, fx.Node) else None
         return self._shifted_and_clipped(self._product(node).alone(1 / 6))
+
+    def _sigmoid(self, node: fx.Node | None) -> fx.Node | None:
+        """x, where `node` is the sigmoid of x that nobody else reads."""
+        if node is None or len(node.users) > 1:
+            return None
+        op = op_of(node, self.modules)
+        x = node.args[0] if op is not None and op.is_silu_gate else None
+        return x if isinstance(x, fx.Node) and len(node.args) == 1 and not node.kwargs else None
 
     def _multiplies(self, node: Any) -> bool:
         op = op_of(node, {}) if isinstance(node, fx.Node) and node.op == "call_function" else None

@@ -213,6 +213,9 @@ def build_program(
     settled = run_passes(first.graph_module, _ordering(), after=after)
     teacher = copy.deepcopy(settled.graph_module).eval()
     outputs = decide_outputs(teacher, inputs, recipe)
+    for graph in (teacher.graph, settled.graph_module.graph):
+        parts = {one.index: one.parts for one in outputs if one.parts}
+        meta.set_output_parts(graph.output_node(), parts)
     passes = [*_equalizing(recipe), *_quantizing(recipe)]
     second = run_passes(settled.graph_module, passes, probe=probe, after=after)
     return Program(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten_with_path
 
+from sqakd_fx.frontend.joined_outputs import unlike_parts
 from sqakd_fx.frontend.output_names import output_key
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, Nature, Op, op_of
@@ -53,6 +54,7 @@ class OutputKind:
         axis: of the classes; None where there are none.
         loss: that training minimizes on it.
         evidence: why, in a few words.
+        parts: sizes of the unlike parts that it joins; none where it is one.
     """
 
     name: str
@@ -63,6 +65,7 @@ class OutputKind:
     axis: int | None
     loss: LossKind
     evidence: str
+    parts: tuple[int, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -154,6 +157,7 @@ def decide_outputs(
             "" if maker is None else meta.module_path(maker),
             tuple(x for x in inputs if x.is_floating_point()),
             labels if value is labelled else None,
+            _parts(makers.get(id(value)), modules, tuple(value.shape)),
         )
         found.append(_told(known, recipe))
     return tuple(_beside_probabilities(found))
@@ -212,7 +216,9 @@ def with_outputs(recipe: Recipe, outputs: Sequence[OutputKind]) -> Recipe:
     loss = {glob.escape(one.key): one.loss for one in outputs}
     loss |= {key: value for key, value in globs.items() if key not in loss}
     axes = {glob.escape(one.key): one.axis for one in outputs if one.axis is not None}
-    return recipe.model_copy(update={"loss": loss, "class_axis": axes})
+    parts = {glob.escape(one.key): one.parts for one in outputs if one.parts}
+    update = {"loss": loss, "class_axis": axes, "parts": parts or None}
+    return recipe.model_copy(update=update)
 
 
 @dataclass(frozen=True)
@@ -227,6 +233,7 @@ class _Known:
     module: str
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
+    parts: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -261,6 +268,7 @@ def _told(known: _Known, recipe: Recipe) -> OutputKind:
         found.axis,
         decided,
         found.evidence,
+        tuple(_said_of(recipe.parts, known) or known.parts),
     )
 
 
@@ -278,6 +286,9 @@ def _found(known: _Known) -> _Found:
         if labelled is not None:
             told = _by_values(known)
             return told if told is not None and told.nature == "probabilities" else labelled
+    if known.parts:
+        sizes = " and ".join(map(str, known.parts))
+        return _Found("values", None, f"it joins values and probabilities, {sizes} wide")
     for decide in (_by_values, _by_operation, _by_name, _by_shape):
         found = decide(known)
         if found is not None:
@@ -365,6 +376,14 @@ def _is_like(shape: tuple[int, ...], given: tuple[int, ...]) -> bool:
         ours >= theirs and ours % theirs == 0
         for ours, theirs in zip(shape[2:], given[2:], strict=True)
     )
+
+
+def _parts(
+    node: fx.Node | None, modules: Mapping[str, nn.Module], shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Sizes of the unlike parts of an output whose sum one axis behind the batch has."""
+    sizes = () if node is None else unlike_parts(node, modules)
+    return sizes if sum(sizes) in shape[1:] else ()
 
 
 def _maker(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> fx.Node | None:

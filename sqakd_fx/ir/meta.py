@@ -24,6 +24,7 @@ Keys of torch's own (tensor_meta, stack_trace, from_node, nn_module_stack) are n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -102,6 +103,16 @@ def output_names(end: fx.Node) -> tuple[str, ...]:
 
 def set_output_names(end: fx.Node, names: tuple[str, ...]) -> None:
     end.meta["output_names"] = names
+
+
+def output_parts(end: fx.Node) -> Mapping[int, tuple[int, ...]]:
+    """Sizes of the unlike parts of tensors that a graph returns at its output node, by number of the tensor."""
+    parts: Mapping[int, tuple[int, ...]] = end.meta.get("output_parts", {})
+    return parts
+
+
+def set_output_parts(end: fx.Node, parts: Mapping[int, tuple[int, ...]]) -> None:
+    end.meta["output_parts"] = parts
 
 
 # -- what two batches showed ---------------------------------------------------------------

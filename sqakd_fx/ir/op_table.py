@@ -63,6 +63,7 @@ class Op:
         on_bytes: false for what torch does not compute on uint8.
         commutes: false where the two inputs cannot change places.
         bounds: what a clip without arguments clips to.
+        is_silu_gate: x times this of x is SiLU.
         gelu: the approximation of GELU that is half of x (1 + this of the number times x), and the number.
         integer: the operation of the integer program, in the namespace `torch.ops.sqakd_fx`.
         accumulator_axis: the channel axis of the int32 accumulator.
@@ -103,6 +104,7 @@ class Op:
     commutes: bool = True
     bounds: tuple[float, float] | None = None
     gelu: tuple[str, float] | None = None
+    is_silu_gate: bool = False
     integer: str | None = None
     accumulator_axis: int = 1
     fused: str | None = None
@@ -306,7 +308,8 @@ TABLE: Mapping[str, Op] = {
             "vector_norm",
         ),
         *_rows(Kind.SMOOTH, "gru lstm rnn rnn_tanh rnn_relu", recurs=True),
-        *_rows(Kind.SMOOTH, "sigmoid hardsigmoid", gives="independent probabilities"),
+        Op("sigmoid", Kind.SMOOTH, gives="independent probabilities", is_silu_gate=True),
+        Op("hardsigmoid", Kind.SMOOTH, gives="independent probabilities"),
         *_rows(Kind.SMOOTH, "exp softplus group_norm instance_norm grid_sample", gives="values"),
         Op("tanh", Kind.SMOOTH, gives="values", gelu=("tanh", math.sqrt(2 / math.pi))),
         Op("erf", Kind.SMOOTH, gelu=("none", math.sqrt(1 / 2))),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +29,25 @@ def largest_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
             scale = max(1.0, float(x.abs().max()))
             worst = max(worst, float((x - y).abs().max()) / scale)
     return worst
+
+
+def separated(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The unlike parts of a tensor, along the first axis behind the batch that has their sum; else the tensor."""
+    axes = [axis for axis in range(1, x.ndim) if x.shape[axis] == sum(sizes)]
+    return list(x.split(list(sizes), axes[0])) if sizes and axes else [x]
+
+
+def relative_errors(got: Any, wanted: Any, parts: Mapping[int, Sequence[int]]) -> list[list[float]]:
+    """|a - b| / |b| of every floating-point output, of each of its parts; `parts` has sizes by number of the tensor."""
+    pairs = zip(tensors_of(got), tensors_of(wanted), strict=True)
+    return [
+        [
+            float((a - b).norm() / b.norm().clamp_min(1e-12))
+            for a, b in zip(*(separated(x, parts.get(index, ())) for x in pair), strict=True)
+        ]
+        for index, pair in enumerate(pairs)
+        if pair[1].is_floating_point()
+    ]
 
 
 def class_axis(shape: tuple[int, ...]) -> int | None:

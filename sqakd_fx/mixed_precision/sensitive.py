@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
 from sqakd_fx.frontend.output_kinds import OutputKind
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, node_macs, op_of, shape_of
+from sqakd_fx.ir.outputs import relative_errors
 from sqakd_fx.ir.replay import Replay
 from sqakd_fx.mixed_precision.sensitivity import layer_name
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm
@@ -145,13 +145,14 @@ def measure_tensors(
         for quantizer in quantizers.values():
             quantizer.enabled = False
         replay = Replay(student)
+        parts = meta.output_parts(student.graph.output_node())
         for inputs in batches:
             few = tuple(x[:_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in inputs)
             wanted = replay.remember(few)
             count += 1
             for name, nodes in calls.items():
                 quantizers[name].enabled = True
-                errors = relative_errors(replay.again(nodes, replay.run_node), wanted)
+                errors = _worst_errors(replay.again(nodes, replay.run_node), wanted, parts)
                 quantizers[name].enabled = False
                 before = squares[name] or [0.0] * len(errors)
                 squares[name] = [a + b**2 for a, b in zip(before, errors, strict=True)]
@@ -167,16 +168,10 @@ def measure_tensors(
     return tuple(sorted(found, key=lambda tensor: -tensor.error))
 
 
-@torch.no_grad()
-def relative_errors(got: Any, wanted: Any) -> list[float]:
-    """Of every floating-point output; 0 where it is not finite."""
-    pairs = [
-        (a, b)
-        for a, b in zip(tree_leaves(got), tree_leaves(wanted), strict=True)
-        if isinstance(b, Tensor) and b.is_floating_point()
-    ]
-    errors = [float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs]
-    return [error if math.isfinite(error) else 0.0 for error in errors]
+def _worst_errors(got: Any, wanted: Any, parts: Mapping[int, Sequence[int]]) -> list[float]:
+    """Of every floating-point output, of its worst part; 0 where it is not finite."""
+    worst = [max(errors) for errors in relative_errors(got, wanted, parts)]
+    return [error if math.isfinite(error) else 0.0 for error in worst]
 
 
 def _is_of_recurrence(call: fx.Node) -> bool:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch import fx
 
+from sqakd_fx.ir import meta
+from sqakd_fx.ir.outputs import relative_errors
 from sqakd_fx.ir.replay import Replay
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.quant.ranges import Range
@@ -72,6 +73,7 @@ class _Measured:
     """The student's values in float on some batches, and what changes with one quantizer."""
 
     def __init__(self, student: fx.GraphModule, batches: Sequence[tuple[Any, ...]]) -> None:
+        self.parts = meta.output_parts(student.graph.output_node())
         self.calls: dict[str, list[fx.Node]] = {}
         for node in student.graph.find_nodes(op="call_module", sort=True):
             self.calls.setdefault(str(node.target), []).append(node)
@@ -86,15 +88,7 @@ class _Measured:
         total = 0.0
         for replay, wanted in zip(self.replays, self.wanted, strict=True):
             got = replay.again(self.calls[name], replay.run_node)
-            total += sum(_squared_errors(got, wanted))
+            errors = relative_errors(got, wanted, self.parts)
+            total += sum(error**2 for of_output in errors for error in of_output)
         quantizer.enabled = False
         return total if math.isfinite(total) else math.inf
-
-
-def _squared_errors(got: Any, wanted: Any) -> list[float]:
-    pairs = zip(tree_leaves(got), tree_leaves(wanted), strict=True)
-    return [
-        float((a - b).norm() / b.norm().clamp_min(1e-12)) ** 2
-        for a, b in pairs
-        if isinstance(b, Tensor) and b.is_floating_point()
-    ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from sqakd_fx.diagnostics.batch_errors import call
 from sqakd_fx.errors import SourceError
+from sqakd_fx.ir import meta
+from sqakd_fx.ir.outputs import separated
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.sampling import spread_places
 
@@ -60,14 +62,15 @@ def felt_samples(
         SourceError: the model does not take the batch.
     """
     seen: dict[str, list[Sample]] = {name: [] for name in quantizers}
+    parts = meta.output_parts(student.graph.output_node())
     with watched(quantizers, seen), _constant_parameters(student):
         try:
             with torch.enable_grad():
-                outputs = _differentiable(call(student, *inputs))
+                outputs = _differentiable(call(student, *inputs), parts)
         except SourceError:  # of a batch, or of an operation that takes nothing that has a gradient
             for calls in seen.values():
                 calls.clear()
-            outputs = _differentiable(call(student, *inputs))
+            outputs = _differentiable(call(student, *inputs), parts)
         if outputs:
             _backward(outputs, seed)
     for sample in itertools.chain.from_iterable(seen.values()):
@@ -78,9 +81,15 @@ def felt_samples(
     return seen
 
 
-def _differentiable(found: Any) -> list[Tensor]:
-    leaves = (y for y in tree_leaves(found) if isinstance(y, Tensor))
-    return [y for y in leaves if y.requires_grad and y.numel()]
+def _differentiable(found: Any, parts: Mapping[int, Sequence[int]]) -> list[Tensor]:
+    """Outputs that have a gradient, unlike parts of one apart."""
+    leaves = [y for y in tree_leaves(found) if isinstance(y, Tensor)]
+    return [
+        part
+        for index, y in enumerate(leaves)
+        if y.requires_grad and y.numel()
+        for part in separated(y, parts.get(index, ()))
+    ]
 
 
 def _backward(outputs: list[Tensor], seed: int) -> None:

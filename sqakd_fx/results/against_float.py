@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sqakd_fx.frontend.output_kinds import OutputKind
+from sqakd_fx.ir.outputs import separated
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class OutputDistance:
         samples: how many were compared.
         agreement: share of equal predictions; None where there are no classes.
         cosine: mean over the samples of the cosine between both.
-        relative_error: root of the mean squared difference over the root of the float output's mean square.
+        relative_error: root of the mean squared difference over the root of the float output's mean square; of the
+            worst of unlike parts that the output joins.
         noise_ratio: signal over noise in decibels, -20 log10(relative_error); None where both are equal.
     """
 
@@ -55,7 +57,9 @@ class Sums:
     def __init__(self, kind: OutputKind) -> None:
         self.kind = kind
         self.same = self.decisions = self.samples = 0
-        self.noise = self.signal = self.cosines = 0.0
+        self.cosines = 0.0
+        self.noise = [0.0] * max(len(kind.parts), 1)
+        self.signal = [0.0] * max(len(kind.parts), 1)
 
     def add(self, got: Tensor, wanted: Tensor) -> None:
         if self.kind.axis is not None:
@@ -64,12 +68,15 @@ class Sums:
             self.decisions += equal.numel()
         ours, theirs = (x.reshape(len(x), -1) if x.ndim else x.reshape(1, 1) for x in (got, wanted))
         self.samples += len(ours)
-        self.noise += float((ours - theirs).square().sum())
-        self.signal += float(theirs.square().sum())
+        pairs = zip(*(separated(x, self.kind.parts) for x in (got, wanted)), strict=True)
+        for index, (a, b) in enumerate(pairs):
+            self.noise[index] += float((a - b).square().sum())
+            self.signal[index] += float(b.square().sum())
         self.cosines += float(torch.cosine_similarity(ours, theirs).sum())
 
     def result(self) -> OutputDistance:
-        error = math.sqrt(self.noise / self.signal) if self.signal else float(self.noise > 0)
+        sums = zip(self.noise, self.signal, strict=True)
+        error = max(math.sqrt(n / s) if s else float(n > 0) for n, s in sums)
         return OutputDistance(
             self.kind.name,
             self.kind.nature,

@@ -22,8 +22,9 @@ from torch.utils.data import (
 from sqakd_fx.diagnostics.batch_errors import batch_named, length_of
 from sqakd_fx.frontend.output_kinds import named_outputs
 from sqakd_fx.ir.batches import moved
+from sqakd_fx.ir.outputs import separated
 from sqakd_fx.recipe.keys import Recipe
-from sqakd_fx.training.losses import judged_axis, output_loss, relative_error
+from sqakd_fx.training.losses import judged_axis, output_loss, parts_of, relative_error
 
 _SHARE_OF_TIME = 0.02
 _SHARE_OF_DATA = 20
@@ -201,7 +202,10 @@ class HeldOut:
 
 
 def agreement(student: Any, teacher: Any, recipe: Recipe) -> Tensor:
-    """Mean over the outputs that have a loss: the share of equal predictions, 1 - error where there are no classes."""
+    """Mean over the outputs that have a loss: the share of equal predictions, 1 - error where there are no classes.
+
+    The error of an output that joins unlike parts is the mean of theirs.
+    """
     shares = []
     for (name, t), (_, s) in zip(named_outputs(teacher), named_outputs(student), strict=True):
         shape = tuple(t.shape)
@@ -209,7 +213,9 @@ def agreement(student: Any, teacher: Any, recipe: Recipe) -> Tensor:
             continue
         axis = judged_axis(recipe, shape, name)
         if axis is None:
-            shares.append(1 - relative_error(s, t))
+            sizes = parts_of(recipe, name)
+            pairs = zip(separated(s, sizes), separated(t, sizes), strict=True)
+            shares.append(1 - torch.stack([relative_error(a, b) for a, b in pairs]).mean())
         else:
             shares.append((s.argmax(axis) == t.argmax(axis)).float().mean())
     return torch.stack(shares).mean()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sqakd_fx.engine.distributed import is_distributed, variance_of_all
 from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.frontend.output_kinds import named_outputs
-from sqakd_fx.ir.outputs import class_axis, tensors_of
+from sqakd_fx.ir.outputs import class_axis, separated, tensors_of
 from sqakd_fx.recipe.keys import Recipe, setting_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -78,6 +78,7 @@ def output_loss(recipe: Recipe, shape: tuple[int, ...], name: str = "output") ->
     if kind == "auto":
         kind = "mse" if axis is None else "kl"
     along = -1 if axis is None else axis
+    sizes = parts_of(recipe, name)
 
     def kl(s: Tensor, t: Tensor) -> Tensor:
         return kl_divergence(s, t, recipe.temperature, along)
@@ -87,11 +88,22 @@ def output_loss(recipe: Recipe, shape: tuple[int, ...], name: str = "output") ->
         "probabilities": lambda s, t: kl_of_probabilities(s, t, recipe.temperature, along),
         "bce": binary_divergence,
         "kl+mse": lambda s, t: kl(s, t) + share_of_relative_error(s, t),
-        "mse": share_of_relative_error,
+        "mse": lambda s, t: _summed_over_parts(s, t, sizes),
         "cosine": cosine_distance,
         "none": None,
     }
     return losses[kind]
+
+
+def parts_of(recipe: Recipe, name: str) -> tuple[int, ...]:
+    """Sizes of the unlike parts that an output joins; none where it is one."""
+    return setting_of(recipe.parts or {}, name) or ()
+
+
+def _summed_over_parts(student: Tensor, teacher: Tensor, sizes: Sequence[int]) -> Tensor:
+    pairs = zip(separated(student, sizes), separated(teacher, sizes), strict=True)
+    terms = [share_of_relative_error(s, t) for s, t in pairs]
+    return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
 
 def judged_axis(recipe: Recipe, shape: tuple[int, ...], name: str) -> int | None:

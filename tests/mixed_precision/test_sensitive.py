@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sqakd_fx import quantize, stages
 from sqakd_fx.errors import TrainingError
+from sqakd_fx.ir.outputs import relative_errors
 from sqakd_fx.mixed_precision.sensitive import (
     SensitiveTensor,
     choose,
     measure_tensors,
-    relative_errors,
     tolerances_of,
     total_work,
     with_relief,
@@ -80,7 +80,7 @@ def test_the_measure_is_the_error_of_a_student_with_this_quantizer_alone(model: 
     for name, error in measured.items():
         for other, quantizer in quantizers.items():
             quantizer.enabled = other == name
-        (found,) = relative_errors(program.student(ROWS[:8]), wanted)
+        ((found,),) = relative_errors(program.student(ROWS[:8]), wanted, {})
         assert found == pytest.approx(error, rel=1e-3)
 
 
@@ -90,7 +90,7 @@ def test_squares_add_up_to_the_error_of_all_together(model: nn.Module) -> None:
     quantizers = quantizers_of(program.student)
     for quantizer in quantizers.values():
         quantizer.enabled = quantizer.role == "activation"
-    (together,) = relative_errors(program.student(ROWS[:8]), program.teacher(ROWS[:8]))
+    ((together,),) = relative_errors(program.student(ROWS[:8]), program.teacher(ROWS[:8]), {})
     (predicted,) = choose(tensors, [1.0], 0.0, 1).before
     assert predicted / 2 < together < predicted * 2
 
@@ -119,8 +119,8 @@ def test_the_file_reads_the_tensor_in_float_and_stores_the_weight_in_codes(
     relief = choose(tensors, [0.02], 0.6, total_work(program.student))
     recipe = with_relief(recipe, relief)
     better = calibrated(model, recipe)
-    (before,) = relative_errors(program.student(ROWS), program.teacher(ROWS))
-    (after,) = relative_errors(better.student(ROWS), better.teacher(ROWS))
+    ((before,),) = relative_errors(program.student(ROWS), program.teacher(ROWS), {})
+    ((after,),) = relative_errors(better.student(ROWS), better.teacher(ROWS), {})
     assert after < before / 4
     (note,) = [note for note in better.notes if note.node == "down"]
     assert "in float" in note.reason

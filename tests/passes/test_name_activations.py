@@ -26,7 +26,7 @@ class Function(nn.Module):
 
     def __init__(self, function: Callable[[Tensor, nn.Module], Tensor]) -> None:
         super().__init__()
-        self.layer, self.function = nn.Conv2d(4, 4, 1), function
+        self.layer, self.function, self.gate = nn.Conv2d(4, 4, 1), function, nn.Sigmoid()
         for name, value in (("three", 3.0), ("zero", 0.0), ("six", 6.0), ("point_five", 0.5)):
             self.register_buffer(name, torch.tensor(value))
 
@@ -65,6 +65,9 @@ SPELT: dict[str, tuple[Callable[[Tensor, nn.Module], Tensor], str]] = {
     "buffers": (lambda x, m: x * (torch.clamp(x + m.three, 0, 6) / m.six), "hardswish"),
     "relu6(x + 3) / 6": (lambda x, m: F.relu6(x + 3) / 6, "hardsigmoid"),
     "clamp times a sixth": (lambda x, m: torch.clamp(x + 3, 0, 6) * (1 / 6), "hardsigmoid"),
+    "x sigmoid(x)": (lambda x, m: x * torch.sigmoid(x), "silu"),
+    "sigmoid(x) in place times x": (lambda x, m: x.sigmoid().mul_(x), "silu"),
+    "a sigmoid by a module": (lambda x, m: x * m.gate(x), "silu"),
     "half x (1 + erf)": (
         lambda x, m: 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0))),
         "gelu",
@@ -93,6 +96,8 @@ def test_a_function_that_is_spelt_out_is_called_by_its_name(
 
 
 UNLIKE: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
+    "a gate of another tensor": lambda x, m: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "a scaled gate": lambda x, m: x * torch.sigmoid(1.702 * x),
     "another divisor": lambda x, m: x * F.relu6(x + 3) / 5,
     "another shift": lambda x, m: x * F.relu6(x + 2) / 6,
     "another clip": lambda x, m: x * torch.clamp(x + 3, 0, 5) / 6,
@@ -115,7 +120,7 @@ UNLIKE: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
 def test_what_is_another_function_stays_as_it_is(
     function: Callable[[Tensor, nn.Module], Tensor],
 ) -> None:
-    assert not {"hardswish", "hardsigmoid", "gelu"} & set(_last_call(function))
+    assert not {"hardswish", "hardsigmoid", "gelu", "silu"} & set(_last_call(function))
 
 
 def test_parts_that_others_read_are_kept() -> None:
@@ -124,3 +129,9 @@ def test_parts_that_others_read_are_kept() -> None:
         return torch.cat([x * gate, gate], 1)
 
     assert _last_call(both) == ["hardsigmoid", "hardswish", "cat"]
+
+    def gate_as_well(x: Tensor, m: nn.Module) -> Tensor:
+        gate = torch.sigmoid(x)
+        return torch.cat([x * gate, gate], 1)
+
+    assert _last_call(gate_as_well) == ["sigmoid", "mul", "cat"]

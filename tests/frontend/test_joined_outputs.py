@@ -1,0 +1,98 @@
+"""An output that joins boxes and scores is taken for values, and each of its parts counts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sqakd_fx.ir import meta
+from sqakd_fx.ir.outputs import relative_errors
+from sqakd_fx.program import build_program
+from sqakd_fx.recipe.resolution import resolve_recipe
+from sqakd_fx.results.against_float import Sums
+from sqakd_fx.training.held_out import agreement
+from sqakd_fx.training.losses import distillation_loss
+
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Detector(nn.Module):
+    """Three levels of a detector with four numbers of a box and five scores for each pixel."""
+
+    def __init__(self, join: Callable[[list[Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Conv2d(3, 9, 3, 2**k, 1) for k in (0, 1, 2))
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join([level(x) for level in self.levels])
+
+
+def boxes_above_scores(levels: list[Tensor]) -> Tensor:
+    """As YOLOv8: (N, 4 + classes, anchors)."""
+    boxes, scores = torch.cat([x.flatten(2) for x in levels], 2).split((4, 5), 1)
+    return torch.cat((boxes.relu() * 16.0, scores.sigmoid()), 1)
+
+
+def rows_of_levels(levels: list[Tensor]) -> Tensor:
+    """As YOLOv5: (N, anchors, 4 + classes), with gates in the boxes' own formulas."""
+    found = []
+    for x in levels:
+        xy, wh, scores = x.permute(0, 2, 3, 1).contiguous().sigmoid().split((2, 2, 5), 3)
+        row = torch.cat((xy * 2 - 0.5, (wh * 2) ** 2 * 16, scores), 3)
+        found.append(row.reshape(len(x), -1, 9))
+    return torch.cat(found, 1)
+
+
+def raw_rows(levels: list[Tensor]) -> Tensor:
+    """(N, anchors, 9) of a convolution's own values."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
+
+
+@pytest.mark.parametrize("join", [boxes_above_scores, rows_of_levels])
+def test_boxes_beside_scores_are_values_of_two_parts(
+    join: Callable[[list[Tensor]], Tensor],
+) -> None:
+    program = build_program(Detector(join).eval(), IMAGES, "w8a8")
+    (found,) = program.outputs
+    assert (found.nature, found.axis, found.loss, found.parts) == ("values", None, "mse", (4, 5))
+    assert "it joins values and probabilities, 4 and 5 wide" in found.sentence
+    for graph_module in (program.teacher, program.student):
+        assert meta.output_parts(graph_module.graph.output_node()) == {0: (4, 5)}
+
+
+def test_what_joins_values_of_one_kind_is_one_part() -> None:
+    program = build_program(Detector(raw_rows).eval(), IMAGES, "w8a8")
+    assert program.outputs[0].parts == ()
+    assert meta.output_parts(program.teacher.graph.output_node()) == {}
+
+
+def test_a_recipe_says_the_parts_itself() -> None:
+    recipe = resolve_recipe("w8a8", settings=["loss=mse", "parts={output=[2, 7]}"])
+    (found,) = build_program(Detector(raw_rows).eval(), IMAGES, recipe).outputs
+    assert found.parts == (2, 7)
+
+
+def test_each_part_counts_alike_in_loss_agreement_errors_and_report() -> None:
+    program = build_program(Detector(boxes_above_scores).eval(), IMAGES, "w8a8")
+    teacher = program.teacher(IMAGES).detach()
+    boxes, scores = teacher.split((4, 5), 1)
+    student = torch.cat((boxes * 1.001, scores * 1.2), 1)
+
+    def over_variance(a: Tensor, b: Tensor) -> float:
+        return float((a.double() - b.double()).square().mean() / b.double().var(correction=0))
+
+    of_boxes, of_scores = over_variance(boxes * 1.001, boxes), over_variance(scores * 1.2, scores)
+    loss = distillation_loss(program.recipe)(student, teacher)
+    assert float(loss) == pytest.approx(of_boxes + of_scores, rel=1e-4)
+    agreed = agreement(student, teacher, program.recipe)
+    assert float(agreed) == pytest.approx(1 - (of_boxes + of_scores) / 2, rel=1e-4)
+    (errors,) = relative_errors(student, teacher, {0: (4, 5)})
+    assert errors == pytest.approx([0.001, 0.2], rel=1e-3)
+    sums = Sums(program.outputs[0])
+    for a, b in zip(student.split(2), teacher.split(2), strict=True):
+        sums.add(a, b)
+    assert sums.result().relative_error == pytest.approx(0.2, rel=1e-3)
