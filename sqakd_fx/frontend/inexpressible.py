@@ -56,8 +56,8 @@ def _cond(node: fx.Node, modules: dict[str, Any]) -> str | None:
 
 
 def _batch_norm(node: fx.Node, modules: dict[str, Any]) -> str | None:
-    if not _uses_the_batch(node, modules):
-        return None
+    if not _uses_the_batch(node, modules) or not _reads_an_input(node):
+        return None  # weights that are standardized are constants
     return (
         "the BatchNorm at {where} has no running statistics and normalizes by those of each batch, so that an answer "
         "would depend on the other samples: let it learn them (track_running_stats=True), or use GroupNorm"
@@ -78,6 +78,19 @@ def _lstm(node: fx.Node, modules: dict[str, Any]) -> str | None:
         "the LSTM at {where} projects its hidden state (proj_size), which ONNX's LSTM does not: train one without, or "
         "write the recurrence with LSTMCell and Linear"
     )
+
+
+def _reads_an_input(node: fx.Node) -> bool:
+    """Whether an input of the model is among what a value is computed from."""
+    left, seen = [node], {node}
+    while left:
+        one = left.pop()
+        if one.op == "placeholder":
+            return True
+        new = [source for source in one.all_input_nodes if source not in seen]
+        seen.update(new)
+        left += new
+    return False
 
 
 def _uses_the_batch(node: fx.Node, modules: dict[str, Any]) -> bool:
