@@ -26,13 +26,14 @@ from sqakd_fx.quant.quantizer import quantizers_of
 from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.stages import calibrate
 
+_NEAREST = {"rounding": "nearest", "weight_range": "reduced"}
 STARTS: dict[str, dict[str, Any]] = {
-    "mse, biases as they are": {"initialization": "mse", "bias_correction": False},
-    "output": {"initialization": "output", "bias_correction": False},
-    "mse, biases corrected": {"initialization": "mse", "bias_correction": True},
-    "output, biases corrected (W8A8)": {},
-    "output, rounding compensated, biases corrected": {"rounding": "compensated"},
+    "mse, biases as they are": {**_NEAREST, "initialization": "mse", "bias_correction": False},
+    "output, biases corrected": _NEAREST,
+    "weights in pairs": {"rounding": "nearest"},
+    "rounding compensated (W8A8)": {},
 }
+"""Each but the first has what the one in front of it has."""
 _CALIBRATED, _HELD_OUT = 8, 4
 """Batches."""
 
