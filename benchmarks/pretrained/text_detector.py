@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import numpy as np
+import onnx
 from inputs import DOCSTRINGS, PHOTOGRAPHS, batches, crops, docstrings, package_file, pixels
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -23,7 +24,17 @@ def model() -> nn.Module:
     from onnx2torch import convert
 
     path = package_file("rapidocr_onnxruntime", "models", "ch_PP-OCRv4_det_infer.onnx")
-    return convert(str(path)).eval()  # type: ignore[no-any-return]
+    return convert(with_initializers(onnx.load(path))).eval()  # type: ignore[no-any-return]
+
+
+def with_initializers(file: onnx.ModelProto) -> onnx.ModelProto:
+    """The file with its Constant nodes as initializers: onnx2torch looks for weights there alone."""
+    for node in [one for one in file.graph.node if one.op_type == "Constant"]:
+        (value,) = (one.t for one in node.attribute if one.name == "value")
+        value.name = node.output[0]
+        file.graph.initializer.append(value)
+        file.graph.node.remove(node)
+    return file
 
 
 def pages(count: int, held_out: bool) -> Tensor:

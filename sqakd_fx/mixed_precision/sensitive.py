@@ -31,6 +31,7 @@ from sqakd_fx.recipe.keys import Override, Recipe
 _SAMPLES = 8
 _MOVES = (Kind.TRANSPARENT, Kind.JOINT, Kind.NOISE)
 _LEAST_SHARE = 0.25
+_NAMES_TOLD = 8
 _VALUES = 0.03
 _SCORES = 0.06
 _OTHERS = 0.12
@@ -106,20 +107,25 @@ class Relief:
         return (
             f"8-bit {' and '.join(causes)} cost output {outputs[worst].name} {before:.1%}, "
             f"its tolerance is {wanted:.0%}: {' and '.join(done)}, which leaves {after:.1%}: "
-            + ", ".join([*self.layers, *self.weights])
+            + _first_of([*self.layers, *self.weights])
         )
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_TOLD
+    return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def tolerances_of(recipe: Recipe, outputs: Sequence[OutputKind]) -> tuple[float, ...]:
     """By output, the relative error that 8-bit activations may cost it.
 
     `auto` asks most of values, which are used as they are, and more of class scores, the largest of which decides, than
-    of probabilities and embeddings.
+    of probabilities and embeddings. Boxes beside scores count as probabilities: most scores are near zero.
     """
     if recipe.tolerance != "auto":
         return (recipe.tolerance,) * len(outputs)
     known = {"values": _VALUES, "scores": _SCORES, "classes": _SCORES}
-    return tuple(known.get(one.nature, _OTHERS) for one in outputs)
+    return tuple(_OTHERS if one.parts else known.get(one.nature, _OTHERS) for one in outputs)
 
 
 @torch.no_grad()

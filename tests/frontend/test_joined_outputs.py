@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.outputs import relative_errors
+from sqakd_fx.mixed_precision.sensitive import tolerances_of
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.against_float import Sums
@@ -62,6 +63,11 @@ def test_boxes_beside_scores_are_values_of_two_parts(
     assert "it joins values and probabilities, 4 and 5 wide" in found.sentence
     for graph_module in (program.teacher, program.student):
         assert meta.output_parts(graph_module.graph.output_node()) == {0: (4, 5)}
+
+
+def test_boxes_beside_scores_have_the_tolerance_of_probabilities() -> None:
+    outputs = build_program(Detector(boxes_above_scores).eval(), IMAGES, "w8a8").outputs
+    assert tolerances_of(resolve_recipe("w8a8"), outputs) == (0.12,)
 
 
 def test_what_joins_values_of_one_kind_is_one_part() -> None:

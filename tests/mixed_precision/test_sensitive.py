@@ -14,6 +14,7 @@ from sqakd_fx import quantize, stages
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.ir.outputs import relative_errors
 from sqakd_fx.mixed_precision.sensitive import (
+    Relief,
     SensitiveTensor,
     choose,
     measure_tensors,
@@ -101,6 +102,15 @@ def test_within_the_tolerance_nothing_changes() -> None:
     relief = choose(measure_tensors(program.student, [(ROWS,)]), [0.12], 0.5, 10**9)
     assert relief.chosen == ()
     assert relief.after == relief.before
+
+
+def test_of_many_layers_in_float_a_run_names_the_first() -> None:
+    layers = {f"layer{k}": 0.1 for k in range(11)}
+    relief = Relief((), (), layers, {}, (0.5,), (0.02,), (0.03,), 0.4)
+    program = calibrated(Outlier(size=0.0), resolve_recipe("w8a8"))
+    sentence = relief.sentence(program.outputs)
+    assert "11 layers and sums read theirs in float (40% of" in sentence
+    assert sentence.endswith("layer6, layer7 and 3 more")
 
 
 def test_no_more_work_leaves_the_integers_than_the_recipe_allows(model: nn.Module) -> None:
