@@ -120,12 +120,12 @@ def tolerances_of(recipe: Recipe, outputs: Sequence[OutputKind]) -> tuple[float,
     """By output, the relative error that 8-bit activations may cost it.
 
     `auto` asks most of values, which are used as they are, and more of class scores, the largest of which decides, than
-    of probabilities and embeddings. Boxes beside scores count as probabilities: most scores are near zero.
+    of probabilities and embeddings.
     """
     if recipe.tolerance != "auto":
         return (recipe.tolerance,) * len(outputs)
     known = {"values": _VALUES, "scores": _SCORES, "classes": _SCORES}
-    return tuple(_OTHERS if one.parts else known.get(one.nature, _OTHERS) for one in outputs)
+    return tuple(known.get(one.nature, _OTHERS) for one in outputs)
 
 
 @torch.no_grad()

@@ -65,9 +65,9 @@ def test_boxes_beside_scores_are_values_of_two_parts(
         assert meta.output_parts(graph_module.graph.output_node()) == {0: (4, 5)}
 
 
-def test_boxes_beside_scores_have_the_tolerance_of_probabilities() -> None:
+def test_boxes_beside_scores_have_the_tolerance_of_values() -> None:
     outputs = build_program(Detector(boxes_above_scores).eval(), IMAGES, "w8a8").outputs
-    assert tolerances_of(resolve_recipe("w8a8"), outputs) == (0.12,)
+    assert tolerances_of(resolve_recipe("w8a8"), outputs) == (0.03,)
 
 
 def test_what_joins_values_of_one_kind_is_one_part() -> None:

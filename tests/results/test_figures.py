@@ -13,6 +13,8 @@ from sqakd_fx.results.figures import (
     speed,
 )
 
+VALUES = OUTPUT | {"agreement": None}
+
 
 def test_size_and_speed_are_beside_those_of_the_float_model() -> None:
     assert file_size(REPORT) == "127 KiB, 3.5 times smaller than float (439 KiB)"
@@ -43,6 +45,8 @@ def test_accuracy_is_on_labels_where_there_are_some_and_beside_float_everywhere(
         ({"accuracy": {"float": 93.2, "student": 92.0, "onnx": 92.0}}, True),
         ({"accuracy": None}, False),
         ({"accuracy": None, "outputs": [OUTPUT | {"agreement": 0.9}]}, True),
+        ({"accuracy": None, "outputs": [VALUES]}, False),
+        ({"accuracy": None, "outputs": [OUTPUT, VALUES | {"relative_error": 0.2}]}, True),
     ],
 )
 def test_a_loss_that_matters_is_told(changes: dict[str, object], lost: bool) -> None:
