@@ -40,10 +40,10 @@ def _joined(node: fx.Node, modules: Modules) -> tuple[int, tuple[int, ...]]:
         inner = {_joined(one, modules) for one in sources}
         found = inner.pop() if len(inner) == 1 else nothing
         return found if found[0] != axis else nothing
-    source = node.args[0] if node.args else None
-    if op.kind in (Kind.TRANSPARENT, Kind.NOISE) and isinstance(source, fx.Node):
-        ours, theirs = shape_of(node), shape_of(source)
-        axis, inner_sizes = _joined(source, modules)
+    moved = node.args[0] if node.args else None
+    if op.kind in (Kind.TRANSPARENT, Kind.NOISE) and isinstance(moved, fx.Node):
+        ours, theirs = shape_of(node), shape_of(moved)
+        axis, inner_sizes = _joined(moved, modules)
         kept = ours is not None and theirs is not None and inner_sizes
         if kept and (ours == theirs or _keeps_the_last_axis(op, axis, ours, theirs)):
             return axis, inner_sizes
@@ -62,8 +62,8 @@ def _keeps_the_last_axis(
 
 def _axis_of(node: fx.Node) -> int:
     said = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    count = len(shape_of(node) or ())
-    return said - count if isinstance(said, int) and said >= 0 else int(said)  # type: ignore[call-overload]
+    axis = said if isinstance(said, int) else 0
+    return axis - len(shape_of(node) or ()) if axis >= 0 else axis
 
 
 def _nature(node: fx.Node, modules: Modules) -> str:

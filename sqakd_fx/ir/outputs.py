@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -34,7 +35,7 @@ def largest_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 def separated(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """The unlike parts of a tensor, along the first axis behind the batch that has their sum; else the tensor."""
     axes = [axis for axis in range(1, x.ndim) if x.shape[axis] == sum(sizes)]
-    return list(x.split(list(sizes), axes[0])) if sizes and axes else [x]
+    return list(torch.split(x, list(sizes), axes[0])) if sizes and axes else [x]
 
 
 def relative_errors(got: Any, wanted: Any, parts: Mapping[int, Sequence[int]]) -> list[list[float]]:

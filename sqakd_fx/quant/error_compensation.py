@@ -62,13 +62,17 @@ def _ordered(moment: Tensor, order: Tensor) -> Tensor:
 def _upper_factor(moment: Tensor) -> Tensor:
     """U of H⁻¹ = Uᵀ U, with H's diagonal raised; float32 of shape (groups, K, K).
 
-    With H = R Rᵀ, R upper triangular, U is R⁻¹. The raised diagonal bounds the condition by 100 K: float32 holds it.
+    With H = R Rᵀ, R upper triangular, U is R⁻¹. The raised diagonal bounds the condition by 100 K, which float32 holds
+    but for rare H.
     """
     diagonal = moment.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(dim=1, keepdim=True)
     raised = torch.where(mean > 0, _DAMPING * mean, 1.0).expand_as(diagonal)
     turned = (moment + torch.diag_embed(raised)).flip(1, 2)
-    return _inverse_of_upper(torch.linalg.cholesky(turned).flip(1, 2))
+    lower, failed = torch.linalg.cholesky_ex(turned)
+    if bool(failed.any()):
+        lower = torch.linalg.cholesky(turned.double()).float()
+    return _inverse_of_upper(lower.flip(1, 2))
 
 
 def _inverse_of_upper(upper: Tensor) -> Tensor:
@@ -76,7 +80,8 @@ def _inverse_of_upper(upper: Tensor) -> Tensor:
     size = upper.shape[-1]
     if size <= _BLOCK:
         identity = torch.eye(size, dtype=upper.dtype, device=upper.device).expand_as(upper)
-        return torch.linalg.solve_triangular(upper, identity, upper=True)
+        small: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+        return small
     half = size // 2
     first = _inverse_of_upper(upper[:, :half, :half])
     last = _inverse_of_upper(upper[:, half:, half:])
