@@ -13,6 +13,7 @@ import torch
 from awkward_models import AWKWARD
 from common_models import MODELS
 from conftest import EXAMPLE, ResidualNet, with_lively_batch_norm
+from emulated import EMULATOR, emulated_outputs
 from torch import nn
 
 from sqakd_fx.exporters.profiles import write_profile
@@ -69,17 +70,24 @@ NETWORKS = {
 }
 
 
+def feeds(path: Path, inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
+    """Inputs by their names in the file."""
+    return {i.name: x.numpy() for i, x in zip(session(path).get_inputs(), inputs, strict=True)}
+
+
 def outputs(path: Path, inputs: tuple[Any, ...], exact_products: bool) -> list[np.ndarray]:
-    running = session(path, exact_products=exact_products)
-    feeds = {i.name: x.numpy() for i, x in zip(running.get_inputs(), inputs, strict=True)}
-    return running.run(None, feeds)
+    return session(path, exact_products=exact_products).run(None, feeds(path, inputs))
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One file: whether both sessions give the same bits, and what the static proof finds."""
+    """One file: whether both sessions give the same bits, and what the static proof finds.
+
+    `emulated` says the same of the first session on an emulated processor without VNNI; None without an emulator.
+    """
 
     are_equal: bool
+    emulated: bool | None
     overflows: bool
     largest_weights: int
     largest: int
@@ -105,8 +113,13 @@ def compared(name: str, bits: str, profile: str, folder: Path) -> Compared:
     plain, exact = (outputs(path, example, one) for one in (False, True))
     found = pair_sums(path)
     assert found
+    emulated = None
+    if EMULATOR is not None:
+        ran = emulated_outputs(path, feeds(path, example))
+        emulated = all(map(np.array_equal, ran, exact))
     return Compared(
         all(np.array_equal(a, b) for a, b in zip(plain, exact, strict=True)),
+        emulated,
         any(pair.overflows for pair in found),
         max(pair.weights for pair in found),
         max(pair.largest for pair in found),
