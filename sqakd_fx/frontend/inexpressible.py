@@ -11,6 +11,7 @@ from torch import fx
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import TraceError
 from sqakd_fx.ir.op_names import op_name
+from sqakd_fx.ir.size_queries import depends_on_input
 
 _TRAINING = 5
 """Position of `training` in the arguments of batch_norm, as a function and as an overload."""
@@ -56,7 +57,7 @@ def _cond(node: fx.Node, modules: dict[str, Any]) -> str | None:
 
 
 def _batch_norm(node: fx.Node, modules: dict[str, Any]) -> str | None:
-    if not _uses_the_batch(node, modules) or not _reads_an_input(node):
+    if not _uses_the_batch(node, modules) or not depends_on_input(node):
         return None  # weights that are standardized are constants
     return (
         "the BatchNorm at {where} has no running statistics and normalizes by those of each batch, so that an answer "
@@ -78,19 +79,6 @@ def _lstm(node: fx.Node, modules: dict[str, Any]) -> str | None:
         "the LSTM at {where} projects its hidden state (proj_size), which ONNX's LSTM does not: train one without, or "
         "write the recurrence with LSTMCell and Linear"
     )
-
-
-def _reads_an_input(node: fx.Node) -> bool:
-    """Whether an input of the model is among what a value is computed from."""
-    left, seen = [node], {node}
-    while left:
-        one = left.pop()
-        if one.op == "placeholder":
-            return True
-        new = [source for source in one.all_input_nodes if source not in seen]
-        seen.update(new)
-        left += new
-    return False
 
 
 def _uses_the_batch(node: fx.Node, modules: dict[str, Any]) -> bool:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten_with_path
 
-from sqakd_fx.frontend.joined_outputs import unlike_parts
+from sqakd_fx.frontend.joined_outputs import Parts, unlike_parts
 from sqakd_fx.frontend.output_names import output_key
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, Nature, Op, op_of
-from sqakd_fx.ir.outputs import class_axis
+from sqakd_fx.ir.outputs import class_axis, parts_axis
 from sqakd_fx.recipe.keys import LossKind, Recipe, setting_of
 
 _LOSSES: Mapping[Nature, LossKind] = {
@@ -142,6 +142,7 @@ def decide_outputs(
         id(v): n for n, v in running.env.items() if isinstance(v, Tensor) and n.op != "output"
     }
     modules = dict(graph_module.named_modules())
+    joined = unlike_parts(graph_module.graph, modules)
     given = {id(value): answers[index] for _, index, value in outputs} if answers else {}
     labelled = _labelled([value for _, _, value in outputs], labels, given)
     names = dict(enumerate(meta.output_names(graph_module.graph.output_node())))
@@ -157,7 +158,7 @@ def decide_outputs(
             "" if maker is None else meta.module_path(maker),
             tuple(x for x in inputs if x.is_floating_point()),
             labels if value is labelled else None,
-            _parts(makers.get(id(value)), modules, tuple(value.shape)),
+            _parts(joined, makers.get(id(value)), tuple(value.shape)),
         )
         found.append(_told(known, recipe))
     return tuple(_beside_probabilities(found))
@@ -217,6 +218,7 @@ def with_outputs(recipe: Recipe, outputs: Sequence[OutputKind]) -> Recipe:
     loss |= {key: value for key, value in globs.items() if key not in loss}
     axes = {glob.escape(one.key): one.axis for one in outputs if one.axis is not None}
     parts = {glob.escape(one.key): one.parts for one in outputs if one.parts}
+    parts |= {key: value for key, value in (recipe.parts or {}).items() if key not in parts}
     update = {"loss": loss, "class_axis": axes, "parts": parts or None}
     return recipe.model_copy(update=update)
 
@@ -379,11 +381,13 @@ def _is_like(shape: tuple[int, ...], given: tuple[int, ...]) -> bool:
 
 
 def _parts(
-    node: fx.Node | None, modules: Mapping[str, nn.Module], shape: tuple[int, ...]
+    joined: Mapping[fx.Node, Parts], node: fx.Node | None, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Sizes of the unlike parts of an output whose sum one axis behind the batch has."""
-    sizes = () if node is None else unlike_parts(node, modules)
-    return sizes if sum(sizes) in shape[1:] else ()
+    """Sizes of the unlike parts of an output that a node makes, where these tell their axis."""
+    parts = None if node is None else joined.get(node)
+    if parts is None or parts_axis(shape, parts.sizes) != parts.axis % len(shape):
+        return ()
+    return parts.sizes
 
 
 def _maker(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> fx.Node | None:

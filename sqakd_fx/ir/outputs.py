@@ -32,10 +32,16 @@ def largest_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return worst
 
 
+def parts_axis(shape: tuple[int, ...], sizes: Sequence[int]) -> int | None:
+    """The first axis behind the batch that has the sum of the parts' sizes; None for none."""
+    fitting = (axis for axis in range(1, len(shape)) if shape[axis] == sum(sizes))
+    return next(fitting, None) if sizes else None
+
+
 def separated(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """The unlike parts of a tensor, along the first axis behind the batch that has their sum; else the tensor."""
-    axes = [axis for axis in range(1, x.ndim) if x.shape[axis] == sum(sizes)]
-    return list(torch.split(x, list(sizes), axes[0])) if sizes and axes else [x]
+    axis = parts_axis(tuple(x.shape), sizes)
+    return [x] if axis is None else list(torch.split(x, list(sizes), axis))
 
 
 def relative_errors(got: Any, wanted: Any, parts: Mapping[int, Sequence[int]]) -> list[list[float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sqakd_fx.errors import PassError, SqakdError, short
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
@@ -136,7 +137,8 @@ def run_passes(
                 outputs = tensors_of(probe(graph_module)) if result.changed else was
             difference = largest_difference(was, outputs)
             if not difference <= _LARGEST_DIFFERENCE:
-                note = _explained_by_rounding(one, difference, graph_module, probe)
+                rounding = _rounding(graph_module, outputs, probe)
+                note = _explained_by_rounding(one, difference, rounding, graph_module)
                 result = replace(result, notes=(*result.notes, note))
         new = set(graph_module.graph.nodes)
         added, removed = len(new - old), len(old - new)
@@ -160,15 +162,14 @@ def _run(one: Pass, graph_module: fx.GraphModule) -> PassResult:
 
 
 def _explained_by_rounding(
-    one: Pass, difference: float, graph_module: fx.GraphModule, probe: Callable[[Any], Any]
+    one: Pass, difference: float, rounding: float, graph_module: fx.GraphModule
 ) -> Note:
     """What a model amplifies rounding by, where that is why a pass changes what it computes.
 
     Raises:
         PassError: the change is larger than that.
     """
-    rounding = _rounding(graph_module, probe)
-    if difference <= _OF_ROUNDING * rounding:
+    if difference < math.inf and difference <= _OF_ROUNDING * rounding:
         said = f"float32 and float64 give outputs that differ by {rounding:.1g}: small changes grow in this model"
         return Note(graph_module.graph.output_node().name, said)
     raise PassError(
@@ -176,15 +177,17 @@ def _explained_by_rounding(
     )
 
 
-def _rounding(graph_module: fx.GraphModule, probe: Callable[[Any], Any]) -> float:
-    """How far the outputs in float32 are from those in float64; 0 where the graph does not run there."""
-    exact = copy.deepcopy(graph_module).double()
-
-    def run(*inputs: Any) -> Any:
-        return exact(*(x.double() if x.is_floating_point() else x for x in inputs))
-
+def _rounding(
+    graph_module: fx.GraphModule, outputs: Sequence[Tensor], probe: Callable[[Any], Any]
+) -> float:
+    """How far its outputs are from those in float64; 0 where the graph does not run there."""
     try:
-        return largest_difference(tensors_of(probe(graph_module)), tensors_of(probe(run)))
+        exact = copy.deepcopy(graph_module).double()
+
+        def run(*inputs: Any) -> Any:
+            return exact(*(x.double() if x.is_floating_point() else x for x in inputs))
+
+        return largest_difference(outputs, tensors_of(probe(run)))
     except Exception:
         return 0.0
 

@@ -42,3 +42,16 @@ def asks_for_size(node: fx.Node) -> bool:
     return node.target in _SIZE_FUNCTIONS or (
         node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES
     )
+
+
+def depends_on_input(node: fx.Node) -> bool:
+    """True where values of an input, not only its size, reach the node."""
+    pending, seen = [node], {node}
+    while pending:
+        one = pending.pop()
+        if one.op == "placeholder":
+            return True
+        sources = [] if asks_for_size(one) else one.all_input_nodes
+        pending += [source for source in sources if source not in seen]
+        seen.update(sources)
+    return False

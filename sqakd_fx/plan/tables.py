@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from sqakd_fx.ir.op_table import Op
 from sqakd_fx.ir.rewriting import constant_of, get_attribute
-from sqakd_fx.ir.size_queries import asks_for_size
+from sqakd_fx.ir.size_queries import depends_on_input
 
 _ARGUMENTS = ("input", "weight", "padding_idx", "max_norm")
 
@@ -22,7 +22,7 @@ def table_target(
     (positions), the rows are constants of the file.
     """
     op = ops.get(node)
-    if op is None or not op.looks_up or not _depends_on_input(looked_up(node)):
+    if op is None or not op.looks_up or not depends_on_input(looked_up(node)):
         return None
     if node.op == "call_module":
         module = get_attribute(graph_module, str(node.target))
@@ -35,19 +35,6 @@ def table_target(
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
     return str(weight.target) if constant_of(graph_module, weight) is not None else None
-
-
-def _depends_on_input(node: fx.Node) -> bool:
-    """True where values of an input, not only its size, reach the node."""
-    pending, seen = [node], {node}
-    while pending:
-        one = pending.pop()
-        if one.op == "placeholder":
-            return True
-        sources = [] if asks_for_size(one) else one.all_input_nodes
-        pending += [source for source in sources if source not in seen]
-        seen.update(sources)
-    return False
 
 
 def looked_up(node: fx.Node) -> fx.Node:

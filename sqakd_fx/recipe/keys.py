@@ -250,7 +250,7 @@ class Recipe(BaseModel):
         None,
         description="axis of the classes, for all outputs or by name; by what each output is where absent",
     )
-    parts: dict[str, tuple[int, ...]] | None = Field(
+    parts: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] | None = Field(
         None,
         description="by output the sizes of unlike parts that it joins, as boxes and scores: each counts alike in mse; "
         "by what joins them where absent",

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sqakd_fx.engine.distributed import is_distributed, variance_of_all
 from sqakd_fx.errors import RecipeError, TrainingError
 from sqakd_fx.frontend.output_kinds import named_outputs
-from sqakd_fx.ir.outputs import class_axis, separated, tensors_of
+from sqakd_fx.ir.outputs import class_axis, parts_axis, separated, tensors_of
 from sqakd_fx.recipe.keys import Recipe, setting_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -121,7 +121,7 @@ def check_output_settings(recipe: Recipe, output: Any, names: Sequence[str] = ()
     found = named_outputs(output)
     keys = [key for key, _ in found]
     names = names or keys
-    for key in ("loss", "class_axis"):
+    for key in ("loss", "class_axis", "parts"):
         value = getattr(recipe, key)
         for glob in value if isinstance(value, Mapping) else ():
             if not any(fnmatchcase(name, glob) for name in (*names, *keys)):
@@ -129,6 +129,13 @@ def check_output_settings(recipe: Recipe, output: Any, names: Sequence[str] = ()
                     f"the recipe's {key} names an output {glob!r} that the model has not: "
                     f"its outputs are {', '.join(names)}"
                 )
+    for name, x in found:
+        sizes = parts_of(recipe, name)
+        if sizes and parts_axis(tuple(x.shape), sizes) is None:
+            raise RecipeError(
+                f"the recipe's parts of output {name!r} add up to {sum(sizes)}, and no axis of its shape "
+                f"{tuple(x.shape)} behind the batch has that size: give sizes that add up to one"
+            )
     if all(output_loss(recipe, tuple(x.shape), name) is None for name, x in found):
         raise RecipeError(_nothing_to_train_on(tensors_of(output)))
 

@@ -8,14 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sqakd_fx.errors import RecipeError
+from sqakd_fx.frontend.joined_outputs import Parts, unlike_parts
+from sqakd_fx.frontend.trace import trace
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.outputs import relative_errors
+from sqakd_fx.ir.pass_manager import run_passes
 from sqakd_fx.mixed_precision.sensitive import tolerances_of
+from sqakd_fx.passes.propagate_shapes import PropagateShapes
 from sqakd_fx.program import build_program
 from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.against_float import Sums
 from sqakd_fx.training.held_out import agreement
-from sqakd_fx.training.losses import distillation_loss
+from sqakd_fx.training.losses import check_output_settings, distillation_loss
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -102,3 +107,40 @@ def test_each_part_counts_alike_in_loss_agreement_errors_and_report() -> None:
     for a, b in zip(student.split(2), teacher.split(2), strict=True):
         sums.add(a, b)
     assert sums.result().relative_error == pytest.approx(0.2, rel=1e-3)
+
+
+class Growing(nn.Module):
+    """Joins its own output to itself many times, as a loop that decodes does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.sigmoid()
+        for _ in range(600):
+            rows = torch.cat((rows, rows[:, :, -1:] * 0.5), 2)[:, :, 1:]
+        return rows
+
+
+def test_a_long_chain_of_joins_is_followed_without_recursion() -> None:
+    x = torch.randn(2, 3, 4)
+    graph_module = run_passes(
+        trace(Growing(), x).graph_module, [PropagateShapes((x,))]
+    ).graph_module
+    found = unlike_parts(graph_module.graph, dict(graph_module.named_modules()))
+    (last,) = graph_module.graph.output_node().all_input_nodes
+    assert last not in found
+    assert Parts(-1, (4, 1)) in found.values()
+
+
+@pytest.mark.parametrize(("parts", "said"), [([4, 7], "add up to 11"), ([9, 1], "add up to 10")])
+def test_parts_that_fit_no_axis_are_refused(parts: list[int], said: str) -> None:
+    recipe = resolve_recipe("w8a8", settings=["loss=mse", f"parts={{output={parts}}}"])
+    with pytest.raises(RecipeError, match=said):
+        check_output_settings(recipe, torch.zeros(2, 9, 5))
+
+
+def test_parts_of_an_axis_that_the_sizes_do_not_tell_are_left_out() -> None:
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat((x[:, :, :4].relu(), x[:, :, 4:].sigmoid()), 2)
+
+    (found,) = build_program(Square().eval(), torch.randn(2, 9, 9), "w8a8").outputs
+    assert found.parts == ()
