@@ -1,24 +1,30 @@
 """Networks as `pt2e` programs, lowered to ExecuTorch's XNNPACK backend and run on the CPU: one table.
 
-    pip install executorch
+    pip install executorch transformers
     python benchmarks/on_executorch.py [--bits w8a8 w4a4] [--networks NAME ...]
 
 Each network is calibrated, not trained. What ExecuTorch computes stands beside the integer program, and beside the
-same torch.export program in PyTorch.
+same torch.export program in PyTorch. Milliseconds are the median of seven calls; × is against the float model, lowered
+to XNNPACK as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import statistics
 import sys
 import tempfile
+import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from plain import NETWORKS as LARGE
+from plain import settled
+from torch import Tensor, nn
 
 from sqakd_fx.errors import SqakdError
 from sqakd_fx.program import build_program, lower
@@ -26,7 +32,17 @@ from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.results.export import export
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from default_sessions import NETWORKS
+from default_sessions import NETWORKS as SMALL
+
+
+def _large(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return settled(name, LARGE[name].inputs(8)), (LARGE[name].inputs(1),)
+
+
+NETWORKS = SMALL | {
+    name: functools.partial(_large, name)
+    for name in ("resnet18", "mobilenet_v2", "vit_tiny", "minilm")
+}
 
 HEAD = (
     "network",
@@ -36,7 +52,10 @@ HEAD = (
     "error to the integer program",
     "same predictions",
     "error in PyTorch",
+    "KiB",
+    "ms, × float",
 )
+CALLS = 7
 
 
 def lowered_to_xnnpack(program: torch.export.ExportedProgram) -> tuple[Any, Counter[str]]:
@@ -61,6 +80,28 @@ def error(got: Tensor, wanted: Tensor) -> float:
     return float((got.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-12))
 
 
+def milliseconds(method: Any, example: list[Tensor]) -> float:
+    """Of a call; the first is not counted."""
+    took = []
+    for _ in range(CALLS + 1):
+        start = time.perf_counter()
+        method.execute(example)
+        took.append(time.perf_counter() - start)
+    return 1000 * statistics.median(took[1:])
+
+
+def float_milliseconds(model: nn.Module, example: list[Tensor]) -> float | None:
+    """Of the float model in XNNPACK; None where ExecuTorch refuses it."""
+    from executorch.runtime import Runtime
+
+    try:
+        made, _ = lowered_to_xnnpack(torch.export.export(model, tuple(example)))
+        method = Runtime.get().load_program(made.buffer).load_method("forward")
+        return milliseconds(method, example)
+    except Exception:
+        return None
+
+
 def row(name: str, bits: str, folder: Path) -> list[str]:
     """What ExecuTorch makes of one network."""
     from executorch.runtime import Runtime
@@ -74,24 +115,26 @@ def row(name: str, bits: str, folder: Path) -> list[str]:
         lowered = lower(program.student).graph_module
         path = export(program, lowered, folder / "model.pt2", target="executorch").path
     except SqakdError as refused:
-        return [name, bits, f"not written: {refused}", "", "", "", ""]
+        return [name, bits, f"not written: {refused}", *[""] * (len(HEAD) - 3)]
     loaded = torch.export.load(path)
     try:
         made, kernels = lowered_to_xnnpack(torch.export.export(loaded.module(), example))
         method = Runtime.get().load_program(made.buffer).load_method("forward")
-        found = method.execute([x.contiguous() for x in example])
+        given = [x.contiguous() for x in example]
+        found = method.execute(given)
     except Exception as refused:
         return [
             name,
             bits,
             f"ExecuTorch refuses it: {' '.join(str(refused).split())[:120]}",
-            *[""] * 4,
+            *[""] * (len(HEAD) - 3),
         ]
     with torch.no_grad():
         wanted = torch.utils._pytree.tree_leaves(lowered(*example))
         in_torch = torch.utils._pytree.tree_leaves(loaded.module()(*example))
     pairs = list(zip(found, wanted, strict=True))
     same = [float((a.argmax(-1) == b.argmax(-1)).float().mean()) for a, b in pairs]
+    took, in_float = milliseconds(method, given), float_milliseconds(model, given)
     left = ", ".join(f"{k} {n}" for k, n in kernels.items() if k != "delegate")
     return [
         name,
@@ -101,6 +144,8 @@ def row(name: str, bits: str, folder: Path) -> list[str]:
         f"{max(error(a, b) for a, b in pairs):.2e}",
         f"{min(same):.2%}",
         f"{max(error(a, b) for a, b in zip(in_torch, wanted, strict=True)):.2e}",
+        f"{len(made.buffer) / 1024:.0f}",
+        f"{took:.2f}, {f'{took / in_float:.2f}' if in_float else '–'}",
     ]
 
 

@@ -73,9 +73,22 @@ def decomposed(lowered: fx.GraphModule, example: Sequence[Any]) -> fx.GraphModul
     for node in lowered.graph.nodes:
         build.take(node)
     made.graph.eliminate_dead_code()
+    _give_each_reader_its_own_dequantize(made.graph)
     drop_unused(made)
+    for stored in (*made.parameters(), *made.buffers()):  # XNNPACK refuses channels last
+        stored.data = stored.data.contiguous()
     made.recompile()
     return made
+
+
+def _give_each_reader_its_own_dequantize(graph: fx.Graph) -> None:
+    """As PyTorch's own export quantization does: a backend takes a layer with what dequantizes its inputs."""
+    for target in (_Q.dequantize_per_tensor.default, _Q.dequantize_per_channel.default):
+        for node in graph.find_nodes(op="call_function", target=target):
+            for reader in list(node.users)[1:]:
+                with graph.inserting_after(node):
+                    own = graph.node_copy(node)
+                reader.replace_input_with(node, own)
 
 
 def _ranks(lowered: fx.GraphModule, example: Sequence[Any]) -> dict[fx.Node, int]:
@@ -205,6 +218,11 @@ class _Builder:
         numbers = (scales, points, axis, _LEAST, _MOST, torch.int8)
         return self.call(_Q.dequantize_per_channel.default, stored, *numbers)
 
+    def float_weight(self, codes: fx.Node, scale: fx.Node) -> fx.Node:
+        """What the codes of a weight stand for; a scale for each index of the first axis, or one."""
+        each = self.tensor(scale).reshape(-1, *[1] * (self.tensor(codes).ndim - 1))
+        return self.constant(f"{codes.target}_float", self.tensor(codes).float() * each)
+
     def bias(self, bias: Any, scale: fx.Node) -> fx.Node | None:
         if bias is None:
             return None
@@ -223,13 +241,8 @@ def _arguments(node: fx.Node) -> list[Any]:
 
 
 def _quantize(build: _Builder, node: fx.Node) -> _Value:
-    """Of what is on a grid already by a pair of its own: XNNPACK gives wrong sums where a layer reads that pair too."""
     x, scale, zero_point, qmin, qmax = _arguments(node)
-    given = build.values[x].node
-    if isinstance(given, fx.Node) and given.target is _Q.dequantize_per_tensor.default:
-        codes = build.call(_Q.quantize_per_tensor.default, given, *given.args[1:])
-        given = build.call(given.target, codes, *given.args[1:])
-    return build.on_grid(given, build.grid(scale, zero_point, qmin, qmax), node.name)
+    return build.on_grid(build.values[x].node, build.grid(scale, zero_point, qmin, qmax), node.name)
 
 
 def _dequantize(build: _Builder, node: fx.Node) -> _Value:
@@ -255,7 +268,7 @@ def _conv(build: _Builder, node: fx.Node) -> _Value:
     axes = build.tensor(weight).ndim - 2
     starts, ends = sides(padding, axes)
     function = (torch.ops.aten.conv1d, torch.ops.aten.conv2d, torch.ops.aten.conv3d)[axes - 1]
-    layer = build.weight(weight, weight_scale, 0)
+    layer = _layer_weight(build, node, weight, weight_scale)
     read = build.read(x, scale, zero_point)
     if starts != ends:  # torch's convolutions pad both sides alike
         padded = build.call(F.pad, read, both_ends(starts, ends))
@@ -265,9 +278,20 @@ def _conv(build: _Builder, node: fx.Node) -> _Value:
     return _Value(build.call(function.default, read, layer, build.bias(bias, unit), *how))
 
 
+def _layer_weight(build: _Builder, layer: fx.Node, codes: fx.Node, scale: fx.Node) -> fx.Node:
+    """INT8 where the layer's sums are rounded again, else the floats that the codes stand for.
+
+    XNNPACK has no integer kernel for sums that stay in float. It is wrong about such a convolution with INT8 weights,
+    and leaves such a linear layer to a kernel that takes 40 times as long.
+    """
+    if all(user.target is torch.ops.sqakd_fx.requantize.default for user in layer.users):
+        return build.weight(codes, scale, 0)
+    return build.float_weight(codes, scale)
+
+
 def _linear(build: _Builder, node: fx.Node) -> _Value:
     x, scale, zero_point, weight, weight_scale, unit, bias = _arguments(node)
-    layer = build.weight(weight, weight_scale, 0)
+    layer = _layer_weight(build, node, weight, weight_scale)
     read = build.read(x, scale, zero_point)
     return _Value(build.call(torch.ops.aten.linear.default, read, layer, build.bias(bias, unit)))
 
@@ -300,9 +324,13 @@ def _dequantize_weight(build: _Builder, node: fx.Node) -> _Value:
 
 
 def _look_up(build: _Builder, node: fx.Node) -> _Value:
+    """Rows of codes, then what they stand for: a backend dequantizes a whole table at every call."""
     indices, codes, scale = _arguments(node)
     rows = build.values[indices].node
-    return _Value(build.call(F.embedding, rows, build.weight(codes, scale, 0)))
+    found = build.call(F.embedding, rows, build.values[codes].node)
+    real = build.made.graph.call_method("to", (found, torch.float32))
+    scales = build.constant(f"{codes.target}_row_scale", build.tensor(scale)[:, None])
+    return _Value(build.call(torch.mul, real, build.call(F.embedding, rows, scales)))
 
 
 def _global_average_pool(build: _Builder, node: fx.Node) -> _Value:

@@ -18,6 +18,18 @@ from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+DEQUANTIZE = (
+    torch.ops.quantized_decomposed.dequantize_per_tensor.default,
+    torch.ops.quantized_decomposed.dequantize_per_channel.default,
+)
+EMBEDDING = nn.functional.embedding
+
+
+def decomposed_of(model: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
+    program = build_program(model, inputs, "w8a8")
+    example = program.traced.call.flatten(inputs, {})
+    calibrate(program.student, [example], method="minmax")
+    return decomposed(lower(program.student).graph_module, example)
 
 
 class Recorded(fx.Interpreter):
@@ -85,19 +97,73 @@ def test_codes_below_eight_bits_are_clamped_floats_between_two_pairs(
     assert all(clamp.args[0].target is dequantize for clamp in clamps)
 
 
-def test_a_tensor_that_goes_to_a_second_grid_has_a_pair_of_its_own(
+@pytest.mark.parametrize("name", ["residual", "attention by hand", "cells"])
+def test_every_reader_has_a_dequantize_of_its_own(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = NETWORKS[name]()
+    made = decomposed_of(model.eval(), inputs)
+    found = [node for node in made.graph.nodes if node.target in DEQUANTIZE]
+    assert found
+    assert all(len(node.users) == 1 for node in found)
+    codes = [node.args[0] for node in found]
+    assert len(set(codes)) < len(codes)  # some codes have several readers
+
+
+class FloatBehind(nn.Module):
+    """SiLU is computed in float, so the sums in front of it are not rounded; behind the last ones a ReLU is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.d = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(torch.relu(self.a(torch.relu(x))))
+        x = torch.relu(self.c(nn.functional.silu(x).mean((2, 3))))
+        return self.d(x)
+
+
+def test_only_layers_whose_sums_are_rounded_have_integer_weights() -> None:
+    torch.manual_seed(0)
+    made = decomposed_of(FloatBehind().eval(), (torch.randn(4, 3, 8, 8),))
+    layers = [
+        node
+        for node in made.graph.nodes
+        if node.target in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
+    ]
+    assert len(layers) == 4
+    rounded = [all(user.target is QUANTIZE for user in layer.users) for layer in layers]
+    assert rounded == [layer.args[1].target in DEQUANTIZE for layer in layers]
+    assert True in rounded
+    assert False in rounded
+
+
+def test_rows_of_a_table_are_gathered_as_codes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    ids = torch.randint(50, (4, 6))
+    program = build_program(model.eval(), (ids,), "w8a8")
+    calibrate(program.student, [(ids,)], method="minmax")
+    lowered = lower(program.student).graph_module
+    made = decomposed(lowered, (ids,))
+    tables = [node.args[1] for node in made.graph.find_nodes(op="call_function", target=EMBEDDING)]
+    assert [made.get_buffer(str(table.target)).dtype for table in tables] == [
+        torch.int8,
+        torch.float32,
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(made(ids), lowered(ids), rtol=1e-6, atol=1e-6)
+
+
+def test_what_was_trained_channels_last_is_stored_contiguous(
     residual_net: nn.Module, images: Tensor
 ) -> None:
-    _, job = job_of(residual_net, images, "w4a4")
+    _, job = job_of(residual_net.to(memory_format=torch.channels_last), images, "w8a8")
+    for stored in job.lowered.buffers():
+        if stored.ndim == 4:
+            stored.data = stored.data.contiguous(memory_format=torch.channels_last)
     made = decomposed(job.lowered, job.example)
-    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-    second = [
-        node
-        for node in made.graph.find_nodes(op="call_function", target=dequantize)
-        if any(x.target is QUANTIZE and x.args[1:] != node.args[1:] for x in node.users)
-    ]
-    assert second
-    assert all(len(node.users) == 1 for node in second)
+    assert all(stored.is_contiguous() for stored in made.buffers())
 
 
 class ScaledByAConstant(nn.Module):
