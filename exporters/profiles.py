@@ -20,6 +20,7 @@ from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.encodings import SUFFIX, to_encodings
 from sqakd_fx.exporters.int4_blocks import to_int4_blocks
 from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
+from sqakd_fx.exporters.litert import save_for_litert
 from sqakd_fx.exporters.onnx_program import (
     check_model,
     export_program,
@@ -205,6 +206,13 @@ def _pt2e(job: Export, path: Path) -> Content:
     return (), ("loading it needs `import torch.ao.quantization.fx._decomposed` first",)
 
 
+def _litert(job: Export, path: Path) -> Content:
+    example = _example(job)
+    shapes = dynamic_shapes(example, _batch_axis(job), job.free_axes)
+    save_for_litert(job.lowered, example, path, shapes)
+    return (), ("litert_torch.convert makes a .tflite file of it (docs/targets.md)",)
+
+
 PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {
     "container": ("model.onnx", _container),
     "packed": ("model.packed.onnx", _packed),
@@ -215,6 +223,7 @@ PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {
     "float": ("model.float.onnx", _float),
     "pt2": ("model.pt2", _pt2),
     "pt2e": ("model.pt2e.pt2", _pt2e),
+    "litert": ("model.litert.pt2", _litert),
 }
 """Name to default file name and exporter."""
 

@@ -75,10 +75,20 @@ def decomposed(lowered: fx.GraphModule, example: Sequence[Any]) -> fx.GraphModul
     made.graph.eliminate_dead_code()
     _give_each_reader_its_own_dequantize(made.graph)
     drop_unused(made)
+    _drop_codes_beside_modules(made)
     for stored in (*made.parameters(), *made.buffers()):  # XNNPACK refuses channels last
         stored.data = stored.data.contiguous()
     made.recompile()
     return made
+
+
+def _drop_codes_beside_modules(made: fx.GraphModule) -> None:
+    """Codes and zero points that nothing reads any more, where a module that is called holds them."""
+    read = {str(node.target) for node in made.graph.find_nodes(op="get_attr")}
+    for name, stored in list(made.named_buffers()):
+        if name not in read and stored.dtype in (torch.uint8, torch.int8):
+            owner, _, key = name.rpartition(".")
+            del made.get_submodule(owner)._buffers[key]
 
 
 def _give_each_reader_its_own_dequantize(graph: fx.Graph) -> None:

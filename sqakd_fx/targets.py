@@ -8,7 +8,9 @@ from typing import Literal
 
 TargetName = Literal["onnxruntime", "tensorrt", "openvino"]
 """The targets that a recipe can name; their files are validated in ONNX Runtime."""
-ExportTargetName = Literal["onnxruntime", "tensorrt", "openvino", "executorch", "qnn", "qonnx"]
+ExportTargetName = Literal[
+    "onnxruntime", "tensorrt", "openvino", "executorch", "litert", "qnn", "qonnx"
+]
 """The targets that a result can be exported for: all rows of `TARGETS`."""
 
 
@@ -93,7 +95,18 @@ TARGETS: Mapping[str, Target] = {
         adds_pairs=False,
         rules=(),
         package="executorch",
-        seen="14 of 26 programs, on a CPU with XNNPACK; it refuses the others (`benchmarks/on_executorch.py`)",
+        seen="32 of 38 programs, on a CPU with XNNPACK; it refuses the others (`benchmarks/on_executorch.py`)",
+    ),
+    "litert": Target(
+        title="LiteRT",
+        profile="litert",
+        signed=False,
+        smallest_weights=8,
+        quantized_constants=True,
+        adds_pairs=False,
+        rules=(),
+        package="litert_torch",
+        seen="17 of 20 networks, on a CPU; its converter refuses the others (`benchmarks/on_litert.py`)",
     ),
     "qnn": Target(
         title="Qualcomm QNN",
@@ -118,5 +131,5 @@ TARGETS: Mapping[str, Target] = {
         seen="files of the tests, executed by the qonnx package",
     ),
 }
-"""The rows, by what `--target` calls them. `executorch`, `qnn` and `qonnx` are exported from any result: they
+"""The rows, by what `--target` calls them. `executorch`, `litert`, `qnn` and `qonnx` are exported from any result: they
 need no grids of their own."""

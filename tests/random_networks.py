@@ -292,6 +292,7 @@ def _run_qonnx(path: Path, images: Tensor) -> Tensor:
 
 RUNS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "executorch": _run_program,
+    "litert": _run_program,
     "qnn": _run_encodings,
     "qonnx": _run_qonnx,
 }

@@ -36,7 +36,7 @@ RUN_BY = {
     "docs/integrations.md": ["tests/integrations/test_integration_docs.py"] * 4,
     "docs/library.md": ["tests/test_readme.py"],
     "docs/runtimes.md": ["tests/test_docs.py"] * 2,
-    "docs/targets.md": ["benchmarks/on_executorch.py"],
+    "docs/targets.md": ["benchmarks/on_executorch.py", "benchmarks/on_litert.py"],
     "docs/trainers.md": ["tests/test_trainers.py"] * 5,
     "docs/tutorial.md": ["tests/test_docs.py"],
 }

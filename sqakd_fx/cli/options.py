@@ -13,7 +13,16 @@ from sqakd_fx.targets import ExportTargetName, TargetName
 INPUT, BITS, TRAINING, OUTPUT = "Model and data", "Bits and recipe", "Training", "Output"
 
 ProfileName = Literal[
-    "container", "packed", "typed", "tensorrt", "qonnx", "encodings", "float", "pt2", "pt2e"
+    "container",
+    "packed",
+    "typed",
+    "tensorrt",
+    "qonnx",
+    "encodings",
+    "float",
+    "pt2",
+    "pt2e",
+    "litert",
 ]
 StageName = Literal["traced", "folded", "quantized", "lowered"]
 FormatName = Literal["table", "tree", "code", "dot", "svg", "json"]
@@ -181,7 +190,7 @@ ExportTarget = Annotated[
     ExportTargetName | None,
     typer.Option(
         metavar="RUNTIME",
-        help="Where the file will run: onnxruntime, tensorrt, openvino, executorch, qnn or qonnx (FINN). "
+        help="Where the file will run: onnxruntime, tensorrt, openvino, executorch, litert, qnn or qonnx (FINN). "
         "The recipe's own where none is given.",
         rich_help_panel=OUTPUT,
     ),

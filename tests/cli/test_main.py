@@ -294,7 +294,12 @@ def test_export_for_a_target_writes_its_file_or_says_what_to_train(
 ) -> None:
     assert answer("export", str(result), "--target", "openvino").exit_code == 0
     assert (result / "model.openvino.onnx").exists()
-    for target, file in (("executorch", "model.executorch.pt2"), ("qonnx", "model.qonnx.onnx")):
+    files = {
+        "executorch": "model.executorch.pt2",
+        "litert": "model.litert.pt2",
+        "qonnx": "model.qonnx.onnx",
+    }
+    for target, file in files.items():
         assert answer("export", str(result), "--target", target).exit_code == 0
         assert (result / file).exists()
     refused = answer("export", str(result), "--target", "tensorrt")

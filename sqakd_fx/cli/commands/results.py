@@ -41,7 +41,7 @@ def export(
         typer.Option(
             metavar="FORM",
             help="Form of the file: container (INT8 weights), packed (weights at their own bits), typed, tensorrt, "
-            "qonnx, encodings, float, pt2 or pt2e. The recipe's own where none is given.",
+            "qonnx, encodings, float, pt2, pt2e or litert. The recipe's own where none is given.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
