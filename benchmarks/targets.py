@@ -1,6 +1,6 @@
 """One training of the example, a file for every target, and what checks it: one table.
 
-    pip install openvino executorch qonnx    # each is optional; what is not installed is not run
+    pip install openvino executorch litert-torch qonnx    # each is optional; what is not installed is not run
     python benchmarks/targets.py [--steps 60] [--bits w8a8]
 
 Files are validated on the first 512 test images. The last column is the runtime itself on the first 256, beside the
@@ -108,6 +108,15 @@ def _in_executorch(path: Path, images: Tensor) -> Tensor:
     return torch.as_tensor(found)
 
 
+def _in_litert(path: Path, images: Tensor) -> Tensor:
+    from on_litert import Running, converted
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "model.tflite"
+        converted(path, [images], True).export(str(made))
+        return torch.from_numpy(Running(made)([images])[0])
+
+
 def _with_encodings(path: Path, images: Tensor) -> Tensor:
     import json
 
@@ -142,6 +151,7 @@ def _in_qonnx(path: Path, images: Tensor) -> Tensor:
 
 _RUNS: Mapping[str, tuple[Callable[[Path, Tensor], Tensor], str]] = {
     "executorch": (_in_executorch, "executorch"),
+    "litert": (_in_litert, "litert_torch"),
     "qnn": (_with_encodings, "onnxruntime"),
     "qonnx": (_in_qonnx, "qonnx"),
 }
