@@ -84,7 +84,7 @@ def _attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         scores = call(torch.mul, scores, scale)
         mask = given.get("attn_mask")
         if given.get("is_causal"):
-            later = _later_positions(graph_module, node, (query, key), scores)
+            later = _later_positions(graph_module, node, (query, given["key"]), scores)
             scores = call(torch.masked_fill, scores, later, float("-inf"))
         if isinstance(mask, fx.Node):
             known = mask.meta.get("tensor_meta")

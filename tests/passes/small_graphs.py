@@ -10,7 +10,7 @@ from sqakd_fx.frontend.trace import trace
 from sqakd_fx.ir.pass_manager import Pass, run_passes
 
 
-def traced(model: nn.Module, x: Tensor) -> fx.GraphModule:
+def traced(model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> fx.GraphModule:
     """The graph before any pass."""
     return trace(model.eval(), x).graph_module
 

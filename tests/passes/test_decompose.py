@@ -113,3 +113,29 @@ def test_a_histogram_counts_what_torch_counts(bins: int, low: float, high: float
     graph_module = run_passes(traced(Histogram(), x), [Decompose()]).graph_module
     assert "histc(" not in graph_module.code
     assert torch.equal(graph_module(x), Histogram()(x))
+
+
+MASKS: dict[str, Tensor | None] = {
+    "no mask": None,
+    "causal": None,
+    "booleans": torch.ones(5, 7, dtype=torch.bool).tril(2),
+    "numbers": torch.linspace(-3, 0, 35).reshape(5, 7),
+}
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("query_heads", "heads"), [(4, 4), (4, 2), (6, 1)])
+def test_attention_in_every_form_is_what_torch_computes(
+    query_heads: int, heads: int, mask: str, scale: float | None
+) -> None:
+    class Grouped(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            kinds = {"is_causal": mask == "causal", "enable_gqa": query_heads != heads}
+            return F.scaled_dot_product_attention(q, k, v, MASKS[mask], scale=scale, **kinds)
+
+    torch.manual_seed(0)
+    given = (torch.randn(2, query_heads, 5, 8), *torch.randn(2, 2, heads, 7, 8))
+    graph_module = run_passes(traced(Grouped(), given), [Decompose()]).graph_module
+    assert "scaled_dot_product_attention(" not in graph_module.code.replace("_attention =", "")
+    torch.testing.assert_close(graph_module(*given), Grouped()(*given), rtol=1e-5, atol=1e-6)
