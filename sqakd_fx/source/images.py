@@ -18,6 +18,8 @@ from sqakd_fx.source.transform import Transform
 _WHITE_16 = 65535.0
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """Whatever a file is called, no other is decoded: Pillow gives PostScript to a program of its own."""
+_KEPT_BYTES = 1 << 30
+"""Of decoded and cropped images: a photo of a phone takes longer to decode than to train on."""
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 
 
@@ -27,6 +29,8 @@ def image_files(folder: Path) -> list[Path]:
 
 class ImageFolder(Dataset[Tensor]):
     """Images at any depth below a folder, each (channels, height, width), float32, as the transform makes them.
+
+    The first that are read are kept in memory as bytes, up to 1 GiB, so that no later pass decodes them again.
 
     Raises:
         SourceError: there are no images, or one does not decode; names the file.
@@ -48,15 +52,24 @@ class ImageFolder(Dataset[Tensor]):
         self.transform = transform
         self.mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
         self.height, self.width = height, width
+        self.kept: dict[int, np.ndarray[Any, Any]] = {}
+        self.most_kept = _KEPT_BYTES // (height * width * channels)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        path = self.files[index]
+        pixels = self.kept.get(index)
+        if pixels is None:
+            pixels = self._decoded(self.files[index])
+            if pixels.dtype == np.uint8 and len(self.kept) < self.most_kept:
+                self.kept[index] = pixels
+        return self.transform.normalized(self._tensor(pixels))
+
+    def _decoded(self, path: Path) -> np.ndarray[Any, Any]:
         try:
             with Image.open(path, formats=_FORMATS) as image:
-                return self.transform.normalized(self._pixels(image, path))
+                return self._pixels(image, path)
         except (
             UnidentifiedImageError,
             Image.DecompressionBombError,
@@ -68,7 +81,8 @@ class ImageFolder(Dataset[Tensor]):
                 f"the image {path} does not decode ({error}): remove or replace it"
             ) from error
 
-    def _pixels(self, image: Image.Image, path: Path) -> Tensor:
+    def _pixels(self, image: Image.Image, path: Path) -> np.ndarray[Any, Any]:
+        """Cropped, (height, width) or (height, width, channels): bytes, or float32 in [0, 1] of 16-bit grey."""
         if image.mode == "F":
             raise SourceError(
                 f"the image {path} has float pixels of a range that nobody knows: give them as --data FILE.npy, scaled "
@@ -76,12 +90,15 @@ class ImageFolder(Dataset[Tensor]):
             )
         if image.mode.startswith("I"):
             return self._of_16_bits(np.asarray(image, dtype=np.float32), path)
-        cropped = self.transform.cropped(image.convert(self.mode), self.height, self.width)
-        pixels = np.asarray(cropped, dtype=np.float32) / 255
-        tensor = torch.from_numpy(pixels)
+        return np.array(self.transform.cropped(image.convert(self.mode), self.height, self.width))
+
+    def _tensor(self, pixels: np.ndarray[Any, Any]) -> Tensor:
+        """(channels, height, width), float32, in [0, 1]."""
+        scaled = pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else pixels
+        tensor = torch.from_numpy(scaled)
         return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
 
-    def _of_16_bits(self, pixels: np.ndarray[Any, Any], path: Path) -> Tensor:
+    def _of_16_bits(self, pixels: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
         """Grey of 16 bits, which Pillow would clip to 8."""
         if pixels.max(initial=0) > _WHITE_16:
             raise SourceError(
@@ -89,6 +106,8 @@ class ImageFolder(Dataset[Tensor]):
                 "takes them"
             )
         scaled = Image.fromarray(pixels / _WHITE_16)
-        grey = torch.from_numpy(np.array(self.transform.cropped(scaled, self.height, self.width)))
-        colours = [grey] * (1 if self.mode == "L" else 3)
-        return torch.stack([*colours, *([torch.ones_like(grey)] if self.mode == "RGBA" else [])])
+        grey = np.array(self.transform.cropped(scaled, self.height, self.width))
+        if self.mode == "L":
+            return grey
+        opaque = [np.ones_like(grey)] if self.mode == "RGBA" else []
+        return np.stack([grey, grey, grey, *opaque], axis=-1)

@@ -135,6 +135,11 @@ def _attribute(spec: str, module: ModuleType, dotted: str) -> Any:
     return value
 
 
+_OTHER_BUILDS = (
+    "torch and torchvision are not of one build; install both with one pip command, from one index"
+)
+
+
 def _raise_import_error(error: BaseException, where: str, folder: Path | None) -> NoReturn:
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         location = f"{error.filename}:{error.lineno}"
@@ -149,9 +154,11 @@ def _raise_import_error(error: BaseException, where: str, folder: Path | None) -
             "or put its file beside the one that imports it",
             location=at,
         ) from error
+    remedy = (
+        _OTHER_BUILDS if "operator torchvision::" in str(error) else "correct what runs at import"
+    )
     raise SourceError(
-        f"{where} cannot be imported, {short(error)}{place}: correct what runs at import",
-        location=at,
+        f"{where} cannot be imported, {short(error)}{place}: {remedy}", location=at
     ) from error
 
 

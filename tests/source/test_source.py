@@ -260,3 +260,8 @@ def test_buffers_are_finite_or_a_mask(tmp_path: Path, value: str, accepted: bool
         load_source(spec, input_shape=(1, 4))
     else:
         assert "the buffer 'mask'" in str(refused(spec, input_shape=(1, 4)))
+
+
+def test_builds_of_torchvision_that_do_not_fit_torch_are_told(tmp_path: Path) -> None:
+    line = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    assert "install both with one pip command" in str(refused(write(tmp_path, line)))

@@ -44,6 +44,32 @@ def test_the_short_side_is_resized_before_the_crop(tmp_path: Path) -> None:
     assert float(whole[0].mean()) == pytest.approx((40 / 64) ** 2, abs=0.03)
 
 
+def test_an_image_is_decoded_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "d"
+    for index in range(3):
+        folder_with(folder, rng.integers(0, 256, (9, 8, 3), np.uint8), f"{index}.png")
+    data = read_data(folder, (1, 3, 4, 4), NAMED["imagenet"])
+    first = [data[i] for i in range(3)]
+    for file in folder.iterdir():
+        file.unlink()
+    assert all(torch.equal(data[i], x) for i, x in enumerate(first))
+
+
+def test_images_beyond_the_memory_for_them_are_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqakd_fx.source.images._KEPT_BYTES", 4 * 4 * 3)
+    folder = folder_with(tmp_path / "d", np.zeros((4, 4, 3), np.uint8), "0.png")
+    folder_with(folder, np.full((4, 4, 3), 255, np.uint8), "1.png")
+    data = read_data(folder, (1, 3, 4, 4))
+    assert [float(data[i].mean()) for i in (0, 1, 1)] == [0, 1, 1]
+    (folder / "1.png").unlink()
+    assert float(data[0].mean()) == 0
+    with pytest.raises(SourceError, match="does not decode"):
+        data[1]
+
+
 def test_mean_and_std_are_taken_off_each_channel(tmp_path: Path) -> None:
     pixels = np.full((4, 4, 3), 255, np.uint8)
     imagenet = NAMED["imagenet"]
