@@ -48,9 +48,10 @@ class Judged:
 
     @property
     def standard_error(self) -> float:
-        """Of the agreement, as if each sample decided once."""
-        share = min(max(self.agreement, 0.0), 1.0)
-        return math.sqrt(share * (1 - share) / max(self.samples, 1))
+        """Of the agreement, as if each sample decided once, with one more on either side: few prove little."""
+        samples = max(self.samples, 1)
+        share = (min(max(self.agreement, 0.0), 1.0) * samples + 1) / (samples + 2)
+        return math.sqrt(share * (1 - share) / samples)
 
 
 class Judge:
@@ -124,7 +125,7 @@ def _differs(x: Tensor, first: Tensor, share: float) -> bool:
 
 
 def refuse_destroyed(before: Judged, after: Judged, recipe: Recipe) -> None:
-    """Raises TrainingError where training left a constant student, or far less than calibration gave.
+    """Raises TrainingError where training left a constant student, or far less than calibration gave at a higher loss.
 
     Labels may lead away from the teacher: with them only a constant student is refused.
     """
@@ -146,7 +147,8 @@ def refuse_destroyed(before: Judged, after: Judged, recipe: Recipe) -> None:
         )
     if recipe.labels:
         return
-    if not after.agreement >= _DESTROYED * before.agreement and not _lost(before, after) <= 0:
+    fell = not after.agreement >= _DESTROYED * before.agreement and not _lost(before, after) <= 0
+    if fell and not after.loss <= before.loss:
         raise TrainingError(
             f"training destroyed the student ({figures(before, after)}): {rates}, or set steps = 0 for the "
             "calibrated student"

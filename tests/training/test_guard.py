@@ -108,8 +108,16 @@ def test_far_below_calibration_is_destroyed() -> None:
     refuse_destroyed(judged(0.95), judged(0.6), recipe)
     for agreement in (0.3, -4.0, float("nan")):
         with pytest.raises(TrainingError, match="destroyed"):
-            refuse_destroyed(judged(0.95), judged(agreement), recipe)
-    refuse_destroyed(judged(0.95), judged(0.3), resolve_recipe("w4a4", labels=1.0))
+            refuse_destroyed(judged(0.95), judged(agreement, loss=7.0), recipe)
+    refuse_destroyed(judged(0.95), judged(0.3, loss=7.0), resolve_recipe("w4a4", labels=1.0))
+
+
+def test_one_sample_or_a_lower_loss_proves_no_destruction() -> None:
+    recipe = resolve_recipe("w8a8")
+    refuse_destroyed(judged(1.0, samples=1), judged(0.0, loss=1.1, samples=1), recipe)
+    assert has_lost(judged(1.0, samples=1), judged(0.0, loss=1.1, samples=1))
+    refuse_destroyed(judged(1.0), judged(0.0, loss=0.9), recipe)
+    assert has_lost(judged(1.0), judged(0.0, loss=0.9))
 
 
 def test_outputs_smaller_than_a_step_of_training_are_told() -> None:
