@@ -13,11 +13,9 @@ from sqakd_fx.results.against_float import OutputDistance
 from sqakd_fx.results.answers import Answers
 from sqakd_fx.results.export import export
 from sqakd_fx.results.farthest import FarSample
+from sqakd_fx.results.figures import SLOWER
 from sqakd_fx.runtime.node_times import NodeTime, longest_nodes
 from sqakd_fx.runtime.session import latencies
-
-_SLOWER = 1.05
-"""Times the float model's milliseconds: less is noise."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Measured:
     @property
     def slower(self) -> float | None:
         """How many times the float model's time the file takes, where that is more than noise."""
-        if self.float_ms is None or self.integer_ms <= _SLOWER * self.float_ms:
+        if self.float_ms is None or self.integer_ms <= SLOWER * self.float_ms:
             return None
         return self.integer_ms / self.float_ms
 

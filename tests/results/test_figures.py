@@ -25,6 +25,8 @@ def test_size_and_speed_are_beside_those_of_the_float_model() -> None:
     )
     assert "2.0 times as fast as float (0.5 ms)" in speed(REPORT)
     assert "slower than float" in speed(REPORT | {"integer_ms": 1.0})
+    for near in (0.49, 0.51):
+        assert "; as fast as float (0.5 ms)" in speed(REPORT | {"integer_ms": near})
     assert "float" not in speed(REPORT | {"float_ms": None})
 
 
