@@ -33,6 +33,7 @@ from sqakd_fx.results.machine import processor_facts, processor_name
 ROWS = (
     "float",
     "ours w8a8",
+    "ours accuracy",
     "ours w4a8",
     "ours w4a4",
     "quantize_static",

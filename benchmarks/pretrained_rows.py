@@ -39,7 +39,7 @@ from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.results.machine import processor_facts
 
-OURS = {"w8a8": "w8a8", "w4a8": "w4a8", "w4a4": "w4a4"}
+OURS = {"w8a8": "w8a8", "accuracy": "accuracy", "w4a8": "w4a8", "w4a4": "w4a4"}
 
 
 class RowFailed(Exception):
