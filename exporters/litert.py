@@ -8,15 +8,12 @@ The floats are what the codes stand for, so that the converter finds the same co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
 from torch import Tensor, fx
 
-from sqakd_fx.exporters.pt2 import save_program
-from sqakd_fx.exporters.pt2e import decomposed
 from sqakd_fx.ir.rewriting import constant_of, drop_unused, set_attribute
 
 _Q = torch.ops.quantized_decomposed
@@ -24,13 +21,6 @@ _QUANTIZE = {
     _Q.dequantize_per_tensor.default: _Q.quantize_per_tensor.default,
     _Q.dequantize_per_channel.default: _Q.quantize_per_channel.default,
 }
-
-
-def save_for_litert(
-    lowered: fx.GraphModule, example: Sequence[Any], path: Path, shapes: tuple[Any, ...]
-) -> None:
-    """`quantized_weights` of an integer program as a torch.export program. Raises ExportError, StorageError."""
-    save_program(quantized_weights(decomposed(lowered, example)), example, path, shapes)
 
 
 def quantized_weights(made: fx.GraphModule) -> fx.GraphModule:

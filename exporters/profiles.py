@@ -20,7 +20,7 @@ from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.encodings import SUFFIX, to_encodings
 from sqakd_fx.exporters.int4_blocks import to_int4_blocks
 from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
-from sqakd_fx.exporters.litert import save_for_litert
+from sqakd_fx.exporters.litert import quantized_weights
 from sqakd_fx.exporters.onnx_program import (
     check_model,
     export_program,
@@ -29,7 +29,7 @@ from sqakd_fx.exporters.onnx_program import (
 from sqakd_fx.exporters.packed import StoredWeight, pack_weights, weights_of
 from sqakd_fx.exporters.preprocessing import add_preprocessing
 from sqakd_fx.exporters.pt2 import save_program
-from sqakd_fx.exporters.pt2e import save_decomposed
+from sqakd_fx.exporters.pt2e import decomposed
 from sqakd_fx.exporters.qonnx import to_qonnx
 from sqakd_fx.exporters.rounded_sums import keep_rounding
 from sqakd_fx.exporters.shared_weights import read_apart
@@ -193,24 +193,27 @@ def _float(job: Export, path: Path) -> Content:
 
 
 def _pt2(job: Export, path: Path) -> Content:
-    example = _example(job)
-    shapes = dynamic_shapes(example, _batch_axis(job), job.free_axes)
-    save_program(job.lowered, example, path, shapes)
+    _save_program(job, path, lambda lowered, example: lowered)
     return (), ("loading it needs `import sqakd_fx.ir.integer_ops` first",)
 
 
 def _pt2e(job: Export, path: Path) -> Content:
-    example = _example(job)
-    shapes = dynamic_shapes(example, _batch_axis(job), job.free_axes)
-    save_decomposed(job.lowered, example, path, shapes)
+    _save_program(job, path, decomposed)
     return (), ("loading it needs `import torch.ao.quantization.fx._decomposed` first",)
 
 
 def _litert(job: Export, path: Path) -> Content:
+    _save_program(job, path, lambda lowered, x: quantized_weights(decomposed(lowered, x)))
+    return (), ("litert_torch.convert makes a .tflite file of it (docs/targets.md)",)
+
+
+def _save_program(
+    job: Export, path: Path, form: Callable[[fx.GraphModule, Sequence[Any]], fx.GraphModule]
+) -> None:
+    """A form of the integer program as a torch.export program."""
     example = _example(job)
     shapes = dynamic_shapes(example, _batch_axis(job), job.free_axes)
-    save_for_litert(job.lowered, example, path, shapes)
-    return (), ("litert_torch.convert makes a .tflite file of it (docs/targets.md)",)
+    save_program(form(job.lowered, example), example, path, shapes)
 
 
 PROFILES: Mapping[str, tuple[str, Callable[[Export, Path], Content]]] = {

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,8 +21,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from sqakd_fx.errors import ExportError
-from sqakd_fx.exporters.pt2 import save_program
-from sqakd_fx.ir.integer_ops import both_ends, sides
+from sqakd_fx.ir.integer_ops import both_ends, dequantize_weight, sides
 from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import constant_of, drop_unused, set_attribute
 
@@ -52,13 +50,6 @@ class _Value:
     node: Any
     grid: _Grid | None = None
     is_pair: bool = False
-
-
-def save_decomposed(
-    lowered: fx.GraphModule, example: Sequence[Any], path: Path, shapes: tuple[Any, ...]
-) -> None:
-    """`decomposed` of an integer program as a torch.export program. Raises ExportError, StorageError."""
-    save_program(decomposed(lowered, example), example, path, shapes)
 
 
 def decomposed(lowered: fx.GraphModule, example: Sequence[Any]) -> fx.GraphModule:
@@ -230,8 +221,8 @@ class _Builder:
 
     def float_weight(self, codes: fx.Node, scale: fx.Node) -> fx.Node:
         """What the codes of a weight stand for; a scale for each index of the first axis, or one."""
-        each = self.tensor(scale).reshape(-1, *[1] * (self.tensor(codes).ndim - 1))
-        return self.constant(f"{codes.target}_float", self.tensor(codes).float() * each)
+        real = dequantize_weight(self.tensor(codes), self.tensor(scale), 0)
+        return self.constant(f"{codes.target}_float", real)
 
     def bias(self, bias: Any, scale: fx.Node) -> fx.Node | None:
         if bias is None:

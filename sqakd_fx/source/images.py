@@ -66,6 +66,10 @@ class ImageFolder(Dataset[Tensor]):
                 self.kept[index] = pixels
         return self.transform.normalized(self._tensor(pixels))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images that are kept: a process that loads data keeps its own."""
+        return {**self.__dict__, "kept": {}}
+
     def _decoded(self, path: Path) -> np.ndarray[Any, Any]:
         try:
             with Image.open(path, formats=_FORMATS) as image:

@@ -125,7 +125,7 @@ def _differs(x: Tensor, first: Tensor, share: float) -> bool:
 
 
 def refuse_destroyed(before: Judged, after: Judged, recipe: Recipe) -> None:
-    """Raises TrainingError where training left a constant student, or far less than calibration gave at a higher loss.
+    """Raises TrainingError where training left a constant student, or far less than calibration gave and no lower loss.
 
     Labels may lead away from the teacher: with them only a constant student is refused.
     """
@@ -148,7 +148,7 @@ def refuse_destroyed(before: Judged, after: Judged, recipe: Recipe) -> None:
     if recipe.labels:
         return
     fell = not after.agreement >= _DESTROYED * before.agreement and not _lost(before, after) <= 0
-    if fell and not after.loss <= before.loss:
+    if fell and not after.loss < before.loss:
         raise TrainingError(
             f"training destroyed the student ({figures(before, after)}): {rates}, or set steps = 0 for the "
             "calibrated student"

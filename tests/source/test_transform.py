@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,14 @@ def test_an_image_is_decoded_once(tmp_path: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
     assert all(torch.equal(data[i], x) for i, x in enumerate(first))
+
+
+def test_kept_images_do_not_travel_to_other_processes(tmp_path: Path) -> None:
+    data = read_data(folder_with(tmp_path / "d", np.zeros((64, 64, 3), np.uint8)), (1, 3, 64, 64))
+    before = len(pickle.dumps(data))
+    black = data[0]
+    assert len(pickle.dumps(data)) == before
+    assert torch.equal(pickle.loads(pickle.dumps(data))[0], black)
 
 
 def test_images_beyond_the_memory_for_them_are_decoded_again(

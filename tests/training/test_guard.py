@@ -108,8 +108,8 @@ def test_far_below_calibration_is_destroyed() -> None:
     refuse_destroyed(judged(0.95), judged(0.6), recipe)
     for agreement in (0.3, -4.0, float("nan")):
         with pytest.raises(TrainingError, match="destroyed"):
-            refuse_destroyed(judged(0.95), judged(agreement, loss=7.0), recipe)
-    refuse_destroyed(judged(0.95), judged(0.3, loss=7.0), resolve_recipe("w4a4", labels=1.0))
+            refuse_destroyed(judged(0.95), judged(agreement), recipe)
+    refuse_destroyed(judged(0.95), judged(0.3), resolve_recipe("w4a4", labels=1.0))
 
 
 def test_one_sample_or_a_lower_loss_proves_no_destruction() -> None:
