@@ -11,9 +11,7 @@ to XNNPACK as well.
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -22,27 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain import NETWORKS as LARGE
-from plain import settled
+from small_and_large import NAMES, network
 from torch import Tensor, nn
 
 from sqakd_fx.errors import SqakdError
 from sqakd_fx.program import build_program, lower
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.results.export import export
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from default_sessions import NETWORKS as SMALL
-
-
-def _large(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return settled(name, LARGE[name].inputs(8)), (LARGE[name].inputs(1),)
-
-
-NETWORKS = SMALL | {
-    name: functools.partial(_large, name)
-    for name in ("resnet18", "mobilenet_v2", "vit_tiny", "minilm")
-}
 
 HEAD = (
     "network",
@@ -106,10 +90,9 @@ def row(name: str, bits: str, folder: Path) -> list[str]:
     """What ExecuTorch makes of one network."""
     from executorch.runtime import Runtime
 
-    torch.manual_seed(0)
-    model, inputs = NETWORKS[name]()
+    model, inputs = network(name)
     try:
-        program = build_program(model.eval(), inputs, bits)
+        program = build_program(model, inputs, bits)
         example = program.traced.call.flatten(inputs, {})
         calibrate(program.student, [example], method="minmax")
         lowered = lower(program.student).graph_module
@@ -152,7 +135,7 @@ def row(name: str, bits: str, folder: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a4"])
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=NAMES, choices=NAMES)
     options = parser.parse_args()
     print(f"executorch {version('executorch')}, torch {torch.__version__}\n")
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")

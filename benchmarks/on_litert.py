@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parents[1]
-LARGE_NAMES = ("resnet18", "mobilenet_v2", "vit_tiny", "minilm")
 CALLS = 7
 HEAD = ("network", "KiB", "operations", "error to the integer program", "same predictions")
 HEAD += ("ms, × float",)
@@ -32,10 +30,7 @@ HEAD += ("ms, × float",)
 
 def write(folder: Path) -> None:
     """A program, its float model and one sample for each network."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from default_sessions import NETWORKS
-    from plain import NETWORKS as LARGE
-    from plain import settled
+    from small_and_large import NAMES, network
 
     from sqakd_fx.errors import SqakdError
     from sqakd_fx.program import build_program, lower
@@ -43,14 +38,10 @@ def write(folder: Path) -> None:
     from sqakd_fx.results.export import export
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*NETWORKS, *LARGE_NAMES):
-        torch.manual_seed(0)
-        if name in NETWORKS:
-            model, inputs = NETWORKS[name]()
-        else:
-            model, inputs = settled(name, LARGE[name].inputs(8)), (LARGE[name].inputs(1),)
+    for name in NAMES:
+        model, inputs = network(name)
         try:
-            program = build_program(model.eval(), inputs, "w8a8")
+            program = build_program(model, inputs, "w8a8")
             example = program.traced.call.flatten(inputs, {})
             calibrate(program.student, [example], method="minmax")
             lowered = lower(program.student).graph_module

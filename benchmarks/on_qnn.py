@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -39,12 +38,7 @@ HEAD = (
 
 def write(folder: Path) -> None:
     """A file and its inputs for each network and form."""
-    import torch
-
-    sys.path.insert(0, str(ROOT / "tests"))
-    from default_sessions import NETWORKS
-    from plain import NETWORKS as LARGE
-    from plain import settled
+    from small_and_large import network
 
     from sqakd_fx.program import build_program
     from sqakd_fx.source.source import load_source
@@ -62,12 +56,8 @@ def write(folder: Path) -> None:
         distil(program, source.train_data)
         _save(program, (images,), folder / f"the example.{form}.onnx")
         for name in NAMES:
-            torch.manual_seed(0)
-            if name in NETWORKS:
-                model, inputs = NETWORKS[name]()
-            else:
-                model, inputs = settled(name, LARGE[name].inputs(8)), (LARGE[name].inputs(2),)
-            other = build_program(model.eval(), inputs, recipe)
+            model, inputs = network(name, samples=2)
+            other = build_program(model, inputs, recipe)
             calibrate(other, [inputs])
             _save(other, inputs, folder / f"{name}.{form}.onnx")
 
