@@ -120,9 +120,9 @@ class UnifiedQuantize(torch.autograd.Function):
 def _summed(gradient: Tensor, like: Tensor) -> Tensor:
     """The gradient of `like` where it was broadcast.
 
-    Over an image's pixels first: the compiler merges that loop with those of BatchNorm's backward.
+    Compilers merge this loop with those around it: for a CPU where it is one, for a GPU where pixels come first.
     """
-    if like.numel() == 1 and gradient.ndim == 4:
+    if like.numel() == 1 and gradient.ndim == 4 and gradient.is_cuda:
         return gradient.sum((2, 3)).sum().reshape(like.shape)
     return gradient.sum_to_size(like.shape)
 
