@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import platform
 from collections.abc import Iterator
 
@@ -22,10 +23,10 @@ _AFTER = {_TRIM_THRESHOLD: 64 * 2**20, _MMAP_MAX: 65536}
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
     """Inside, freed memory stays with the process; on leaving it goes back. Nothing without glibc."""
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         yield
         return
-    libc = ctypes.CDLL(None)
     for parameter, value in _DURING.items():
         libc.mallopt(parameter, value)
     try:
@@ -34,3 +35,15 @@ def kept_memory() -> Iterator[None]:
         for parameter, value in _AFTER.items():
             libc.mallopt(parameter, value)
         libc.malloc_trim(0)
+
+
+def give_back_memory() -> None:
+    """Return what is freed to the system once, as behind compiling. Nothing without glibc."""
+    libc = _glibc()
+    if libc is not None:
+        gc.collect()
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

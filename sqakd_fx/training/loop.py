@@ -22,7 +22,7 @@ from sqakd_fx.engine.batch_norm_kernel import batch_norm_by_rows
 from sqakd_fx.engine.compilation import compiler_settings
 from sqakd_fx.engine.determinism import undisturbed_randomness
 from sqakd_fx.engine.distributed import any_process, is_distributed, synchronized
-from sqakd_fx.engine.kept_memory import kept_memory
+from sqakd_fx.engine.kept_memory import give_back_memory, kept_memory
 from sqakd_fx.engine.memory_format import store_channels_last
 from sqakd_fx.engine.prefetch import ahead
 from sqakd_fx.engine.signals import collected_signals
@@ -229,7 +229,10 @@ def _until_end(run: _Run, signalled: list[int]) -> float:
     state, reporter, loss = run.state, run.reporter, float("nan")
     reporter.start(state.step)
     for inputs in _on_the_way(run):
+        has_compiled = reporter.awaits_compiling
         reporter.add(run.step(inputs), state.step)
+        if has_compiled:
+            give_back_memory()
         if state.opening_loss is None:
             state.opening_loss = _finite(reporter.window(state.step).loss)
         due = (
