@@ -22,7 +22,6 @@ the learning rate in PEERS.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import functools
 import multiprocessing
 import re
@@ -38,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from chosen import chosen
 from cifar_networks import NETWORKS, trained
 from image_sets import ARCHIVE, BATCH, IMAGE_SETS, ImageSet
 from peers.client import Worker, WorkerFailed
@@ -60,7 +60,7 @@ from sqakd_fx.training.step_batches import TrainingData
 
 DEFAULTS = [
     f"default-{bits}-{loss}"
-    for bits in ("w8a8", "w4a4", "w2a2", "w1a1")
+    for bits in ("w8a8", "w4a4", "w3a3", "w2a2", "w1a1")
     for loss in ("sqakd", "labels")
 ]
 EVERY_WIDTH = [
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--network", choices=sorted(NETWORKS), help="of teachers.py, for CIFAR-10")
     parser.add_argument("--weights", type=Path, help="its weights")
     options = parser.parse_args()
-    names = [n for n in ROWS if any(fnmatch.fnmatch(n, g) for g in options.globs)]
+    names = chosen(ROWS, options.globs)
     if options.list:
         print("\n".join(names))
         return

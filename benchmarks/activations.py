@@ -13,7 +13,6 @@ is what exported models hold.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from capabilities import processor
+from chosen import chosen
 from onnx import reference
 
 SCALES = (np.float32(0.05), np.float32(1 / 64))
@@ -202,9 +202,8 @@ def main() -> None:
         "| function | float (ms) | kernel (ms) | ÷ float | steps | lookup (ms) | ÷ float | steps | fastest | exported |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name, activation in ACTIVATIONS.items():
-        if not any(fnmatch.fnmatch(name, glob) for glob in options.globs):
-            continue
+    for name in chosen(ACTIVATIONS, options.globs):
+        activation = ACTIVATIONS[name]
         codes = np.random.default_rng(0).integers(0, 256, activation.shape, dtype=np.uint8)
         forms = sessions(activation, options.threads)
         found, steps = measured(forms, codes, options.seconds)

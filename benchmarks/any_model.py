@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import fnmatch
 import json
 import re
 import subprocess
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chosen import chosen
 from networks import NETWORKS
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -230,10 +230,9 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for name in NETWORKS:
-        if any(fnmatch.fnmatch(name, glob) for glob in options.globs):
-            rows.append(run_row(name, options.out))
-            print(markdown(rows[-1:]).splitlines()[-1], flush=True)
+    for name in chosen(NETWORKS, options.globs):
+        rows.append(run_row(name, options.out))
+        print(markdown(rows[-1:]).splitlines()[-1], flush=True)
     if options.table:
         options.table.write_text(HEADER.format(versions=versions()) + markdown(rows))
 

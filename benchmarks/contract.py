@@ -12,7 +12,6 @@ statistics of the example.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from any_model import versions
+from chosen import chosen
 from torch import nn
 
 from sqakd_fx.program import build_program, lower
@@ -212,9 +212,9 @@ def main() -> None:
     print(f"{versions()}\n\n{HEAD}", flush=True)
     found: list[Row] = []
     errors: list[str] = []
-    for name, make in networks(options.random).items():
-        if not any(fnmatch.fnmatch(name, glob) for glob in options.globs):
-            continue
+    tried = networks(options.random)
+    for name in chosen(tried, options.globs):
+        make = tried[name]
         for bits in options.bits or BITS:
             try:
                 made = rows(name, make, bits, options.profile or PROFILES)

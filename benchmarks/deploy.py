@@ -12,7 +12,6 @@ a row that says why.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import platform
 import statistics
 import tempfile
@@ -28,6 +27,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from any_model import settle, versions
+from chosen import chosen
 from networks import NETWORKS
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -175,9 +175,8 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{versions()}; {platform.processor() or platform.machine()}")
-    for name, make in MODELS.items():
-        if not any(fnmatch.fnmatch(name, glob) for glob in options.globs):
-            continue
+    for name in chosen(MODELS, options.globs):
+        make = MODELS[name]
         torch.manual_seed(0)
         model, images = make()
         with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ float one take turns.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from chosen import chosen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -146,9 +146,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| form | integer (ms) | float (ms) | ÷ float | exact |\n|---|---|---|---|---|")
-    for name, form in FORMS.items():
-        if not any(fnmatch.fnmatch(name, glob) for glob in options.globs):
-            continue
+    for name in chosen(FORMS, options.globs):
+        form = FORMS[name]
         with tempfile.TemporaryDirectory() as folder:
             paths, x, exact = paths_of(form, Path(folder))
             integer, real = medians(paths, x, options.runs)

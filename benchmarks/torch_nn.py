@@ -9,7 +9,6 @@ fails. A call is exact, or refused by an error or a note that names it; everythi
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import itertools
 import re
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chosen import chosen
 from torch import Tensor, nn
 from torch_nn_cases import INPUTS, LEFT_OUT, Case, all_cases
 
@@ -166,7 +166,9 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    cases = [c for c in all_cases() if any(fnmatch.fnmatchcase(c.name, g) for g in options.globs)]
+    every = all_cases()
+    asked = set(chosen(dict.fromkeys(c.name for c in every), options.globs))
+    cases = [c for c in every if c.name in asked]
     found: list[Outcome] = []
     groups = sorted(cases, key=lambda c: (c.name, c.inputs))
     for _, group in itertools.groupby(groups, key=lambda c: (c.name, c.inputs)):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fnmatch
 import os
 import platform
 import statistics
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chosen import chosen
 from peers.client import Worker, WorkerFailed
 from peers.environment import default_folder
 from plain import NETWORKS
@@ -216,15 +216,14 @@ def main() -> None:
         print()
     if options.scaling:
         return
+    asked = {REFERENCE, *chosen(ROWS, options.rows)}
     rows = {
         name: row
         for name, row in ROWS.items()
-        if (name == REFERENCE or any(fnmatch.fnmatch(name, g) for g in options.rows))
-        and (name != GRAPHED or torch.cuda.is_available())
+        if name in asked and (name != GRAPHED or torch.cuda.is_available())
     }
-    for name, network in NETWORKS.items():
-        if not any(fnmatch.fnmatch(name, g) for g in options.globs):
-            continue
+    for name in chosen(NETWORKS, options.globs):
+        network = NETWORKS[name]
         batch = options.batch or network.batch
         size = "×".join(str(n) for n in network.shape[-2:])
         found, failed = measure(rows, name, batch, setting)
