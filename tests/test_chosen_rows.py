@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from chosen import chosen  # noqa: E402
+from chosen import chosen
 
 ROWS = ("float eager", "ours w4a4", "ours w8a8")
 
