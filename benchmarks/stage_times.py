@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chosen import chosen
 from plain import NETWORKS, settled
 from torch import Tensor, nn
 
@@ -119,10 +120,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--profile", help="a stage: trace, calibrate, check, export, validate, ...")
     options: Any = parser.parse_args()
-    if len(options.networks) == 1:
-        measure(options.networks[0], options.steps, options.samples, options.profile)
+    names = chosen(SOURCES, options.networks)
+    if len(names) == 1:
+        measure(names[0], options.steps, options.samples, options.profile)
         return
-    for name in options.networks:
+    for name in names:
         told = [f"--steps={options.steps}", f"--samples={options.samples}"]
         told += [f"--profile={options.profile}"] if options.profile else []
         subprocess.run([sys.executable, __file__, name, *told], check=True)
