@@ -123,7 +123,11 @@ class _Spelling:
         return x if isinstance(x, fx.Node) and len(node.args) == 1 and not node.kwargs else None
 
     def _multiplies(self, node: Any) -> bool:
-        op = op_of(node, {}) if isinstance(node, fx.Node) and node.op == "call_function" else None
+        op = (
+            op_of(node, self.modules)
+            if isinstance(node, fx.Node) and node.op == "call_function"
+            else None
+        )
         takes_two = op is not None and len(node.args) == 2 and not node.kwargs
         return op is not None and takes_two and (op.kind is Kind.PRODUCT or op.divides)
 
@@ -136,7 +140,7 @@ class _Spelling:
             if is_factor or not self._multiplies(one) or len(tensors) + len(left) > _MOST_FACTORS:
                 tensors.append(one)
                 continue
-            op, (a, b) = op_of(one, {}), one.args
+            op, (a, b) = op_of(one, self.modules), one.args
             divisor = self._number(b) if op is not None and op.divides else None
             if op is not None and op.divides and not divisor:
                 tensors.append(one)
@@ -150,7 +154,7 @@ class _Spelling:
 
     def _plus(self, node: fx.Node | None, wanted: float) -> fx.Node | None:
         """x, where `node` is x + wanted in either order."""
-        op = op_of(node, {}) if node is not None and node.op == "call_function" else None
+        op = op_of(node, self.modules) if node is not None and node.op == "call_function" else None
         if node is None or op is None or op.kind is not Kind.SUM or node.kwargs:
             return None
         orders = (node.args,) if op.is_difference else (node.args, node.args[::-1])
@@ -161,7 +165,7 @@ class _Spelling:
 
     def _shifted_and_clipped(self, node: fx.Node | None) -> fx.Node | None:
         """x, where `node` is min(max(x + 3, 0), 6)."""
-        op = op_of(node, {}) if node is not None else None
+        op = op_of(node, self.modules) if node is not None else None
         if node is None or op is None or op.kind is not Kind.CLIP or node.kwargs:
             return None
         bounds = op.bounds or tuple(self._number(bound) for bound in node.args[1:])
@@ -174,7 +178,7 @@ class _Spelling:
 
     def _gelu(self, node: fx.Node | None, x: fx.Node) -> Mapping[str, Any] | None:
         """Other arguments of the GELU of x, where `node` is the function in its gate."""
-        op = op_of(node, {}) if node is not None else None
+        op = op_of(node, self.modules) if node is not None else None
         if node is None or op is None or op.gelu is None or len(node.args) != 1 or node.kwargs:
             return None
         approximate, number = op.gelu
@@ -186,7 +190,7 @@ class _Spelling:
 
     def _cubic(self, node: fx.Node | None) -> fx.Node | None:
         """x, where `node` is x + 0.044715 x³."""
-        op = op_of(node, {}) if node is not None else None
+        op = op_of(node, self.modules) if node is not None else None
         if node is None or op is None or op.kind is not Kind.SUM or op.is_difference or node.kwargs:
             return None
         for x, other in (node.args, node.args[::-1]):
@@ -199,7 +203,7 @@ class _Spelling:
         if product.tensors == (x, x, x):
             return math.isclose(product.number, _CUBE, rel_tol=1e-4)
         power = product.alone(_CUBE)
-        op = op_of(power, {}) if power is not None else None
+        op = op_of(power, self.modules) if power is not None else None
         if power is None or op is None or not op.squares or power.kwargs or len(power.args) != 2:
             return False
         return power.args[0] is x and self._number(power.args[1]) == 3

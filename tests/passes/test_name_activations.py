@@ -95,6 +95,16 @@ def test_a_function_that_is_spelt_out_is_called_by_its_name(
     before_and_after(Function(function), _X, *_passes(_X))  # the values stay the same
 
 
+@pytest.mark.parametrize(("function", "name"), SPELT.values(), ids=SPELT)
+def test_the_argument_may_come_from_a_module(
+    function: Callable[[Tensor, nn.Module], Tensor], name: str
+) -> None:
+    net = Function(function)
+    net.layer = nn.BatchNorm2d(4).eval()
+    graph_module = run_passes(traced(net, _X), _passes(_X)).graph_module
+    assert calls(graph_module)[1:] == [name]
+
+
 UNLIKE: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
     "a gate of another tensor": lambda x, m: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
     "a scaled gate": lambda x, m: x * torch.sigmoid(1.702 * x),
