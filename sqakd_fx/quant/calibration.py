@@ -16,6 +16,7 @@ from sqakd_fx.ir.rewriting import constant_of, node_path
 from sqakd_fx.quant.average_noise import AverageNoise
 from sqakd_fx.quant.input_statistics import InputStatistics, StatisticsCollector
 from sqakd_fx.quant.measured_ranges import refine_ranges
+from sqakd_fx.quant.modes import evaluation_mode
 from sqakd_fx.quant.output_error import weight_importance
 from sqakd_fx.quant.output_gradients import Sample, felt_samples, watched
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
@@ -48,11 +49,10 @@ def calibrate(
     for quantizer in quantizers_of(student).values():
         quantizer.enabled = False
     few: list[tuple[Tensor, ...]] = []
-    ranges, statistics = _find_ranges(student, _remembering(batches, few), method, on_batch)
-    if method == "output":
-        was_training = student.training
-        refine_ranges(student.eval(), ranges, few)
-        student.train(was_training)
+    with evaluation_mode(student):
+        ranges, statistics = _find_ranges(student, _remembering(batches, few), method, on_batch)
+        if method == "output":
+            refine_ranges(student, ranges, few)
     return statistics
 
 
@@ -71,7 +71,8 @@ def recalibrate(
     student: fx.GraphModule, batches: Iterable[tuple[Tensor, ...]], *, method: str = "mse"
 ) -> None:
     """Find all ranges again where the bits have changed; the student runs quantized meanwhile."""
-    _find_ranges(student, batches, method, lambda done: None)
+    with evaluation_mode(student):
+        _find_ranges(student, batches, method, lambda done: None)
 
 
 def _find_ranges(
@@ -81,8 +82,6 @@ def _find_ranges(
     on_batch: Callable[[int], None],
 ) -> tuple[dict[str, Range], Mapping[str, InputStatistics]]:
     """Start every quantizer; the ranges of activations, by quantizer's name, and what layers read where it was kept."""
-    was_training = student.training
-    student.eval()
     activations = {
         name: quantizer
         for name, quantizer in quantizers_of(student).items()
@@ -115,7 +114,6 @@ def _find_ranges(
             sample = _sample_of(module, node, student, seen, statistics)
             least_scale = noise.least_scale(node.args[0])
             found[str(node.target)] = _initialize(module, node, sample, least_scale, method)
-    student.train(was_training)
     return {name: found[name] for name in activations if name in found}, statistics
 
 

@@ -218,7 +218,9 @@ class Recipe(BaseModel):
         0.5, ge=0, le=1, description='α of equalize = "activations": 0 evens weights, 1 activations'
     )
     batch_norm: Literal["absorb", "fold"] = Field(
-        "absorb", description="train BatchNorm live and absorb it at lowering, or fold it first"
+        "absorb",
+        description="train BatchNorm live and absorb it at lowering, or fold it first; what cannot be folded then "
+        "keeps the float model's statistics",
     )
 
     # distillation

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_fx.quant.grid import along_axis
+from sqakd_fx.quant.modes import evaluation_mode
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.features import TrainingPair
@@ -83,18 +84,14 @@ def hessian_deltas(
 
     The student runs in evaluation mode, so that neither its statistics nor any random number is drawn.
     """
-    was_training = student.training
-    student.eval()
     ratios: dict[str, list[Tensor]] = {name: [] for name in quantizers_of(student)}
-    try:
+    with evaluation_mode(student):
         for index, inputs in enumerate(batches):
             ahead = _gradients(student, pair, inputs, seed + index, _SHARE_OF_STEP)
             behind = _gradients(student, pair, inputs, seed + index, -_SHARE_OF_STEP)
             for name, calls in ahead.items():
                 for (sign, length, g), (_, _, h) in zip(calls, behind[name]):
                     ratios[name].append(_ratio(sign, length, g, h))
-    finally:
-        student.train(was_training)
     return {name: torch.stack(found).mean().clamp_min(0) for name, found in ratios.items() if found}
 
 

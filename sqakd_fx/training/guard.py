@@ -13,6 +13,7 @@ from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.ir.outputs import tensors_of
+from sqakd_fx.quant.modes import evaluation_mode
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.held_out import agreement
 from sqakd_fx.training.losses import distillation_loss
@@ -70,18 +71,16 @@ class Judge:
     @torch.no_grad()
     def __call__(self, student: fx.GraphModule) -> Judged:
         """The student in evaluation mode; it comes back in the mode that it had."""
-        was_training = student.training
-        student.eval()
         shares, losses = [], []
         ours, theirs = _Variation(_CONSTANT), _Variation(_TELLING)
-        for index, batch in enumerate(self.batches):
-            with batch_named(f"batch {index} of the samples to judge on", batch):
-                given, wanted = student.forward(*batch), self.teacher(*batch)
-            shares.append(agreement(given, wanted, self.recipe))
-            losses.append(self.loss(given, wanted))
-            ours.add(tensors_of(given))
-            theirs.add(tensors_of(wanted))
-        student.train(was_training)
+        with evaluation_mode(student):
+            for index, batch in enumerate(self.batches):
+                with batch_named(f"batch {index} of the samples to judge on", batch):
+                    given, wanted = student.forward(*batch), self.teacher(*batch)
+                shares.append(agreement(given, wanted, self.recipe))
+                losses.append(self.loss(given, wanted))
+                ours.add(tensors_of(given))
+                theirs.add(tensors_of(wanted))
         varied = [a for a, b in zip(ours.varies, theirs.varies, strict=True) if b]
         return Judged(
             float(torch.stack(shares).mean()),

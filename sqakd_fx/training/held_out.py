@@ -23,6 +23,7 @@ from sqakd_fx.diagnostics.batch_errors import batch_named, length_of
 from sqakd_fx.frontend.output_kinds import named_outputs
 from sqakd_fx.ir.batches import moved
 from sqakd_fx.ir.outputs import separated
+from sqakd_fx.quant.modes import evaluation_mode
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.losses import judged_axis, output_loss, parts_of, relative_error
 
@@ -188,13 +189,11 @@ class HeldOut:
     def agreement(self, student: fx.GraphModule) -> float:
         """Mean share of equal predictions, in evaluation mode; 1 - error where there are no classes."""
         started = time.monotonic()
-        was_training = student.training
-        student.eval()
-        shares = [
-            agreement(student.forward(*batch), target, self.recipe)
-            for batch, target in zip(self.batches, self.targets, strict=True)
-        ]
-        student.train(was_training)
+        with evaluation_mode(student):
+            shares = [
+                agreement(student.forward(*batch), target, self.recipe)
+                for batch, target in zip(self.batches, self.targets, strict=True)
+            ]
         mean = float(torch.stack(shares).mean())
         self.cost = time.monotonic() - started
         self.spent += self.cost

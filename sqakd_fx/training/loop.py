@@ -27,6 +27,7 @@ from sqakd_fx.engine.memory_format import store_channels_last
 from sqakd_fx.engine.prefetch import ahead
 from sqakd_fx.engine.signals import collected_signals
 from sqakd_fx.errors import SqakdError, short
+from sqakd_fx.quant.modes import set_training
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.beginning import Beginning, beginning_of
 from sqakd_fx.training.callbacks import low_bit_callbacks
@@ -180,7 +181,7 @@ def _train(run: _Run, compiled: bool) -> tuple[float, bool]:
         for module in run.compilable:
             module.compile()
         run.reporter.awaits_compiling = True
-    run.student.train()
+    set_training(run.student, live_batch_norm=run.batches.recipe.batch_norm == "absorb")
     loss = float("nan")
     with _surroundings(run, compiled), collected_signals() as signalled:
         while not run.ending.is_reached(run.state):
