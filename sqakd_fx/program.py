@@ -26,6 +26,7 @@ from sqakd_fx.passes.compensate_rounding import CompensateRounding
 from sqakd_fx.passes.correct_bias import CorrectBias
 from sqakd_fx.passes.cross_layer_equalization import CrossLayerEqualization
 from sqakd_fx.passes.decompose.rules import Decompose
+from sqakd_fx.passes.drop_key_bias import DropKeyBias
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.fold_channel_constants import FoldChannelConstants
 from sqakd_fx.passes.fold_constants import FoldConstants
@@ -146,6 +147,7 @@ def _unifying(example: tuple[Any, ...], others: tuple[tuple[Any, ...], ...] = ()
         NameActivations(),
         PropagateShapes(example, others),
         FoldChannelConstants(),
+        DropKeyBias(),
     ]
 
 

@@ -81,6 +81,11 @@ def is_module(node: fx.Node) -> bool:
     return bool(node.meta.get("is_module"))
 
 
+def own_name(node: fx.Node) -> str:
+    """What an exact override of a recipe calls a node: the module's path where it is the whole of one."""
+    return module_path(node) if is_module(node) else node.name
+
+
 def set_is_module(node: fx.Node, whole: bool) -> None:
     node.meta["is_module"] = whole
 

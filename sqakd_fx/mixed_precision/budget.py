@@ -84,7 +84,7 @@ def with_bits(recipe: Recipe, layers: Sequence[LayerSensitivity], bits: dict[str
     """The recipe with an override for each layer whose bits were chosen, and weights stored in few bits."""
     chosen = [
         Override.model_validate(
-            {"match": re.sub(r"([*?[])", r"[\1]", layer.name), "weight_bits": bits[layer.name]}
+            {"match": layer.name, "exact": True, "weight_bits": bits[layer.name]}
         )
         for layer in layers
         if layer.name in bits and not layer.is_fixed

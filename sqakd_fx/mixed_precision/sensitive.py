@@ -10,7 +10,6 @@ layer takes no work: it is larger in the file.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, node_macs, op_of, shape_of
 from sqakd_fx.ir.outputs import relative_errors
 from sqakd_fx.ir.replay import Replay
-from sqakd_fx.mixed_precision.sensitivity import layer_name
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe.keys import Override, Recipe
@@ -195,7 +193,7 @@ def _in_float_for(student: fx.GraphModule, calls: Sequence[fx.Node]) -> dict[str
     makers = dict.fromkeys(_maker(call, modules) for call in calls)
     needed = [node for node in makers if not _gives_floats(node, modules)]
     needed += _readers(calls, modules)
-    if not all(_can_be_float(node, modules) for node in needed):
+    if not all(map(_can_be_float, needed)):
         return {}
     return {_override_name(node): _work(node) for node in needed}
 
@@ -229,16 +227,13 @@ def _is_on_codes(node: fx.Node, modules: Mapping[str, Any]) -> bool:
     return meta.is_integer(node) or isinstance(modules.get(str(node.target)), Quantizer)
 
 
-def _can_be_float(node: fx.Node, modules: Mapping[str, Any]) -> bool:
-    """Whether an override can leave an operation in float: a layer with a weight, a sum, a product, an average."""
-    if meta.layer(node) is not None:
-        op = op_of(node, modules)
-        return op is not None and op.weight is not None
-    return meta.arithmetic(node) is not None
+def _can_be_float(node: fx.Node) -> bool:
+    """Whether an override can leave an operation in float: a layer, a sum, a product, an average."""
+    return meta.layer(node) is not None or meta.arithmetic(node) is not None
 
 
 def _override_name(node: fx.Node) -> str:
-    return layer_name(node) if meta.layer(node) is not None else node.name
+    return meta.own_name(node) if meta.layer(node) is not None else node.name
 
 
 def _maker(call: fx.Node, modules: Mapping[str, Any]) -> fx.Node:
@@ -260,15 +255,13 @@ def choose(
     taken: dict[str, SensitiveTensor] = {}
     layers: dict[str, int] = {}
     candidates = [t for t in tensors if t.layers and (not t.is_weight or _counts(t, tolerances))]
+    reached = _reachable(tensors, candidates, tolerances)
 
     def left_of() -> tuple[float, ...]:
-        rest = [tensor for tensor in tensors if tensor.name not in taken]
-        return tuple(
-            math.sqrt(sum(tensor.errors[k] ** 2 for tensor in rest)) for k in range(len(tolerances))
-        )
+        return _together([one for one in tensors if one.name not in taken], len(tolerances))
 
     before = left_of()
-    while beyond := _beyond(left_of(), tolerances):
+    while beyond := _beyond(left_of(), reached):
         best, most_worth, spent = None, 0.0, sum(layers.values())
         for tensor in candidates:
             more = _more_work(tensor, layers)
@@ -290,6 +283,28 @@ def choose(
         left_of(),
         tuple(tolerances),
         sum(layers.values()) / max(work, 1),
+    )
+
+
+def _together(tensors: Sequence[SensitiveTensor], outputs: int) -> tuple[float, ...]:
+    """By output, what tensors cost it together."""
+    return tuple(math.sqrt(sum(one.errors[k] ** 2 for one in tensors)) for k in range(outputs))
+
+
+def _reachable(
+    tensors: Sequence[SensitiveTensor],
+    candidates: Sequence[SensitiveTensor],
+    tolerances: Sequence[float],
+) -> tuple[float, ...]:
+    """By output, its tolerance; where what cannot be in float costs more, that and the tolerance together.
+
+    Work that is spent on the rest would be lost.
+    """
+    names = {one.name for one in candidates}
+    floor = _together([one for one in tensors if one.name not in names], len(tolerances))
+    return tuple(
+        most if least <= most else math.hypot(least, most)
+        for least, most in zip(floor, tolerances, strict=True)
     )
 
 
@@ -335,8 +350,7 @@ def with_relief(recipe: Recipe, relief: Relief) -> Recipe:
 
 
 def _override(name: str, in_float: bool | str, why: str) -> Override:
-    exactly = re.sub(r"([*?[])", r"[\1]", name)
-    return Override.model_validate({"match": exactly, "float": in_float, "why": why})
+    return Override.model_validate({"match": name, "exact": True, "float": in_float, "why": why})
 
 
 def total_work(student: fx.GraphModule) -> int:

@@ -150,14 +150,9 @@ def _groups(program: Program) -> dict[str, _Group]:
             tensor = constant_of(program.teacher, weight)
             codes = weight_codes(node, op, settings[node.name])
             by_weight[key] = _Group([], settings[node.name], tensor, op.channel_axis, codes, {})
-            names[key] = layer_name(node)
+            names[key] = meta.own_name(node)
         by_weight[key].nodes.append(node)
     return {names[key]: group for key, group in by_weight.items()}
-
-
-def layer_name(node: fx.Node) -> str:
-    """What an override of a recipe matches for this layer alone."""
-    return meta.module_path(node) if meta.is_module(node) else node.name
 
 
 def _quantized(replay: Replay, node: fx.Node, group: _Group, bits: int, recipe: Recipe) -> Any:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from sqakd_fx.errors import RecipeError
-from sqakd_fx.ir.meta import LayerSettings, module_path
+from sqakd_fx.ir.meta import LayerSettings, module_path, own_name
 from sqakd_fx.ir.op_table import Kind, Op
 from sqakd_fx.ir.rewriting import paths_and_parents
 from sqakd_fx.plan.projections import projections
@@ -50,7 +50,7 @@ def layer_settings(
         assert op is not None
         settings = _base(recipe, apart.get(node))
         for index, override in enumerate(recipe.override):
-            if _matches(override.match, node, op):
+            if _matches(override, node, op):
                 used.add(index)
                 settings = _override(settings, override)
         result[node] = settings
@@ -133,8 +133,11 @@ def _override(settings: LayerSettings, override: Override) -> LayerSettings:
     )
 
 
-def _matches(pattern: str, node: fx.Node, op: Op) -> bool:
-    return any(fnmatchcase(name, pattern) for name in (module_path(node), node.name, op.name))
+def _matches(override: Override, node: fx.Node, op: Op) -> bool:
+    if override.exact:
+        return override.match == own_name(node)
+    names = (module_path(node), node.name, op.name)
+    return any(fnmatchcase(name, override.match) for name in names)
 
 
 def _first_and_last(graph_module: fx.GraphModule, layers: list[fx.Node]) -> dict[fx.Node, str]:

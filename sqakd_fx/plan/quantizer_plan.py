@@ -102,6 +102,7 @@ class _Planning:
         self.tables: dict[fx.Node, str] = {}
         self.recurrent: dict[fx.Node, list[str]] = {}
         self.weight_only: dict[fx.Node, LayerSettings] = {}
+        self.float_products: set[fx.Node] = set()
         floats = recipe.residual_streams == "float"
         self.streams = residual_streams(self.ops) if floats else set()
 
@@ -172,8 +173,11 @@ class _Planning:
         if reason:
             self.notes.append(Note(node.name, f"stays in float: {reason}"))
             return
-        if settings.float_activations and op.weight is not None:
-            self.weight_only[node] = settings
+        if settings.float_activations:
+            if op.weight is None:
+                self.float_products.add(node)
+            else:
+                self.weight_only[node] = settings
             self.notes.append(Note(node.name, f"reads its input in float: {settings.source}"))
             return
         self.layers[node] = settings
@@ -293,7 +297,7 @@ class _Planning:
 
     def _unquantized_reads(self) -> dict[fx.Node, frozenset[fx.Node]]:
         """Streams and layers with float activations read what was made in float as it is."""
-        as_it_is = self.streams | self.weight_only.keys()
+        as_it_is = self.streams | self.weight_only.keys() | self.float_products
         made_in_float = (node for node in self.nodes if node not in self.integer)
         reads = ((node, as_it_is.intersection(node.users)) for node in made_in_float)
         return {node: frozenset(readers) for node, readers in reads if readers}

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
-from sqakd_fx.ir.meta import module_path
+from sqakd_fx.ir.meta import module_path, own_name
 from sqakd_fx.ir.op_table import Op, is_float32_tensor, shape_of
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.recipe.keys import Recipe
@@ -84,5 +84,10 @@ def _overrides(recipe: Recipe, node: fx.Node, op: Op, matrix: str) -> list[int]:
     return [
         index
         for index, override in enumerate(recipe.override)
-        if override.float is True and any(fnmatchcase(name, override.match) for name in names)
+        if override.float is True
+        and (
+            override.match in (own_name(node), matrix)
+            if override.exact
+            else any(fnmatchcase(name, override.match) for name in names)
+        )
     ]

@@ -54,6 +54,9 @@ class Override(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     match: str = Field(description="glob over module paths, node names and operation names")
+    exact: bool = Field(
+        False, description="match is the whole name of one module or node: no glob, no operation"
+    )
     weight_bits: int | None = Field(None, ge=1, le=8, description="bits of the layers' weights")
     activation_bits: int | None = Field(
         None, ge=1, le=8, description="bits of what the layers read"

@@ -25,7 +25,7 @@ from sqakd_fx.mixed_precision.sensitive import (
 from sqakd_fx.program import Program, build_program, lower, with_recipe
 from sqakd_fx.quant.calibration import calibrate
 from sqakd_fx.quant.quantizer import quantizers_of
-from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.recipe.keys import Override, Recipe
 from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.stages import relieve
@@ -287,3 +287,72 @@ def test_a_weight_that_costs_little_stays_in_codes_although_it_takes_no_work() -
     relief = choose([layer, much, little], [0.05], 1.0, 1000)
     assert relief.chosen == (much, layer)
     assert (set(relief.layers), set(relief.weights)) == ({"conv"}, {"rnn.other"})
+
+
+class Keys(nn.Module):
+    """One channel of the keys is far larger than the rest, and no query reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        with torch.no_grad():
+            self.k.weight[0] *= 1000.0
+            self.linear.weight[0], self.linear.bias[0] = 0.0, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.linear(x) @ self.k(x).transpose(-2, -1)
+        return self.out((4.0 * scores).softmax(-1) @ self.v(x))  # type: ignore[no-any-return]
+
+
+TOKENS = torch.randn(16, 6, 8, generator=torch.Generator().manual_seed(1))
+
+
+def _relieved(net: nn.Module) -> tuple[Program, Program, Relief]:
+    program = build_program(net.eval(), (TOKENS,), "w8a8")
+    calibrate(program.student, [(TOKENS,)], method="minmax")
+    relieved, relief = relieve(program, [(TOKENS,)])
+    assert relief is not None
+    return program, relieved, relief
+
+
+def test_a_product_of_two_activations_is_left_in_float_where_they_do_not_fit() -> None:
+    program, relieved, relief = _relieved(Keys())
+    assert any(name.startswith("matmul") for name in relief.layers)
+    with torch.no_grad():
+        wanted = program.teacher(TOKENS)
+        before, after = (
+            float((one.student(TOKENS) - wanted).norm() / wanted.norm())
+            for one in (program, relieved)
+        )
+    assert before > 0.1
+    assert after < 0.05
+
+
+def test_a_product_in_float_is_exported_as_it_is_trained(tmp_path: Path) -> None:
+    _, relieved, _ = _relieved(Keys())
+    lowered = lower(relieved.student).graph_module
+    exported = export(relieved, lowered, tmp_path / "model.onnx")
+    checked = validate(relieved.student, lowered, exported.path, [(TOKENS,)], {})
+    assert checked.failures == ()
+
+
+def test_an_override_of_one_layer_leaves_others_of_its_kind_alone() -> None:
+    """A module or a node may be called as an operation is, such as linear."""
+    recipe = resolve_recipe("w8a8")
+    override = {"match": "linear", "float": "activations"}
+    for exact, layers in ((True, 1), (False, 4)):
+        made = recipe.model_copy(
+            update={"override": (Override.model_validate(override | {"exact": exact}),)}
+        )
+        program = build_program(Keys().eval(), (TOKENS,), made)
+        notes = [note for entry in program.log for note in entry.notes]
+        assert sum("reads its input in float" in note.reason for note in notes) == layers
+
+
+def test_nothing_is_left_in_float_beside_what_cannot_be_and_costs_more() -> None:
+    stuck = SensitiveTensor("keys", (0.3,), {})
+    little = SensitiveTensor("relu", (0.02,), {"conv": 100})
+    much = SensitiveTensor("gelu", (0.2,), {"fc": 100})
+    assert choose([stuck, little], [0.05], 1.0, 1000).chosen == ()
+    assert choose([stuck, much, little], [0.05], 1.0, 1000).chosen == (much,)
