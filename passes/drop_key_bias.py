@@ -183,7 +183,7 @@ def _negated(label: Any) -> Any:
 
 
 def _channels(label: Any) -> set[int]:
-    return {int(x) for leaf in tree_leaves(label) for x in _once(leaf).unique()}
+    return {int(x) for leaf in tree_leaves(label) for x in _once(leaf).reshape(-1).tolist()}
 
 
 def _once(label: Tensor) -> Tensor:

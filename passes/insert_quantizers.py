@@ -30,6 +30,7 @@ from sqakd_fx.plan.recurrent import weight_matrices
 from sqakd_fx.plan.tables import looked_up
 from sqakd_fx.plan.weight_codes import ALL_CODES, WeightCodes, weight_codes
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
+from sqakd_fx.quant.gated import GatedByCodes
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import KERNEL, RuntimeSum
 from sqakd_fx.recipe.keys import Recipe
@@ -90,6 +91,7 @@ class _Insertion:
         self._insert_recurrent_quantizers()
         self._replace_affines()
         self._replace_sums()
+        self._replace_gates()
         plan = self.plan
         inserted = plan.demands or plan.weight_only or plan.tables or plan.recurrent
         changed = self.graph.eliminate_dead_code() or bool(inserted)
@@ -325,6 +327,18 @@ class _Insertion:
                 self.graph_module, f"{node_path(node)}.rounding", RuntimeSum(a, b, out)
             )
             node.op = "call_module"
+
+    def _replace_gates(self) -> None:
+        """Hard-swishes of codes have a gate on codes."""
+        for node in self.plan.arithmetic:
+            op = self.plan.ops[node]
+            if op is None or not op.gates_itself:
+                continue
+            (x,) = meta.input_quantizers(node, Quantizer).values()
+            node.target = set_attribute(
+                self.graph_module, f"{node_path(node)}_gated", GatedByCodes(x)
+            )
+            node.op, node.args, node.kwargs = "call_module", node.args[:1], {}
 
     def _sole_quantizer(self, node: fx.Node) -> Quantizer | None:
         """What quantizes a value that nobody else reads, behind its clips."""

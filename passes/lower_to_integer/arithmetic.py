@@ -10,6 +10,7 @@ from torch import fx
 from sqakd_fx.ir.op_table import Kind, Op, shape_of
 from sqakd_fx.passes.lower_to_integer.average_pools import adaptive_pool_settings, pool_settings
 from sqakd_fx.passes.lower_to_integer.builder import integer_operation
+from sqakd_fx.passes.lower_to_integer.gates import gated
 from sqakd_fx.passes.lower_to_integer.state import Lowering
 from sqakd_fx.passes.lower_to_integer.values import Arithmetic, Codes
 
@@ -21,6 +22,8 @@ def integer_arithmetic(lowering: Lowering, node: fx.Node, op: Op) -> Arithmetic 
     inputs = [lowering.values[cast(fx.Node, node.args[i])] for i in op.activations]
     if not all(isinstance(value, Codes) for value in inputs):
         return None
+    if op.gates_itself:
+        return gated(lowering, node, inputs[0])
     if op.kind is not Kind.AVERAGE:
         return Arithmetic(node, integer_operation(op), tuple(inputs), ())
     ins, outs = shape_of(cast(fx.Node, node.args[0])) or (), shape_of(node) or ()

@@ -71,7 +71,9 @@ def arithmetic_in_float(recipe: Recipe, ops: Mapping[fx.Node, Op | None]) -> dic
 
 def _arithmetic(ops: Mapping[fx.Node, Op | None]) -> list[fx.Node]:
     kinds = (Kind.SUM, Kind.PRODUCT, Kind.AVERAGE)
-    return [node for node, op in ops.items() if op is not None and op.kind in kinds]
+    return [
+        node for node, op in ops.items() if op is not None and (op.kind in kinds or op.gates_itself)
+    ]
 
 
 def _source(override: Override) -> str:

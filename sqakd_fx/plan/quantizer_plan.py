@@ -25,6 +25,7 @@ from sqakd_fx.plan.residual_streams import REASON, residual_streams
 from sqakd_fx.plan.tables import table_target
 from sqakd_fx.quant.batch_norm import is_batch_norm, sole_compute_input
 from sqakd_fx.recipe.keys import Recipe
+from sqakd_fx.targets import TARGETS
 
 _LONGEST_SCORE = 16
 
@@ -148,7 +149,9 @@ class _Planning:
             elif op.kind in (Kind.TRANSPARENT, Kind.JOINT, Kind.CLIP):
                 if any(source in integer for source in node.all_input_nodes):
                     integer.add(node)
-            elif op.kind is Kind.SMOOTH and not self._is_table(node):
+            elif op.kind is Kind.SMOOTH and not (
+                self._is_table(node) or self._is_gated(node, op, integer)
+            ):
                 self._note_float(node, op)
 
     def _note_float(self, node: fx.Node, op: Op) -> None:
@@ -159,6 +162,18 @@ class _Planning:
                 self.recurrent[node] = stored
                 said += f"; {len(stored)} of its weights are stored in INT8"
         self.notes.append(Note(node.name, said))
+
+    def _is_gated(self, node: fx.Node, op: Op, integer: set[fx.Node]) -> bool:
+        """A hard-swish of what is made in integers; its gate has no codes about a zero point in their middle."""
+        value = node.args[0] if node.args else None
+        if not op.gates_itself or not isinstance(value, fx.Node) or value not in integer:
+            return False
+        if TARGETS[self.recipe.target].signed or node in self.float_arithmetic:
+            return False
+        self._demand(value, node, self._wide_bits)
+        self.arithmetic[node] = Kind.PRODUCT
+        integer.add(node)
+        return True
 
     def _is_table(self, node: fx.Node) -> bool:
         target = table_target(self.graph_module, node, self.ops)

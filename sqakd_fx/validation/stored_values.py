@@ -52,10 +52,15 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
         if node.name in names:
             tensor = names[node.name]
             for index, argument in ((1, "scale"), (2, "zero_point")):
-                shifted = tensor in shifts and argument == "zero_point"
-                wanted = torch.zeros(()) if shifted else values[argument]
+                made = values[argument]
+                if tensor in shifts and argument == "zero_point":
+                    made = torch.zeros(())
+                read = _read_with(lowered, node, index)
                 for operator in around.get(tensor, ()):
-                    if not _equal(_parameter(constants, operator, index), wanted):
+                    reads = operator.op_type == "DequantizeLinear"
+                    wanted = [made, *read] if reads else [made]
+                    found = _parameter(constants, operator, index)
+                    if not any(_equal(found, one) for one in wanted):
                         what = argument.replace("_", " ")
                         wrong.append(
                             f"{tensor}: the {what} in its {operator.op_type} is not what was trained"
@@ -90,6 +95,20 @@ def _arguments(lowered: fx.GraphModule, node: fx.Node) -> dict[str, torch.Tensor
         for name, value in zip(names, node.args)
         if isinstance(value, fx.Node) and value.op == "get_attr"
     }
+
+
+def _read_with(lowered: fx.GraphModule, node: fx.Node, offset: int) -> list[torch.Tensor]:
+    """The scales (1 behind the codes) or zero points (2 behind) with which integer operations read a tensor."""
+    found = []
+    for user in filter(is_own_operation, node.users):
+        places = [place + offset for place, given in enumerate(user.args) if given is node]
+        stored = [user.args[place] for place in places if place < len(user.args)]
+        found += [
+            get_attribute(lowered, str(one.target))
+            for one in stored
+            if isinstance(one, fx.Node) and one.op == "get_attr"
+        ]
+    return found
 
 
 def _argument(node: fx.Node, name: str) -> Any:

@@ -28,6 +28,9 @@ def convolution(graph_module: fx.GraphModule) -> fx.Node:
     return found
 
 
+torch.manual_seed(0)  # of the weights below
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

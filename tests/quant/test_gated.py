@@ -1,0 +1,152 @@
+"""Hard-swish of codes: a gate of 256 levels, in training, in the integer program and in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from export_jobs import job_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sqakd_fx.exporters.profiles import write_profile
+from sqakd_fx.program import Program, build_program, lower
+from sqakd_fx.quant.calibration import calibrate
+from sqakd_fx.quant.gated import GatedByCodes
+from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.ranges import Range
+from sqakd_fx.recipe.keys import Override
+from sqakd_fx.recipe.resolution import resolve_recipe
+from sqakd_fx.results.export import export
+from sqakd_fx.results.saved_graph import decode_graph, encode_graph, tensors_in
+from sqakd_fx.validation.validate import validate
+
+IMAGES = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1)) * 3
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Hardswish(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Hardswish(inplace=True),
+        nn.Conv2d(8, 6, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 16),
+        nn.Hardswish(),
+        nn.Linear(16, 4),
+    ).eval()
+
+
+def _calibrated(recipe: Any = "w8a8", **changes: Any) -> Program:
+    recipe = resolve_recipe(recipe).model_copy(update=changes)
+    program = build_program(_net(), IMAGES, recipe)
+    calibrate(program.student, [(IMAGES,)])
+    return program
+
+
+def _gates(program: Program) -> int:
+    return sum(isinstance(one, GatedByCodes) for one in program.student.modules())
+
+
+@pytest.fixture
+def quantizer() -> Quantizer:
+    made = Quantizer("minmax", "activation", 8)
+    with torch.no_grad():
+        made.start_at(Range(torch.tensor(-6.0), torch.tensor(9.0)))
+    made.enabled = True
+    return made.requires_grad_(False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_gate_is_within_half_a_level_of_hard_swish(
+    quantizer: Quantizer, training: bool
+) -> None:
+    x = quantizer(torch.linspace(-7, 10, 4001))
+    gated = GatedByCodes(quantizer).train(training)(x)
+    exact = x.double() * (x.double() + 3).clamp(0, 6) / 6
+    assert bool(((gated - exact).abs() <= x.abs() * (0.5 / 255) + 1e-6).all())
+    ends = (x >= 3) | (x <= -3)
+    assert torch.equal(gated[ends], torch.where(x >= 3, x, 0.0)[ends])
+
+
+def test_the_gradient_is_that_of_hard_swish(quantizer: Quantizer) -> None:
+    x = torch.linspace(-5, 5, 101).requires_grad_()
+    (got,) = torch.autograd.grad(GatedByCodes(quantizer)(x).sum(), x)
+    (wanted,) = torch.autograd.grad(F.hardswish(x).sum(), x)
+    assert torch.equal(got, wanted)
+
+
+def test_without_a_grid_it_is_hard_swish(quantizer: Quantizer) -> None:
+    quantizer.enabled = False
+    x = torch.linspace(-5, 5, 101)
+    assert torch.equal(GatedByCodes(quantizer)(x), F.hardswish(x))
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a2"])
+def test_the_file_computes_what_was_trained(bits: str, tmp_path: Path) -> None:
+    program = _calibrated(bits)
+    assert _gates(program) == 3
+    lowered = lower(program.student).graph_module
+    exported = export(program, lowered, tmp_path / "model.onnx")
+    held_out = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(2)) * 3
+    checked = validate(program.student, lowered, exported.path, [(IMAGES,), (held_out,)], {})
+    assert checked.failures == ()
+
+
+def _kernels(path: Path) -> list[str]:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_name("optimized.onnx"))
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
+def test_the_runtime_computes_it_on_codes(tmp_path: Path) -> None:
+    write_profile("container", job_of(_net(), IMAGES, "w8a8")[1], tmp_path / "model.onnx")
+    kernels = _kernels(tmp_path / "model.onnx")
+    assert kernels.count("QLinearAdd") == kernels.count("QLinearMul") == 3
+    assert not {"HardSigmoid", "HardSwish", "Mul", "Add"} & set(kernels)
+
+
+def test_a_gate_is_in_float_where_its_input_is_or_a_recipe_says_so() -> None:
+    first = Override.model_validate({"match": "0", "exact": True, "float": True})
+    assert _gates(_calibrated(override=(first,))) == 2
+    second = Override.model_validate({"match": "_4", "float": True})
+    assert _gates(_calibrated(override=(second,))) == 2
+
+
+def test_a_target_with_signed_codes_has_no_gate_of_codes() -> None:
+    program = _calibrated(target="tensorrt")
+    assert _gates(program) == 0
+
+
+def test_a_saved_student_has_its_gates_again() -> None:
+    student = _calibrated().student
+    made = decode_graph(encode_graph(student), tensors_in(student))
+    with torch.no_grad():
+        assert torch.equal(made(IMAGES), student(IMAGES))
+
+
+def _step(net: nn.Module, x: Tensor) -> float:
+    net.zero_grad()
+    loss = net(x).square().mean()
+    loss.backward()
+    return float(loss.detach())
+
+
+def test_a_compiled_step_is_the_step() -> None:
+    student = _calibrated().student.train()
+    eager = _step(student, IMAGES)
+    wanted = [p.grad.clone() for p in student.parameters() if p.grad is not None]
+    compiled = _step(torch.compile(student), IMAGES)  # type: ignore[arg-type]
+    got = [p.grad for p in student.parameters() if p.grad is not None]
+    assert compiled == pytest.approx(eager, rel=1e-4)
+    assert all(torch.allclose(a, b, rtol=1e-2, atol=1e-4) for a, b in zip(got, wanted, strict=True))
