@@ -25,6 +25,7 @@ from sqakd_fx.engine.determinism import (
 )
 from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.distributed import any_process, is_first, process_group
+from sqakd_fx.engine.torch_settings import plain_settings
 from sqakd_fx.errors import SqakdError
 from sqakd_fx.exporters.profiles import Exported
 from sqakd_fx.exporters.translation import Translator
@@ -138,6 +139,7 @@ def quantize(
         return run(source, resolved, folder, resume=resume, force=force, observer=live)
 
 
+@plain_settings()
 def run(
     source: Source,
     recipe: Recipe,

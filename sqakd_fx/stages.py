@@ -25,6 +25,7 @@ from sqakd_fx.engine.determinism import (
     undisturbed_randomness,
 )
 from sqakd_fx.engine.devices import choose_device
+from sqakd_fx.engine.torch_settings import plain_settings
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.mixed_precision.sensitive import (
@@ -72,6 +73,7 @@ _BATCHES_TO_JUDGE = 2
 """Of the training data, where nothing of it is held out."""
 
 
+@plain_settings()
 def calibrate(
     program: Program, data: Any, *, on_batch: Callable[[int], None] = lambda done: None
 ) -> None:
@@ -121,6 +123,7 @@ def find_ranges(
         correct_biases(student, {name: one.mean for name, one in read.items()}, before)
 
 
+@plain_settings()
 def relieve(program: Program, data: Any) -> tuple[Program, Relief | None]:
     """The calibrated program, or one in which activations stay in float that cost an output too much at 8 bits.
 
@@ -160,6 +163,7 @@ def sensitive_tensors(
     return choose(tensors, tolerances, recipe.tolerance_work, total_work(program.student))
 
 
+@plain_settings()
 def distil(
     program: Program,
     data: Any,

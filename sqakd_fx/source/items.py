@@ -150,7 +150,7 @@ def _input(value: Any) -> Any:
     tensor = _tensor(value)
     if not isinstance(tensor, Tensor):
         return tensor
-    tensor = tensor.detach()
+    tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
     return tensor.float() if tensor.is_floating_point() else tensor
 
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import Dataset
 
 from sqakd_fx.diagnostics.source_lines import user_line
+from sqakd_fx.engine.torch_settings import plain_settings
 from sqakd_fx.errors import SourceError, short
 from sqakd_fx.frontend.example_call import call_of, named_parameters
 from sqakd_fx.frontend.readable import require_readable
@@ -65,6 +66,7 @@ class Source:
         return batches.labels_ignored
 
 
+@plain_settings()
 def load_source(
     spec: str,
     *,
@@ -255,6 +257,7 @@ def _check_runs(
         ) from error
 
 
+@torch.no_grad()  # weights may be made in inference mode
 def _check_finite_state(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         _refuse_non_finite("parameter", name, torch.isfinite(parameter))
