@@ -18,6 +18,7 @@ from sqakd_fx.exporters.constants_as_floats import constants_to_floats
 from sqakd_fx.exporters.container import TRANSLATIONS
 from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.encodings import SUFFIX, to_encodings
+from sqakd_fx.exporters.explicit_gates import with_explicit_gates
 from sqakd_fx.exporters.int4_blocks import to_int4_blocks
 from sqakd_fx.exporters.interface import UNDESCRIBED, Interface
 from sqakd_fx.exporters.litert import quantized_weights
@@ -156,14 +157,14 @@ def _typed(job: Export, path: Path) -> Content:
 
 
 def _qonnx(job: Export, path: Path) -> Content:
-    model = _onnx(job, job.lowered, "qonnx")
+    model = _onnx(job, with_explicit_gates(job.lowered), "qonnx")
     to_qonnx(model)
     save_model(model, path)
     return (), ()
 
 
 def _tensorrt(job: Export, path: Path) -> Content:
-    model = _onnx(job, job.lowered, "tensorrt")
+    model = _onnx(job, with_explicit_gates(job.lowered), "tensorrt")
     said = to_tensorrt(model)
     blocks = to_int4_blocks(model, job.int4_block) if job.int4_block else []
     if job.int4_block and not blocks:
@@ -173,7 +174,7 @@ def _tensorrt(job: Export, path: Path) -> Content:
 
 
 def _encodings(job: Export, path: Path) -> Content:
-    model = _onnx(job, job.lowered, "encodings")
+    model = _onnx(job, with_explicit_gates(job.lowered), "encodings")
     content = to_encodings(model)
     save_model(model, path)
     check_model(path)
@@ -198,12 +199,14 @@ def _pt2(job: Export, path: Path) -> Content:
 
 
 def _pt2e(job: Export, path: Path) -> Content:
-    _save_program(job, path, decomposed)
+    _save_program(job, path, lambda lowered, x: decomposed(with_explicit_gates(lowered), x))
     return (), ("loading it needs `import torch.ao.quantization.fx._decomposed` first",)
 
 
 def _litert(job: Export, path: Path) -> Content:
-    _save_program(job, path, lambda lowered, x: quantized_weights(decomposed(lowered, x)))
+    _save_program(
+        job, path, lambda lowered, x: quantized_weights(decomposed(with_explicit_gates(lowered), x))
+    )
     return (), ("litert_torch.convert makes a .tflite file of it (docs/targets.md)",)
 
 

@@ -75,6 +75,9 @@ class _Search:
         if op is None or not shape or bias is None or not bias.any():
             return None
         axis = op.accumulator_axis % len(shape)
+        weight = constant_of(self.graph_module, layer.args[op.weight or 0])
+        if weight is None or (op.is_convolution and len(shape) != weight.ndim):  # no batch axis
+            return None
         label = torch.arange(shape[axis]).reshape(
             [-1 if i == axis else 1 for i in range(len(shape))]
         )

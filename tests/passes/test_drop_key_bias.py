@@ -196,6 +196,24 @@ def test_keys_of_a_convolution_lose_their_bias_on_either_side_of_the_product() -
     assert found["q"] is not None
 
 
+class OfOneSample(nn.Module):
+    """Keys of a convolution of the first sample alone: its channels come first, and are as many as its pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.k = nn.Conv1d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.k(x[0]).T).softmax(-1)
+
+
+def test_a_convolution_without_a_batch_axis_keeps_its_bias() -> None:
+    net, x = OfOneSample().eval(), torch.randn(2, 3, 4)
+    passes = [PropagateShapes((x,)), Canonicalize(), PropagateShapes((x,)), DropKeyBias()]
+    assert not run_passes(traced(net, x), passes).log[-1].changed
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_torchs_own_attention_loses_the_bias_of_its_keys(masked: bool) -> None:
     class Net(nn.Module):

@@ -23,6 +23,7 @@ from sqakd_fx.recipe.keys import Override
 from sqakd_fx.recipe.resolution import resolve_recipe
 from sqakd_fx.results.export import export
 from sqakd_fx.results.saved_graph import decode_graph, encode_graph, tensors_in
+from sqakd_fx.runtime.openvino import OpenVinoModel
 from sqakd_fx.validation.validate import validate
 
 IMAGES = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1)) * 3
@@ -114,6 +115,49 @@ def test_the_runtime_computes_it_on_codes(tmp_path: Path) -> None:
     kernels = _kernels(tmp_path / "model.onnx")
     assert kernels.count("QLinearAdd") == kernels.count("QLinearMul") == 3
     assert not {"HardSigmoid", "HardSwish", "Mul", "Add"} & set(kernels)
+
+
+@pytest.mark.parametrize("profile", ["packed", "typed", "encodings", "tensorrt", "qonnx"])
+def test_every_onnx_format_is_as_near_to_float(profile: str, tmp_path: Path) -> None:
+    """In encodings and QONNX a tensor has one scale; codes that saturate are floats that are clipped."""
+    path = tmp_path / "model.onnx"
+    write_profile(profile, job_of(_net(), IMAGES, "w8a8")[1], path)
+    with torch.no_grad():
+        wanted = _net()(IMAGES)
+    if profile == "qonnx":
+        qonnx = pytest.importorskip("qonnx.core.onnx_exec")
+        wrapper = pytest.importorskip("qonnx.core.modelwrapper").ModelWrapper(str(path))
+        feeds = {wrapper.graph.input[0].name: IMAGES.numpy()}
+        (made,) = qonnx.execute_onnx(wrapper, feeds).values()
+    else:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (made,) = session.run(None, {session.get_inputs()[0].name: IMAGES.numpy()})
+    got = torch.from_numpy(made)
+    assert float((got - wanted).norm() / wanted.norm()) < 0.02
+
+
+@pytest.mark.parametrize("profile", ["pt2", "pt2e", "litert"])
+def test_every_program_of_torch_gives_what_was_trained(profile: str, tmp_path: Path) -> None:
+    import torch.ao.quantization.fx._decomposed
+
+    _, job = job_of(_net(), IMAGES, "w8a8")
+    write_profile(profile, job, tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    with torch.no_grad():
+        wanted, got = job.lowered(IMAGES), program(IMAGES)
+    got = got[0] if isinstance(got, tuple | list) else got
+    assert float((got - wanted).norm() / wanted.norm()) < 2e-3
+
+
+def test_openvino_computes_the_gates(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.onnx"
+    _, job = job_of(_net(), IMAGES, "w8a8")
+    write_profile("container", job, path)
+    (made,) = OpenVinoModel(path, low_precision=True)(None, {"input": IMAGES.numpy()})
+    with torch.no_grad():
+        wanted = job.lowered(IMAGES)
+    assert float((torch.from_numpy(made) - wanted).norm() / wanted.norm()) < 2e-3
 
 
 def test_a_gate_is_in_float_where_its_input_is_or_a_recipe_says_so() -> None:
