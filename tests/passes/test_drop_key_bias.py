@@ -205,7 +205,7 @@ class OfOneSample(nn.Module):
         self.k = nn.Conv1d(3, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x @ self.k(x[0]).T).softmax(-1)
+        return (x @ self.k(x[0]).transpose(0, 1)).softmax(-1)
 
 
 def test_a_convolution_without_a_batch_axis_keeps_its_bias() -> None:
