@@ -6,6 +6,7 @@ einsum("bhid,bhjd->bhij", q, k)         see passes/decompose/einsum.py
 x.chunk(3, -1)[1]                       narrow(x, -1, start, length)
 avg_pool2d(x, 2, divisor_override=3)    see passes/decompose/average_pool.py
 embedding_bag(ids, table, mode="sum")   see passes/decompose/embedding_bag.py
+x.mT, x.T                               permute(x, axes)
 grouped_mm(x, W, offs), histc(x, 8)     see passes/decompose/experts.py
 lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
 """
@@ -274,8 +275,26 @@ def _gates(
     return [call(torch.narrow, joined, -1, i * size, size) for i in range(count)]
 
 
+def _turned(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """x.T, x.mT, x.H and x.mH of real tensors as permutations, which other operations of the kind are."""
+    x, attribute = node.args[:2]
+    shape = shape_of(x) if isinstance(x, fx.Node) else None
+    known = x.meta.get("tensor_meta") if isinstance(x, fx.Node) else None
+    if shape is None or attribute not in _TURNS or getattr(known, "dtype", None) is None:
+        return False
+    if known.dtype.is_complex or (len(shape) != 2 and attribute == "H") or len(shape) < 2:  # type: ignore[union-attr]
+        return False
+    axes = list(range(len(shape)))
+    axes[-2:] = axes[:-3:-1]
+    if attribute == "T":
+        axes = list(reversed(range(len(shape))))
+    return replace_node(graph_module, node, torch.permute, (x, axes))
+
+
+_TURNS = ("T", "mT", "H", "mH")
 _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "scaled_dot_product_attention": _attention,
+    "getattr": _turned,
     "einsum": spell_out_einsum,
     "baddbmm": _baddbmm,
     "embedding_bag": spell_out_embedding_bag,

@@ -22,6 +22,16 @@ class Einsum(nn.Module):
         return torch.einsum("bid,bjd->bij", x, x)
 
 
+class Turned(nn.Module):
+    def __init__(self, attribute: str) -> None:
+        super().__init__()
+        self.attribute = attribute
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = x if self.attribute[0] == "m" else x[0]
+        return torch.matmul(part, getattr(part, self.attribute)) + x.mean()
+
+
 class Halves(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, -1)
@@ -59,6 +69,9 @@ class Cell(nn.Module):
                 "matmul = torch.matmul(permute, permute_1)",
             ],
         ),
+        (Turned("mT"), "x.mT", ["getattr_1 = torch.permute(x, [0, 2, 1])"]),
+        (Turned("T"), ".T", ["getattr_1 = torch.permute(getitem, [1, 0])"]),
+        (Turned("mH"), "x.mH", ["getattr_1 = torch.permute(x, [0, 2, 1])"]),
         (
             Halves(),
             "chunk = x.chunk(2, -1)",
