@@ -26,7 +26,7 @@ from sqakd_fx.quant.quantizer import Quantizer
 _BIAS_LIMIT = 2.0**30
 AFFINE_CODE = largest_weight_code("reduced", 8)
 """Of a lone multiplier, one weight code a channel: the largest that fits on every processor, for a fine bias."""
-AFFINE_SCALE = torch.tensor(1.0 / AFFINE_CODE)
+AFFINE_SCALE = torch.tensor(1.0 / AFFINE_CODE, dtype=torch.float32)
 
 
 def is_batch_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -18,12 +18,14 @@ from sqakd_fx.quant.grid import Grid
 from sqakd_fx.quant.quantizer import Quantizer
 
 _LARGEST = 255
-THREE = Grid(torch.tensor(3 / _LARGEST), 0, 0, _LARGEST, 8)
+THREE = Grid(torch.tensor(3 / _LARGEST, dtype=torch.float32), 0, 0, _LARGEST, 8)
 """The grid on which the largest code is 3."""
-SHIFTED = Grid(torch.tensor(6 / _LARGEST), 0, 0, _LARGEST, 8)
+SHIFTED = Grid(torch.tensor(6 / _LARGEST, dtype=torch.float32), 0, 0, _LARGEST, 8)
 """The grid of clip(x + 3, 0, 6)."""
-GATE = Grid(torch.tensor(1 / _LARGEST), 0, 0, _LARGEST, 8)
+GATE = Grid(torch.tensor(1 / _LARGEST, dtype=torch.float32), 0, 0, _LARGEST, 8)
 """The grid of the gate: the same codes, a sixth as large."""
+_GATE_STEP = float(GATE.scale)
+"""A number: a step that CUDA records copies nothing to the device."""
 
 
 class GatedByCodes(nn.Module):
@@ -45,7 +47,7 @@ class GatedByCodes(nn.Module):
             return exact
         with torch.no_grad():
             codes = self._trained(x) if self.training else self._exported(x, quantizer)
-            gated = x * (codes.clamp(0, _LARGEST) * GATE.scale.to(x.device))
+            gated = x * (codes.clamp(0, _LARGEST) * _GATE_STEP)
         return straight_through(gated, exact)
 
     @staticmethod
