@@ -55,10 +55,10 @@ def differing_values(lowered: fx.GraphModule, model: Path) -> list[str]:
                 made = values[argument]
                 if tensor in shifts and argument == "zero_point":
                     made = torch.zeros(())
-                read = _read_with(lowered, node, index)
+                read = _scales_of_readers(lowered, node) if argument == "scale" else []
                 for operator in around.get(tensor, ()):
                     reads = operator.op_type == "DequantizeLinear"
-                    wanted = [made, *read] if reads else [made]
+                    wanted = (read if reads else []) or [made]
                     found = _parameter(constants, operator, index)
                     if not any(_equal(found, one) for one in wanted):
                         what = argument.replace("_", " ")
@@ -97,18 +97,14 @@ def _arguments(lowered: fx.GraphModule, node: fx.Node) -> dict[str, torch.Tensor
     }
 
 
-def _read_with(lowered: fx.GraphModule, node: fx.Node, offset: int) -> list[torch.Tensor]:
-    """The scales (1 behind the codes) or zero points (2 behind) with which integer operations read a tensor."""
-    found = []
-    for user in filter(is_own_operation, node.users):
-        places = [place + offset for place, given in enumerate(user.args) if given is node]
-        stored = [user.args[place] for place in places if place < len(user.args)]
-        found += [
-            get_attribute(lowered, str(one.target))
-            for one in stored
-            if isinstance(one, fx.Node) and one.op == "get_attr"
-        ]
-    return found
+def _scales_of_readers(lowered: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:
+    """The scales with which integer operations read a tensor: the argument behind its codes."""
+    return [
+        get_attribute(lowered, str(user.args[place + 1].target))  # type: ignore[union-attr]
+        for user in filter(is_own_operation, node.users)
+        for place, given in enumerate(user.args[:-1])
+        if given is node and getattr(user.args[place + 1], "op", None) == "get_attr"
+    ]
 
 
 def _argument(node: fx.Node, name: str) -> Any:
