@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from sqakd_fx.frontend.other_sizes import refuse_fixed_pools
 from sqakd_fx.frontend.output_kinds import OutputKind, decide_outputs, with_outputs
 from sqakd_fx.frontend.trace import FloatModule, Traced, trace
 from sqakd_fx.ir import meta
+from sqakd_fx.ir.copying import deep_copy
 from sqakd_fx.ir.op_table import node_macs
 from sqakd_fx.ir.other_sizes import at_other_sizes
 from sqakd_fx.ir.pass_manager import Compiled, GraphObserver, LogEntry, Note, Pass, run_passes
@@ -213,7 +213,7 @@ def build_program(
     )
     refuse_fixed_pools(first.graph_module)
     settled = run_passes(first.graph_module, _ordering(), after=after)
-    teacher = copy.deepcopy(settled.graph_module).eval()
+    teacher = deep_copy(settled.graph_module).eval()
     outputs = decide_outputs(teacher, inputs, recipe)
     for graph in (teacher.graph, settled.graph_module.graph):
         parts = {one.index: one.parts for one in outputs if one.parts}
@@ -243,7 +243,7 @@ def with_recipe(program: Program, recipe: Recipe, *, after: GraphObserver | None
             return graph_module(*(x.clone() for x in program.example))
 
     passes = [*_equalizing(recipe), *_quantizing(recipe)]
-    made = run_passes(copy.deepcopy(program.teacher), passes, probe=probe, after=after)
+    made = run_passes(deep_copy(program.teacher), passes, probe=probe, after=after)
     again = {one.name for one in passes}
     log = tuple(entry for entry in program.log if entry.name not in again) + made.log
     return replace(program, student=made.graph_module.eval(), recipe=recipe, log=log)
@@ -291,7 +291,7 @@ def equalize_activations(program: Program, batches: Iterable[tuple[Any, ...]]) -
     sizes = {name: one.largest for name, one in seen.items()}
     smooth = SmoothActivations(sizes, program.recipe.equalize_strength)
     passes = [smooth, *_quantizing(program.recipe)]
-    made = run_passes(copy.deepcopy(program.teacher), passes)
+    made = run_passes(deep_copy(program.teacher), passes)
     program.student.load_state_dict(made.graph_module.state_dict())
 
 
@@ -320,7 +320,7 @@ def correct_biases(
 
 def distillation_teacher(program: Program) -> fx.GraphModule:
     """The float model as training runs it: BatchNorm folded, a third of the time on a CPU."""
-    return run_passes(copy.deepcopy(program.teacher), [FoldBatchNorm()]).graph_module.eval()
+    return run_passes(deep_copy(program.teacher), [FoldBatchNorm()]).graph_module.eval()
 
 
 def lower(student: fx.GraphModule, *, after: GraphObserver | None = None) -> Compiled:
@@ -329,7 +329,7 @@ def lower(student: fx.GraphModule, *, after: GraphObserver | None = None) -> Com
     Raises:
         PassError: a quantizer was not calibrated.
     """
-    return run_passes(copy.deepcopy(student).cpu().eval(), _lowering(), after=after)
+    return run_passes(deep_copy(student).cpu().eval(), _lowering(), after=after)
 
 
 @dataclass(frozen=True)

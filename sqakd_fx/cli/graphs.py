@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Protocol
 from torch import fx
 
 from sqakd_fx.errors import RecipeError
+from sqakd_fx.ir.copying import deep_copy
 from sqakd_fx.ir.pass_manager import Pass, run_passes
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
@@ -94,7 +94,7 @@ class SourceGraphs:
 
         def keep(one: Pass, graph_module: fx.GraphModule) -> None:
             if one.name == name:
-                seen[name] = copy.deepcopy(graph_module)
+                seen[name] = deep_copy(graph_module)
 
         source = self.source
         program = build_program(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
@@ -18,6 +17,7 @@ from sqakd_fx.errors import TraceError, first_line
 from sqakd_fx.frontend.readable import require_readable, require_values
 from sqakd_fx.frontend.rebound import hold_to_copy
 from sqakd_fx.frontend.verify import turned
+from sqakd_fx.ir.copying import deep_copy
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
 _LARGEST_DIFFERENCE = 1e-2
@@ -32,18 +32,13 @@ def float_copy(model: nn.Module) -> nn.Module:
     """
     require_readable(model)
     require_values(model)
-    copies: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
+    copies: dict[int, Any] = {}
     try:
-        copied = copy.deepcopy(model, copies).eval()
+        copied = deep_copy(model, copies).eval()
     except Exception as error:
         raise TraceError(
             f"the model cannot be copied ({first_line(error)}): keep out of it what "
-            "copy.deepcopy does not take, such as open files, locks and tensors with a gradient history"
+            "copy.deepcopy does not take, or give its class a __deepcopy__"
         ) from error
     hold_to_copy(copied, copies)
     for module in copied.modules():
@@ -82,7 +77,7 @@ def refuse_ties_to_the_original(
             args, kwargs = tree_map_only(Tensor, torch.clone, given)
             wanted = tensors_of(model.eval()(*args, **kwargs))
             if _is_half(model):  # in float32 it rounds otherwise
-                copied = copy.deepcopy(model)
+                copied = deep_copy(model)
                 args, kwargs = tree_map_only(Tensor, torch.clone, given)
             else:
                 args, kwargs = tree_map_only(Tensor, _as_float32, given)

@@ -6,7 +6,6 @@ graph checked and recompiled here.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import time
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.errors import PassError, SqakdError, short
+from sqakd_fx.ir.copying import deep_copy
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
 _LARGEST_DIFFERENCE = 1e-3
@@ -182,7 +182,7 @@ def _rounding(
 ) -> float:
     """How far its outputs are from those in float64; 0 where the graph does not run there."""
     try:
-        exact = copy.deepcopy(graph_module).double()
+        exact = deep_copy(graph_module).double()
 
         def run(*inputs: Any) -> Any:
             return exact(*(x.double() if x.is_floating_point() else x for x in inputs))
