@@ -32,7 +32,8 @@ def constants_to_floats(model: ir.Model) -> None:
 
 
 def _reads_activation_codes(node: ir.Node) -> bool:
-    zero_point = node.inputs[2] if node.op_type == "DequantizeLinear" else None
+    reads_codes = node.op_type == "DequantizeLinear" and len(node.inputs) > 2
+    zero_point = node.inputs[2] if reads_codes else None
     is_output = any(value.is_graph_output() for value in node.outputs)
     return zero_point is not None and zero_point.dtype == ir.DataType.UINT8 and not is_output
 

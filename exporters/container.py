@@ -49,7 +49,7 @@ def _dequantize(codes: Value, scale: Value, zero_point: Value) -> Value:
 
 
 def _dequantized_constant(codes: Value, scale: Value, axis: int, kind: type[np.generic]) -> Value:
-    """Weights and biases; ONNX Runtime fuses a Gemm only where their zero points are spelt out."""
+    """Weights, and biases of a Gemm, which ONNX Runtime fuses only where their zero points are spelt out."""
     shape = tuple(int(size) for size in scale.shape)
     zero_point = op.Constant(value=ir.tensor(np.zeros(shape, dtype=kind)))
     if not shape:
@@ -89,7 +89,8 @@ def _conv(
         _dequantized_weight(weight, weight_scale, 0),
     ]
     if bias is not None:
-        inputs.append(_dequantized_bias(bias, accumulator_scale))
+        axis = {"axis": 0} if accumulator_scale.shape else {}
+        inputs.append(op.DequantizeLinear(bias, accumulator_scale, **axis))
     return op.Conv(
         *inputs,
         kernel_shape=list(weight.shape)[2:],

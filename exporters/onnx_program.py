@@ -92,7 +92,7 @@ def save_model(model: ir.Model, path: Path) -> None:
         else:
             ir.save(model, temporary, external_data=f"{path.name}.data")
             proto = onnx.load(str(temporary), load_external_data=False)
-            proto.graph.quantization_annotation.extend(tensor_annotations(model))
+            _annotate(proto, model)
             temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
     write_atomically(path, write)
@@ -101,9 +101,18 @@ def save_model(model: ir.Model, path: Path) -> None:
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The ModelProto, with its quantization annotations."""
     proto = ir.serde.serialize_model(model)
-    del proto.graph.quantization_annotation[:]
-    proto.graph.quantization_annotation.extend(tensor_annotations(model))
+    _annotate(proto, model)
     return proto
+
+
+def _annotate(proto: onnx.ModelProto, model: ir.Model) -> None:
+    """Quantization annotations in, and types out that stored tensors say themselves."""
+    graph = proto.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    told = [v for v in graph.value_info if v.name not in stored or v.metadata_props]
+    del graph.quantization_annotation[:], graph.value_info[:]
+    graph.value_info.extend(told)
+    graph.quantization_annotation.extend(tensor_annotations(model))
 
 
 def check_model(path: Path) -> None:
