@@ -18,6 +18,7 @@ from sqakd_fx.frontend.readable import require_readable, require_values
 from sqakd_fx.frontend.rebound import hold_to_copy
 from sqakd_fx.frontend.verify import turned
 from sqakd_fx.ir.copying import deep_copy
+from sqakd_fx.ir.modes import evaluation_mode
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 
 _LARGEST_DIFFERENCE = 1e-2
@@ -57,10 +58,9 @@ def refuse_ties_to_the_original(
 
     Looked for on other values than the example's, and only where the model has such functions.
     """
-    modules = list(model.modules())
     functions = [
         value
-        for module in modules
+        for module in model.modules()
         for value in (
             *module._forward_hooks.values(),
             *module._forward_pre_hooks.values(),
@@ -71,11 +71,10 @@ def refuse_ties_to_the_original(
     if not functions:
         return
     given = tree_map_only(Tensor, turned, (args, dict(kwargs)))
-    training = [module.training for module in modules]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             args, kwargs = tree_map_only(Tensor, torch.clone, given)
-            wanted = tensors_of(model.eval()(*args, **kwargs))
+            wanted = tensors_of(model(*args, **kwargs))
             if _is_half(model):  # in float32 it rounds otherwise
                 copied = deep_copy(model)
                 args, kwargs = tree_map_only(Tensor, torch.clone, given)
@@ -88,9 +87,6 @@ def refuse_ties_to_the_original(
             by_chance = largest_difference(wanted, again) > 0
     except Exception:
         return  # the model does not run on these values: tracing tells what stands in the way
-    finally:
-        for module, was in zip(modules, training, strict=True):
-            module.training = was
     if not difference <= _LARGEST_DIFFERENCE and not by_chance:
         raise TraceError(
             "a copy of the model computes something else than the model, because a hook or a function that "

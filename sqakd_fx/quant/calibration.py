@@ -11,12 +11,12 @@ from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import NotFiniteError, TrainingError
 from sqakd_fx.ir.batches import rows
+from sqakd_fx.ir.modes import evaluation_mode
 from sqakd_fx.ir.op_table import op_of
 from sqakd_fx.ir.rewriting import constant_of, node_path
 from sqakd_fx.quant.average_noise import AverageNoise
 from sqakd_fx.quant.input_statistics import InputStatistics, StatisticsCollector
 from sqakd_fx.quant.measured_ranges import refine_ranges
-from sqakd_fx.quant.modes import evaluation_mode
 from sqakd_fx.quant.output_error import weight_importance
 from sqakd_fx.quant.output_gradients import Sample, felt_samples, watched
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of

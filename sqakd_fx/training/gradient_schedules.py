@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqakd_fx.ir.modes import evaluation_mode
 from sqakd_fx.quant.grid import along_axis
-from sqakd_fx.quant.modes import evaluation_mode
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.features import TrainingPair

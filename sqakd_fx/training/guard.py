@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.ir.batches import moved
+from sqakd_fx.ir.modes import evaluation_mode
 from sqakd_fx.ir.outputs import tensors_of
-from sqakd_fx.quant.modes import evaluation_mode
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.held_out import agreement
 from sqakd_fx.training.losses import distillation_loss

@@ -22,8 +22,8 @@ from torch.utils.data import (
 from sqakd_fx.diagnostics.batch_errors import batch_named, length_of
 from sqakd_fx.frontend.output_kinds import named_outputs
 from sqakd_fx.ir.batches import moved
+from sqakd_fx.ir.modes import evaluation_mode
 from sqakd_fx.ir.outputs import separated
-from sqakd_fx.quant.modes import evaluation_mode
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.losses import judged_axis, output_loss, parts_of, relative_error
 

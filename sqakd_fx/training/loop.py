@@ -27,7 +27,7 @@ from sqakd_fx.engine.memory_format import store_channels_last
 from sqakd_fx.engine.prefetch import ahead
 from sqakd_fx.engine.signals import collected_signals
 from sqakd_fx.errors import SqakdError, short
-from sqakd_fx.quant.modes import set_training
+from sqakd_fx.ir.modes import set_training
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.training.beginning import Beginning, beginning_of
 from sqakd_fx.training.callbacks import low_bit_callbacks

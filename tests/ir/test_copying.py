@@ -48,7 +48,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "values of a thread": threading.local,
     "a queue": queue.Queue,
     "a simple queue": queue.SimpleQueue,
-    "an open file": lambda: Path(__file__).open(),
+    "an open file": lambda: Path(__file__).open(),  # noqa: SIM115
     "a generator": lambda: (n for n in range(3)),
     "a pool of threads": lambda: ThreadPoolExecutor(1),
     "a read-only mapping": lambda: types.MappingProxyType({"a": 1}),
