@@ -289,7 +289,8 @@ def _found(known: _Known) -> _Found:
             told = _by_values(known)
             return told if told is not None and told.nature == "probabilities" else labelled
     if known.parts:
-        sizes = " and ".join(map(str, known.parts))
+        *first, last = map(str, known.parts)
+        sizes = f"{', '.join(first)} and {last}"
         return _Found("values", None, f"it joins values and probabilities, {sizes} wide")
     for decide in (_by_values, _by_operation, _by_name, _by_shape):
         found = decide(known)
@@ -337,7 +338,7 @@ def _by_values(known: _Known) -> _Found | None:
 def _by_operation(known: _Known) -> _Found | None:
     """What the last operation says; a sigmoid also makes images and boxes between 0 and 1."""
     op = known.made_by
-    if op is None or op.gives is None:
+    if op is None or op.gives in (None, "probabilities"):
         return None
     if op.gives == "independent probabilities" and class_axis(known.shape) is not None:
         told = _by_name(known) or _by_shape(known)

@@ -84,7 +84,8 @@ class Op:
         permutes: true for what only changes the order of the axes.
         indexes: true for what takes elements by an index, which may be a list or a tensor.
         weighed: position of the argument whose rows a matrix product adds up, None for other operations.
-        gives: what an output is taken for that it makes: "classes", "independent probabilities" or "values".
+        gives: what it makes where it makes an output or a part of one: "classes", "probabilities" (of classes on an axis
+            that their values tell), "independent probabilities" or "values".
         is_steep: true where the derivative at 0 is infinite.
         by_shape: the tensor method that does the same, given the shape of the output.
     """
@@ -331,7 +332,7 @@ TABLE: Mapping[str, Op] = {
         Op("div", Kind.SMOOTH, divides=True),
         Op("embedding", Kind.SMOOTH, looks_up=True),
         Op("scaled_dot_product_attention", Kind.SMOOTH, weighed=2),
-        Op("softmax", Kind.SMOOTH, reads_scores=True),
+        Op("softmax", Kind.SMOOTH, gives="probabilities", reads_scores=True),
         *_rows(Kind.SMOOTH, "masked_fill where", masks=True),
         *_rows(
             Kind.NOISE, "dropout alpha_dropout feature_alpha_dropout stochastic_depth drop_path"

@@ -53,6 +53,13 @@ def rows_of_levels(levels: list[Tensor]) -> Tensor:
     return torch.cat(found, 1)
 
 
+def objects_above_boxes_above_classes(levels: list[Tensor]) -> Tensor:
+    """As FastestDet: (N, 1 + 4 + classes, anchors), with a softmax over the classes."""
+    known = torch.cat([x.flatten(2) for x in levels], 2)
+    found, boxes, classes = known.split((1, 4, 4), 1)
+    return torch.cat((found.sigmoid(), boxes, classes.softmax(1)), 1)
+
+
 def raw_rows(levels: list[Tensor]) -> Tensor:
     """(N, anchors, 9) of a convolution's own values."""
     return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
@@ -68,6 +75,13 @@ def test_boxes_beside_scores_are_values_of_two_parts(
     assert "it joins values and probabilities, 4 and 5 wide" in found.sentence
     for graph_module in (program.teacher, program.student):
         assert meta.output_parts(graph_module.graph.output_node()) == {0: (4, 5)}
+
+
+def test_boxes_between_objects_and_classes_are_one_part_of_three() -> None:
+    join = objects_above_boxes_above_classes
+    (found,) = build_program(Detector(join).eval(), IMAGES, "w8a8").outputs
+    assert (found.nature, found.axis, found.parts) == ("values", None, (1, 4, 4))
+    assert "it joins values and probabilities, 1, 4 and 4 wide" in found.sentence
 
 
 def test_boxes_beside_scores_have_the_tolerance_of_values() -> None:
