@@ -24,6 +24,7 @@ from sqakd_fx.errors import ExportError
 from sqakd_fx.exporters.decompositions import decomposing_where_needed
 from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.kept_translations import kept_translations
+from sqakd_fx.exporters.recurrent import RECURRENT, WholeLayers
 from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.recipe.free_axes import FreeAxes
@@ -132,17 +133,18 @@ def _translate(lowered: fx.GraphModule, example_inputs: Sequence[Any], form: For
     program: torch.export.ExportedProgram | None = None
     with silent_export(), kept_translations():
         try:
-            program = torch.export.export(
-                lowered,
-                tuple(example_inputs),
-                dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes,
-            )
+            with WholeLayers():
+                program = torch.export.export(
+                    lowered,
+                    tuple(example_inputs),
+                    dynamic_shapes=(shapes,) if _takes_varargs(lowered) else shapes,
+                )
             _pools_as_means(program.graph)
             exported = torch.onnx.export(
                 decomposing_where_needed(program),
                 dynamo=True,
                 opset_version=form.opset,
-                custom_translation_table=dict(form.translations),
+                custom_translation_table={**RECURRENT, **form.translations},
                 optimize=False,
                 verbose=False,
             )
