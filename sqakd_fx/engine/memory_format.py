@@ -1,4 +1,4 @@
-"""The order of images in memory: channels last, which convolutions are fastest on."""
+"""The order of images in memory: channels last, which convolutions are fastest on, or as torch makes them."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def store_channels_last(module: nn.Module) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.ndim == 4:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
+
+
+def store_contiguous(module: nn.Module) -> None:
+    """Lay out parameters and buffers as torch makes them, in place."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)

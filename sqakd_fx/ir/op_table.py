@@ -84,8 +84,8 @@ class Op:
         permutes: true for what only changes the order of the axes.
         indexes: true for what takes elements by an index, which may be a list or a tensor.
         weighed: position of the argument whose rows a matrix product adds up, None for other operations.
-        gives: what it makes where it makes an output or a part of one: "classes", "probabilities" (of classes on an axis
-            that their values tell), "independent probabilities" or "values".
+        gives: what it makes where it makes an output or a part of one: "classes", "probabilities" (of classes on an
+            axis that their values tell), "independent probabilities" or "values".
         is_steep: true where the derivative at 0 is infinite.
         by_shape: the tensor method that does the same, given the shape of the output.
     """

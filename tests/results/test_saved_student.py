@@ -21,17 +21,18 @@ from typer.testing import CliRunner, Result
 
 import sqakd_fx
 from sqakd_fx.cli.main import app
+from sqakd_fx.engine.memory_format import store_channels_last
 from sqakd_fx.errors import StorageError
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program, build_program, lower
 from sqakd_fx.quant.calibration import calibrate
-from sqakd_fx.quant.quantizer import Quantizer
+from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.results.known_operations import function_of
 from sqakd_fx.results.saved_graph import decode_graph, encode_graph, tensors_in
 from sqakd_fx.results.saved_modules import decode_module, encode_module
 from sqakd_fx.results.saved_values import NotSaved
-from sqakd_fx.results.student import load_saved
+from sqakd_fx.results.student import _graph_text, _plain, load_saved
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = [
@@ -290,6 +291,23 @@ def test_a_student_with_code_of_the_users_own_says_so() -> None:
     )
     with pytest.raises(NotSaved, match="Own"):
         encode_graph(program.student)
+
+
+def test_a_student_that_was_trained_channels_last_is_compared_as_it_is_read_back() -> None:
+    """Sums in another order move codes by a step, and outputs of a deep network by far more."""
+    images = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    program = calibrated(nn.Sequential(nn.Conv2d(3, 16, 3)).eval(), (images,), {}, "w8a8")
+    store_channels_last(program.student)
+    strides: list[tuple[int, ...]] = []
+
+    def note(module: nn.Module, given: Any) -> None:
+        strides.append(given[0].stride())
+
+    (weights,) = (q for q in quantizers_of(program.student).values() if q.role == "weight")
+    weights.register_forward_pre_hook(note)
+    state = {name: _plain(tensor) for name, tensor in tensors_in(program.student).items()}
+    assert "missing" not in json.loads(_graph_text(program, state))
+    assert strides == [(27, 9, 3, 1)]
 
 
 def test_a_signed_grid_is_saved_as_one() -> None:
