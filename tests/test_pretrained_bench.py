@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "pretrained")]
 
+import inputs  # noqa: E402
+import text_detector  # noqa: E402
 from pretrained import _finished, known  # noqa: E402
 from pretrained_environments import constants, names  # noqa: E402
 from pretrained_files import distance  # noqa: E402
@@ -116,3 +119,33 @@ def test_every_network_names_its_packages_and_its_score() -> None:
         assert isinstance(found["WEIGHTS"], tuple), name
         assert found["SCORE"], name
         assert all("==" in package for package in found["WEIGHTS"]), name
+
+
+def test_photographs_for_the_score_are_of_other_classes_than_those_for_the_tools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQAKD_FX_PHOTOGRAPHS", str(tmp_path))
+    for number in range(1000):
+        grey = Image.new("L", (20, 12), number // 4)
+        grey.save(tmp_path / f"n{number:08d}_class.JPEG", quality=100)
+    bilinear = Image.Resampling.BILINEAR
+    images, classes = inputs.labelled_photographs(8, 10, bilinear, held_out=False)
+    others, held_out = inputs.labelled_photographs(8, 10, bilinear, held_out=True)
+    assert (len(classes), len(held_out)) == (250, 750)
+    assert sorted([*classes, *held_out]) == list(range(1000))
+    for image, number in zip([*images, *others], [*classes, *held_out], strict=True):
+        assert image.size == (8, 8)
+        assert abs(np.asarray(image).mean() - number // 4) < 2
+
+
+def test_photographs_that_are_not_there_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQAKD_FX_PHOTOGRAPHS", str(tmp_path))
+    with pytest.raises(inputs.MissingInputs, match="imagenet-sample-images"):
+        inputs.labelled_photographs(8, 10, Image.Resampling.BILINEAR, held_out=True)
+
+
+def test_overlap_of_boxes_is_what_they_share_over_what_they_cover() -> None:
+    one, other = np.array([[0.0, 0, 4, 2]]), np.array([[2.0, 0, 6, 2], [0, 0, 4, 2], [5, 5, 6, 6]])
+    assert text_detector.overlaps(one, other) == pytest.approx(np.array([[1 / 3, 1, 0]]))

@@ -1,20 +1,27 @@
-"""Teachers are trained over several processes as in one, and learn."""
+"""Teachers are trained over several processes as in one, and learn; published ones are read as they are."""
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+
+from sqakd_fx.program import build_program
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import image_sets  # noqa: E402
 from cifar_networks import NETWORKS  # noqa: E402
 from image_sets import BATCH, IMAGE_SETS, ImageSet  # noqa: E402
+from resnet20_padded import PaddedResNet20  # noqa: E402
 from teachers import Training, erased, schedule_of  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -70,3 +77,22 @@ def test_one_square_of_each_image_is_erased() -> None:
     zeros = (x == 0).sum((2, 3))
     assert (zeros[:, :1] == zeros).all()
     assert 0 < int(zeros.min()) <= int(zeros.max()) == 64
+
+
+def test_pixels_of_the_npm_package_are_images_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    Image.fromarray(wanted.reshape(2, 1024, 3)).save(tmp_path / "test_batch.png")
+    (tmp_path / "test_lables.json").write_text(json.dumps([3, 8]))
+    monkeypatch.setattr(image_sets, "PIXELS", tmp_path)
+    pixels, labels = IMAGE_SETS["cifar10-png"].read("test", tmp_path)
+    assert labels.tolist() == [3, 8]
+    assert np.array_equal(pixels.permute(0, 2, 3, 1).numpy(), wanted)
+
+
+def test_the_resnet_of_the_paper_is_quantized_whole() -> None:
+    network = PaddedResNet20().eval()
+    assert sum(x.numel() for x in network.parameters()) == 269_722
+    program = build_program(network, torch.randn(2, 3, 32, 32), "w4a4")
+    assert not program.traced.float_modules
