@@ -14,39 +14,61 @@ from onnxscript.function_libs.torch_lib.ops.core import aten_gru, aten_lstm
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_LAYERS = torch.library.Library("sqakd_fx_layers", "DEF")
-_TAIL = (
-    "Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, "
-    "bool batch_first"
-)
-_LAYERS.define(f"gru(Tensor input, Tensor hx, {_TAIL}) -> (Tensor, Tensor)")
-_LAYERS.define(f"lstm(Tensor input, Tensor[] hx, {_TAIL}) -> (Tensor, Tensor, Tensor)")
-_LAYERS.impl("gru", torch.gru, "CPU")
-_LAYERS.impl("lstm", torch.lstm, "CPU")
+
+def _sequences(given: Tensor, state: Tensor, bidirectional: bool) -> Tensor:
+    """The outputs of all steps."""
+    directions = 2 if bidirectional else 1
+    return given.new_empty((*given.shape[:2], directions * state.shape[-1]))
+
+
+@torch.library.custom_op("sqakd_fx_layers::gru", mutates_args=())
+def _gru(
+    given: Tensor,
+    state: Tensor,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor]:
+    settings = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    return torch.gru(given, state, list(params), *settings)
+
+
+@_gru.register_fake
+def _(given, state, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):  # type: ignore[no-untyped-def]
+    return _sequences(given, state, bidirectional), torch.empty_like(state)
+
+
+@torch.library.custom_op("sqakd_fx_layers::lstm", mutates_args=())
+def _lstm(
+    given: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    settings = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    return torch.lstm(given, list(states), list(params), *settings)
+
+
+@_lstm.register_fake
+def _(given, states, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):  # type: ignore[no-untyped-def]
+    hidden, cells = states
+    sequences = _sequences(given, hidden, bidirectional)
+    return sequences, torch.empty_like(hidden), torch.empty_like(cells)
+
+
 _OPERATIONS: dict[Any, Any] = {
     torch.gru: torch.ops.sqakd_fx_layers.gru.default,
     torch.lstm: torch.ops.sqakd_fx_layers.lstm.default,
 }
-
-
-def _sequences(given: Tensor, state: Tensor, settings: Sequence[Any]) -> Tensor:
-    """The outputs of all steps: `settings` end with `bidirectional` and `batch_first`."""
-    directions = 2 if settings[-2] else 1
-    return given.new_empty((*given.shape[:2], directions * state.shape[-1]))
-
-
-@torch.library.register_fake("sqakd_fx_layers::gru", lib=_LAYERS)
-def _(given: Tensor, hx: Tensor, params: Sequence[Tensor], *settings: Any) -> tuple[Tensor, Tensor]:
-    return _sequences(given, hx, settings), torch.empty_like(hx)
-
-
-@torch.library.register_fake("sqakd_fx_layers::lstm", lib=_LAYERS)
-def _(
-    given: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _sequences(given, hx[0], settings), torch.empty_like(hx[0]), torch.empty_like(hx[1])
-
-
 RECURRENT: dict[Any, Callable[..., Any]] = {
     torch.ops.sqakd_fx_layers.gru.default: aten_gru,
     torch.ops.sqakd_fx_layers.lstm.default: aten_lstm,
@@ -59,5 +81,6 @@ class WholeLayers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         own = _OPERATIONS.get(func)
-        is_batch = own is not None and len(args) == 9 and isinstance(args[2], list | tuple)
-        return own(*args) if is_batch else func(*args, **(kwargs or {}))
+        if own is None or len(args) != 9 or not isinstance(args[2], list | tuple):
+            return func(*args, **(kwargs or {}))
+        return own(*args)
