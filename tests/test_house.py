@@ -14,6 +14,7 @@ LONGEST, MOST_PARAMETERS, MOST_MODULES = 60, 7, 10
 
 MANY_PARAMETERS = {
     "exporters/container.py": "a translation has the parameters of its operation",
+    "exporters/recurrent.py": "an operation that stands for torch.gru or torch.lstm has its parameters",
     "sqakd_fx/ir/integer_ops.py": "an operation of the integer program takes each tensor as codes, scale, zero point",
     "sqakd_fx/quant/quantizer.py": "an autograd function takes each tensor and setting by itself",
     "sqakd_fx/frontend/attention.py": "it stands in for nn.MultiheadAttention.forward",
