@@ -10,7 +10,6 @@ codes is a clamp of floats between two pairs of the same grid. Biases are float.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -21,6 +20,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from sqakd_fx.errors import ExportError
+from sqakd_fx.ir.copying import deep_copy
 from sqakd_fx.ir.integer_ops import both_ends, dequantize_weight, sides
 from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import constant_of, drop_unused, set_attribute
@@ -58,7 +58,7 @@ def decomposed(lowered: fx.GraphModule, example: Sequence[Any]) -> fx.GraphModul
     Raises:
         ExportError: an operation on codes has no such form.
     """
-    made = copy.deepcopy(lowered)
+    made = deep_copy(lowered)
     made.graph = fx.Graph()
     build = _Builder(lowered, made, _ranks(lowered, example))
     for node in lowered.graph.nodes:

@@ -6,7 +6,6 @@ graph is the same, so the second time the first translation is taken and its sto
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from sqakd_fx.exporters.decompositions import decomposing_where_needed
 from sqakd_fx.exporters.dynamic_shapes import dynamic_shapes
 from sqakd_fx.exporters.kept_translations import kept_translations
 from sqakd_fx.exporters.recurrent import RECURRENT, WholeLayers
+from sqakd_fx.ir.copying import deep_copy
 from sqakd_fx.ir.quantized_tensors import is_own_operation
 from sqakd_fx.ir.rewriting import constant_of
 from sqakd_fx.recipe.free_axes import FreeAxes
@@ -175,7 +175,7 @@ def _with_tensors_only(lowered: fx.GraphModule, example_inputs: Sequence[Any]) -
     """The graph without outputs that are None or plain numbers: ONNX has no such outputs."""
     if all(isinstance(leaf, fx.Node) and _makes_tensors(leaf) for leaf in _outputs(lowered)):
         return lowered
-    lowered = copy.deepcopy(lowered)
+    lowered = deep_copy(lowered)
     running = fx.Interpreter(lowered, garbage_collect_values=False)
     with torch.no_grad():
         running.run(*example_inputs)
