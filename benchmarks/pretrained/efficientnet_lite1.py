@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
-from inputs import LABELLED, batches, labelled_photographs, package_file, pixels
+from inputs import LABELLED, batches, labelled_photographs, package_file, pixels, top1
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ def eval_data() -> list[tuple[Tensor, Tensor]]:
 
 
 def metric(outputs: Any, targets: Any) -> float:
-    return float((np.asarray(outputs).argmax(1) == np.asarray(targets)).mean() * 100)
+    return top1(outputs, targets)
 
 
 def score(outputs: list[NDArray[Any]], exact: list[NDArray[Any]], labels: NDArray[Any]) -> float:

@@ -14,6 +14,7 @@ import wave
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,6 +150,11 @@ def faces() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """200 grey 25x25 images of scikit-image's `lfw_subset`, values of 0 to 1: 100 faces (1), 100 others (0)."""
     images = np.load(package_file("skimage", "data", "lfw_subset.npy")).astype(np.float32)
     return images, np.repeat([1, 0], 100).astype(np.int64)
+
+
+def top1(outputs: Any, targets: Any) -> float:
+    """Scores (N, classes) whose largest is the target's, in percent."""
+    return float((np.asarray(outputs).argmax(1) == np.asarray(targets)).mean() * 100)
 
 
 def batches(whole: Tensor, size: int) -> list[Tensor]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
-from inputs import LABELLED, batches, imagenet_pixels, labelled_photographs, package_file
+from inputs import LABELLED, batches, imagenet_pixels, labelled_photographs, package_file, top1
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -97,7 +96,7 @@ def eval_data() -> list[tuple[Tensor, Tensor]]:
 
 
 def metric(outputs: Any, targets: Any) -> float:
-    return float((np.asarray(outputs).argmax(1) == np.asarray(targets)).mean() * 100)
+    return top1(outputs, targets)
 
 
 def score(outputs: list[NDArray[Any]], exact: list[NDArray[Any]], labels: NDArray[Any]) -> float:
