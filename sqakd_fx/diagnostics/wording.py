@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sqakd_fx.errors import SourceError
@@ -47,6 +47,12 @@ def near_names(path: Path) -> str:
 def require_exists(path: Path, option: str) -> None:
     if not path.exists():
         raise SourceError(f"{option} {path} is not there: {near_names(path) or 'check the path'}")
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """ "a, b and 3 more": at most `most` of the names."""
+    left = len(names) - most
+    return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def with_article(noun: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sqakd_fx.diagnostics.wording import first_of
 from sqakd_fx.frontend.output_kinds import OutputKind
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.op_table import Kind, node_macs, op_of, shape_of
@@ -105,13 +106,8 @@ class Relief:
         return (
             f"8-bit {' and '.join(causes)} cost output {outputs[worst].name} {before:.1%}, "
             f"its tolerance is {wanted:.0%}: {' and '.join(done)}, which leaves {after:.1%}: "
-            + _first_of([*self.layers, *self.weights])
+            + first_of([*self.layers, *self.weights], _NAMES_TOLD)
         )
-
-
-def _first_of(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_TOLD
-    return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def tolerances_of(recipe: Recipe, outputs: Sequence[OutputKind]) -> tuple[float, ...]:

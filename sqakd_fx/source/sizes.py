@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sqakd_fx.diagnostics.wording import first_of
 from sqakd_fx.errors import SourceError
 from sqakd_fx.frontend.caches import outputs_alone
 from sqakd_fx.frontend.copy_model import float_copy
@@ -112,8 +113,7 @@ class Sizes:
             return None
         name, _, wanted = next(iter(self._others))
         sizes = [given for _, given, _ in self._others]
-        more = f" and {len(sizes) - _SHOWN} more" if len(sizes) > _SHOWN else ""
-        shown = ", ".join(sizes[:_SHOWN]) + more
+        shown = first_of(sizes, _SHOWN)
         if not self._fitting:
             raise SourceError(
                 f"the training data gives {name!r} of {shown}, never of the example's {wanted}, and the exported "

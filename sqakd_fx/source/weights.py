@@ -13,13 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sqakd_fx.diagnostics.wording import require_exists, with_article
+from sqakd_fx.diagnostics.wording import first_of, require_exists, with_article
 from sqakd_fx.errors import SourceError, short
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Components that torch.compile and torch.distributed put into the names of what they wrap."""
 _DEEPEST = 3
 _AVERAGES = ("ema", "averag", "swa", "shadow", "smooth")
+_NAMES_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
         stored = [one for one in stored if one.label in (key, f"{key}.module")]
         if not stored:
             raise SourceError(
-                f"{path} has no weights under the key {key!r}: it has {_some(known)}, so give one of these"
+                f"{path} has no weights under the key {key!r}: "
+                f"it has {first_of(known, _NAMES_TOLD)}, so give one of these"
             )
     fitting = sorted((one for one in stored if not one.faults), key=_is_average)
     if not fitting:
@@ -75,7 +77,7 @@ def _notes(path: Path, taken: _Stored, others: Sequence[_Stored]) -> tuple[str, 
     beside = sorted(taken.beside - {"n_averaged"})
     if beside:
         return (
-            f"of {path.name} {taken.label} is taken, without what lies beside it ({_some(beside)})",
+            f"of {path.name} {taken.label} is taken, without what lies beside it ({first_of(beside, _NAMES_TOLD)})",
         )
     return ()
 
@@ -114,7 +116,7 @@ def _stored(loaded: Any, expected: dict[str, Tensor], path: Path) -> list[_Store
             found.append(_Stored(label, state, _faults(state, expected), matches, beside))
     if not found:
         raise SourceError(
-            f"the weights in {path} hold {_some(list(map(str, loaded)))}, which are not tensors: "
+            f"the weights in {path} hold {first_of(list(map(str, loaded)), _NAMES_TOLD)}, which are not tensors: "
             "save model.state_dict() alone"
         )
     return found
@@ -161,7 +163,7 @@ def _faults(state: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[str,
         if name in state and state[name].shape != tensor.shape
     ]
     return tuple(
-        f"{title} {_some(names)}"
+        f"{title} {first_of(names, _NAMES_TOLD)}"
         for title, names in (("missing", missing), ("unexpected", unexpected), ("shape of", shapes))
         if names
     )
@@ -192,8 +194,3 @@ def _unreadable(path: Path, reason: str) -> SourceError:
         f"the weights in {path} cannot be read ({reason}): give a whole file, "
         "named .safetensors if it is one"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + rest
