@@ -108,7 +108,7 @@ def quantize(
         example_inputs: a tensor, tuple or dict: one call of the model, with its batch axis.
         recipe: a goal ("speed", "size", "accuracy"), another preset ("w4a4"), a TOML file, a mapping, or a Recipe.
         out: result folder; sqakd-out/model-RECIPE where none is given.
-        eval_data: labelled batches, only to report accuracy.
+        eval_data: (inputs, labels) batches, only to report accuracy; or inputs alone, to compare with float on.
         metric: metric(outputs, targets) in place of top-1.
         resume: go on from the last checkpoint in the folder.
         force: begin anew where a stopped run lies in the folder.
@@ -228,7 +228,8 @@ class _Journal:
 def _stages(job: _Job, journal: _Journal) -> Result | None:
     for text in job.source.notes:
         journal.say.note(text)
-    program = with_evaluation(job.source, _trace(job, journal), job.recipe)
+    traced = _trace(job, journal)
+    program = with_evaluation(job.source, traced, job.recipe, journal.say.note)
     for output in program.outputs:
         journal.say.note(output.sentence)
     job = _with_samples(job, journal, program)

@@ -136,8 +136,8 @@ def _about_samples(held: Held) -> str:
     if not held.report.farthest_samples:
         return ""
     data = held.report.data
-    labelled = data is not None and data.evaluation is not None
-    order = "of the evaluation data" if labelled else "of the first epoch's training data"
+    evaluated = data is not None and data.evaluation is not None
+    order = "of the evaluation data" if evaluated else "of the first epoch's training data"
     return paragraph(
         f"Among the first 512 samples {order}, counted from 0. Positions count within the output, flattened; the "
         "largest values of the float model are shown, and the file's largest. Images go from their darkest value to "

@@ -44,7 +44,7 @@ class Answers:
         self, batch: Sequence[Tensor], student: Sequence[Tensor], file: Sequence[Tensor]
     ) -> None:
         """All tensors that the student and the file return for a batch, or for a part of one."""
-        has_labels = self.source.eval_data is not None
+        has_labels = self.labels[-1] is not None
         is_compared = self._compared < _COMPARED_SAMPLES
         if not has_labels and not is_compared:
             return
@@ -74,6 +74,6 @@ class Answers:
         Raises:
             SourceError: the metric fails, or labels are not the class of each prediction.
         """
-        if self.source.eval_data is None:
+        if not self.outputs["float"]:
             return None
         return scores(self.source, self.program, self.outputs, self.labels)

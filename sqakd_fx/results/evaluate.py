@@ -17,7 +17,7 @@ from sqakd_fx.frontend.output_kinds import class_axes
 from sqakd_fx.ir.outputs import tensors_of
 from sqakd_fx.program import Program, with_labels
 from sqakd_fx.recipe.keys import Recipe
-from sqakd_fx.source.batches import Loading, labelled_batches
+from sqakd_fx.source.batches import Loading, evaluation_batches
 from sqakd_fx.source.inputs import TrainingInputs, first_no_class
 from sqakd_fx.source.sizes import has_example_size, require_example_size
 from sqakd_fx.source.source import Source
@@ -54,16 +54,27 @@ def validation_batches(
 def _evaluation(source: Source, program: Program) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
     assert source.eval_data is not None
     loading = Loading(batch_size=256, drop_last=False)
-    batches = labelled_batches(source.eval_data, source.form, loading)
+    batches = evaluation_batches(source.eval_data, source.form, loading)
+    labelled = None
     for index, (batch, target) in enumerate(batches):
+        if labelled is not None and labelled != (target is not None):
+            raise SourceError(
+                f"batch {index} of the evaluation data has {'no ' * labelled}labels, unlike those in front of it: "
+                "give labels with all batches, or with none"
+            )
+        labelled = target is not None
         inputs = program.traced.call.flatten(batch.args, batch.kwargs)
         require_finite(inputs, f"batch {index} of the evaluation data")
         require_example_size(program, inputs, "evaluation data")
         yield inputs, target
 
 
-def with_evaluation(source: Source, program: Program, recipe: Recipe) -> Program:
+def with_evaluation(
+    source: Source, program: Program, recipe: Recipe, on_note: Callable[[str], None]
+) -> Program:
     """The program with what the first labels say of its outputs, once they and the metric have fit the float model.
+
+    Without labels it is the program as it was, and `on_note` is told.
 
     `recipe` is the one that the program was built from.
 
@@ -75,6 +86,14 @@ def with_evaluation(source: Source, program: Program, recipe: Recipe) -> Program
     inputs, target = next(_evaluation(source, program))
     with batch_named("the first batch of the evaluation data", inputs), torch.no_grad():
         output = program.teacher(*inputs)
+    if target is None:
+        if source.metric is not None:
+            raise SourceError(
+                "metric() needs labels, and the evaluation data has none: give (inputs, labels) batches, or leave "
+                "metric() out"
+            )
+        on_note("the evaluation data has no labels: the file is compared with the float model on it")
+        return program
     tensors, labels = tensors_of(output), plain_labels(target)
     labelled = with_labels(program, labels, recipe, tensors)
     if source.metric is not None:

@@ -220,12 +220,12 @@ def input_batches(
     Iteration raises:
         SourceError: no batch, an item that cannot be loaded or has the wrong form.
     """
-    layout = Layout(form, False, what)
+    layout = Layout(form, "dropped", what)
     return Batches(data, layout, lambda record: Batch(record.args, record.kwargs), loading)
 
 
 def labelled_batches(
-    data: Any, form: Form, loading: Loading, *, what: str = "evaluation data"
+    data: Any, form: Form, loading: Loading, *, what: str = "training data"
 ) -> Batches[tuple[Batch, Any]]:
     """(batch, target) pairs.
 
@@ -235,13 +235,20 @@ def labelled_batches(
     Iteration raises:
         SourceError: as `input_batches`, and where an item has no target.
     """
-    layout = Layout(form, True, what)
-    return Batches(
-        data,
-        layout,
-        lambda record: (Batch(record.args, record.kwargs), record.target),
-        loading,
-    )
+    return Batches(data, Layout(form, "needed", what), _with_target, loading)
+
+
+def evaluation_batches(data: Any, form: Form, loading: Loading) -> Batches[tuple[Batch, Any]]:
+    """(batch, target) pairs as `labelled_batches` gives them; the target of items that hold inputs alone is None.
+
+    Iteration raises:
+        SourceError: as `input_batches`, and where an item holds something beside inputs that is no target.
+    """
+    return Batches(data, Layout(form, "kept", "evaluation data"), _with_target, loading)
+
+
+def _with_target(record: Record) -> tuple[Batch, Any]:
+    return Batch(record.args, record.kwargs), record.target
 
 
 def _generators_of(data: Any) -> list[torch.Generator]:

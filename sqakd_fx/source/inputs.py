@@ -145,7 +145,7 @@ def training_inputs(data: Any, program: Program, sizes: Sizes | None = None) -> 
     loading = Loading(size, shuffle=True, seed=recipe.seed, workers=recipe.workers)
     return TrainingInputs(
         input_batches(split.training, form, loading),
-        labelled_batches(split.training, form, loading, what="training data")
+        labelled_batches(split.training, form, loading)
         if recipe.labels
         else None,
         None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -56,22 +56,22 @@ def form_of(call: Call) -> Form:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an item divides into inputs and labels, and what a batch looks like."""
+    """How an item divides into inputs and labels, what becomes of the labels, and what a batch looks like."""
 
     form: Form
-    needs_target: bool
+    targets: Literal["needed", "kept", "dropped"]
     what: str
 
     def split(self, item: Any) -> Record:
         record = self._from_mapping(item) if isinstance(item, Mapping) else self._from_tuple(item)
-        if self.needs_target:
-            if record.target is None:
-                raise SourceError(
-                    f"the {self.what} gives items without a label: give tuples with the label "
-                    f"behind the inputs, or dicts with one of the keys {', '.join(TARGET_KEYS)}"
-                )
-            return record
-        return record._replace(target=None)
+        if self.targets == "dropped":
+            return record._replace(target=None)
+        if record.target is None and (self.targets == "needed" or record.labelled):
+            raise SourceError(
+                f"the {self.what} gives items without a label: give tuples with the label "
+                f"behind the inputs, or dicts with one of the keys {', '.join(TARGET_KEYS)}"
+            )
+        return record
 
     def is_sample(self, record: Record, *, unknown: bool) -> bool:
         """True for one sample, False for a batch; `unknown` where there is no example."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sqakd_fx
 from sqakd_fx.errors import SourceError
+from sqakd_fx.pipeline import Silent
 from sqakd_fx.recipe.resolution import resolve_recipe
 
 INPUTS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
@@ -77,12 +78,11 @@ def test_what_cannot_be_measured_is_known_before_training(
     [
         ([], "evaluation data is empty"),
         (iter(()), "evaluation data is empty"),
-        (INPUTS, "evaluation data gives items without a label"),
-        ([INPUTS], "evaluation data gives items without a label"),
-        (["cat.png"], "evaluation data gives items without a label"),
+        ([(INPUTS, None)], "evaluation data gives items without a label"),
+        (["cat.png"], "evaluation data gives items of type str"),
         ([("cat.png", 1)], "evaluation data gives items of type str"),
     ],
-    ids=["empty", "empty iterator", "samples", "batches", "texts", "texts with labels"],
+    ids=["empty", "empty iterator", "a label of None", "texts", "texts with labels"],
 )
 def test_evaluation_data_that_cannot_be_used_is_known_before_training(
     tmp_path: Path, given: Any, said: str
@@ -168,3 +168,33 @@ def test_a_metric_is_given_all_outputs_and_labels_of_any_structure(
     assert result.report["accuracy"]["float"] == pytest.approx(float(share))
     shown = {row[0]: row[1] for row in result.report["summary"]}
     assert shown["metric"] == f"{float(share):.5g}"
+
+
+def test_evaluation_data_without_labels_is_what_the_file_is_compared_on(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    found = report(tmp_path, classes(), eval_data=[INPUTS[:20], INPUTS[20:]], observer=Told())
+    assert found["accuracy"] is None
+    assert found["outputs"][0]["samples"] == len(INPUTS)
+    assert found["data"]["evaluation"] == "list of 2 batches"
+    assert any("no labels" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "metric", "said"),
+    [
+        ([INPUTS], lambda outputs, targets: 1.0, r"metric\(\) needs labels"),
+        ([INPUTS, (INPUTS, classes())], None, "batch 1 of the evaluation data has labels, unlike"),
+        ([(INPUTS, classes()), INPUTS], None, "batch 1 of the evaluation data has no labels, unlike"),
+    ],
+    ids=["with a metric", "labels later", "labels at first"],
+)
+def test_labels_come_with_all_evaluation_data_or_with_none(
+    tmp_path: Path, given: Any, metric: Any, said: str
+) -> None:
+    with pytest.raises(SourceError, match=said):
+        report(tmp_path, classes(), eval_data=given, metric=metric)

@@ -16,6 +16,7 @@ from sqakd_fx.source.batches import (
     Batches,
     Loading,
     input_batches,
+    evaluation_batches,
     labelled_batches,
 )
 from sqakd_fx.source.items import Form
@@ -286,9 +287,22 @@ def test_an_error_in_a_worker_process_of_ours_names_the_batch() -> None:
 
 
 @pytest.mark.parametrize("data", [IMAGES, [(IMAGES,)], [{"x": IMAGES}]])
-def test_evaluation_data_without_labels_is_refused(data: Any) -> None:
-    with pytest.raises(SourceError, match="evaluation data gives items without a label"):
+def test_data_without_labels_is_refused_where_they_are_needed(data: Any) -> None:
+    with pytest.raises(SourceError, match="training data gives items without a label"):
         list(labelled(data))
+
+
+@pytest.mark.parametrize("data", [IMAGES, [(IMAGES,)], [{"x": IMAGES}]])
+def test_evaluation_data_may_hold_inputs_alone(data: Any) -> None:
+    found = list(evaluation_batches(data, *form_and_loading(drop_last=False)))
+    assert sum(len(batch.args[0] if batch.args else batch.kwargs["x"]) for batch, _ in found) == len(IMAGES)
+    assert all(target is None for _, target in found)
+
+
+@pytest.mark.parametrize("item", [(IMAGES, None), {"x": IMAGES, "klass": 1}])
+def test_evaluation_data_with_something_beside_inputs_needs_a_label(item: Any) -> None:
+    with pytest.raises(SourceError, match="evaluation data gives items without a label"):
+        list(evaluation_batches([item], *form_and_loading(drop_last=False)))
 
 
 def test_too_few_inputs_are_refused() -> None:
