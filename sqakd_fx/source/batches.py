@@ -224,10 +224,8 @@ def input_batches(
     return Batches(data, layout, lambda record: Batch(record.args, record.kwargs), loading)
 
 
-def labelled_batches(
-    data: Any, form: Form, loading: Loading, *, what: str = "training data"
-) -> Batches[tuple[Batch, Any]]:
-    """(batch, target) pairs.
+def labelled_batches(data: Any, form: Form, loading: Loading) -> Batches[tuple[Batch, Any]]:
+    """(batch, target) pairs of training data.
 
     The target is the element behind the inputs of a tuple, or the first of the keys label, labels,
     target, targets of a dict. Otherwise as `input_batches`.
@@ -235,11 +233,11 @@ def labelled_batches(
     Iteration raises:
         SourceError: as `input_batches`, and where an item has no target.
     """
-    return Batches(data, Layout(form, "needed", what), _with_target, loading)
+    return Batches(data, Layout(form, "needed", "training data"), _with_target, loading)
 
 
 def evaluation_batches(data: Any, form: Form, loading: Loading) -> Batches[tuple[Batch, Any]]:
-    """(batch, target) pairs as `labelled_batches` gives them; the target of items that hold inputs alone is None.
+    """(batch, target) pairs of evaluation data; the target of items that hold inputs alone is None.
 
     Iteration raises:
         SourceError: as `input_batches`, and where an item holds something beside inputs that is no target.

@@ -15,8 +15,8 @@ from sqakd_fx.source.batches import (
     Batch,
     Batches,
     Loading,
-    input_batches,
     evaluation_batches,
+    input_batches,
     labelled_batches,
 )
 from sqakd_fx.source.items import Form
