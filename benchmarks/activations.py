@@ -7,7 +7,7 @@
     lookup   Gather from the 256 codes of the result, for functions of one code ("–" for others)
 
 The forms of a row take turns, and medians are shown. `÷ float` below 1 is faster than float. The last column
-is what exported models hold.
+is what exported models hold. A gate and a product of codes, behind a convolution, are measured by `layer_forms.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SCALES = (np.float32(0.05), np.float32(1 / 64))
 ZEROS = (np.uint8(128), np.uint8(64))
 FUSION = "QDQSelectorActionTransformer"
 FORMS = ("float", "kernel", "lookup")
+GATE_OF_CODES = "a gate and a product of codes"
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,10 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "leaky ReLU, 8×32×28×28": Activation((8, 32, 28, 28), operator("LeakyRelu"), exported="kernel"),
     "tanh, 8×32×28×28": Activation((8, 32, 28, 28), operator("Tanh")),
     "hard sigmoid, 1×96×1×1": Activation((1, 96, 1, 1), operator("HardSigmoid")),
-    "hard swish, 8×32×28×28": Activation((8, 32, 28, 28), operator("HardSwish")),
-    "SiLU, 8×32×28×28": Activation((8, 32, 28, 28), silu),
+    "hard swish, 8×32×28×28": Activation(
+        (8, 32, 28, 28), operator("HardSwish"), exported=GATE_OF_CODES
+    ),
+    "SiLU, 8×32×28×28": Activation((8, 32, 28, 28), silu, exported=GATE_OF_CODES),
     "GELU, 197×768": Activation((1, 197, 768), operator("Gelu")),
     "LayerNorm, 197×192": Activation((1, 197, 192), layer_norm, False),
 }

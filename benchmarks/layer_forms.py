@@ -101,6 +101,8 @@ FORMS: dict[str, Form] = {
         64,
         56,
     ),
+    "SiLU": (lambda: nn.SiLU(), 64, 64, 56),
+    "SiLU, spelt out": (lambda: Function(lambda x: x * torch.sigmoid(x)), 64, 64, 56),
     "hard-sigmoid": (lambda: nn.Hardsigmoid(), 64, 64, 56),
     "hard-sigmoid, spelt out": (
         lambda: Function(lambda x: torch.clamp(x + 3, 0, 6) / 6),

@@ -30,7 +30,7 @@ from sqakd_fx.plan.recurrent import weight_matrices
 from sqakd_fx.plan.tables import looked_up
 from sqakd_fx.plan.weight_codes import ALL_CODES, WeightCodes, weight_codes
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
-from sqakd_fx.quant.gated import GatedByCodes
+from sqakd_fx.quant.gated import GATED
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import KERNEL, RuntimeSum
 from sqakd_fx.recipe.keys import Recipe
@@ -329,14 +329,14 @@ class _Insertion:
             node.op = "call_module"
 
     def _replace_gates(self) -> None:
-        """Hard-swishes of codes have a gate on codes."""
+        """Hard-swishes and SiLUs of codes have a gate on codes."""
         for node in self.plan.arithmetic:
             op = self.plan.ops[node]
             if op is None or not op.gates_itself:
                 continue
             (x,) = meta.input_quantizers(node, Quantizer).values()
             node.target = set_attribute(
-                self.graph_module, f"{node_path(node)}_gated", GatedByCodes(x)
+                self.graph_module, f"{node_path(node)}_gated", GATED[op.name](x)
             )
             node.op, node.args, node.kwargs = "call_module", node.args[:1], {}
 

@@ -12,10 +12,11 @@ from sqakd_fx.ir.op_table import Kind, Op, op_of, shape_of
 
 @dataclass(frozen=True)
 class Parts:
-    """Sizes of unlike parts along an axis, which is counted from the last."""
+    """Sizes of unlike parts along an axis, which is counted from the last, and what each is."""
 
     axis: int
     sizes: tuple[int, ...]
+    natures: tuple[str, ...]
 
 
 def unlike_parts(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, Parts]:
@@ -64,13 +65,15 @@ def _of_join(
         common = inner.pop() if len(inner) == 1 else None
         return common if common is not None and common.axis != axis else None
     sizes: list[int] = []
-    for index, source in enumerate(sources):
+    kinds: list[str] = []
+    for source in sources:
         size = (shape_of(source) or ())[axis]
-        if index and natures[source] == natures[sources[index - 1]]:
+        if kinds and natures[source] == kinds[-1]:
             sizes[-1] += size
         else:
             sizes.append(size)
-    return Parts(axis, tuple(sizes))
+            kinds.append(natures[source])
+    return Parts(axis, tuple(sizes), tuple(kinds))
 
 
 def _moved(node: fx.Node, op: Op, found: Mapping[fx.Node, Parts]) -> Parts | None:

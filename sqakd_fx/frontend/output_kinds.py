@@ -55,6 +55,7 @@ class OutputKind:
         loss: that training minimizes on it.
         evidence: why, in a few words.
         parts: sizes of the unlike parts that it joins; none where it is one.
+        natures: what each part is; of one part, its nature.
     """
 
     name: str
@@ -66,6 +67,7 @@ class OutputKind:
     loss: LossKind
     evidence: str
     parts: tuple[int, ...] = ()
+    natures: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -235,7 +237,11 @@ class _Known:
     module: str
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
-    parts: tuple[int, ...]
+    joined: Parts | None
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        return () if self.joined is None else self.joined.sizes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -261,6 +267,11 @@ def _told(known: _Known, recipe: Recipe) -> OutputKind:
         last = len(known.shape) - 1
         found = _Found("classes", last if by_shape is None else by_shape, "the recipe's loss")
     decided: LossKind = _LOSSES[found.nature] if loss == "auto" else loss  # type: ignore[assignment]
+    said = tuple(_said_of(recipe.parts, known) or ())
+    parts = said or known.parts
+    natures = (
+        known.joined.natures if known.joined and parts == known.parts else ("values",) * len(parts)
+    )
     return OutputKind(
         known.name,
         known.key,
@@ -270,7 +281,8 @@ def _told(known: _Known, recipe: Recipe) -> OutputKind:
         found.axis,
         decided,
         found.evidence,
-        tuple(_said_of(recipe.parts, known) or known.parts),
+        parts,
+        natures if parts_axis(known.shape, parts) is not None else (found.nature,),
     )
 
 
@@ -383,12 +395,12 @@ def _is_like(shape: tuple[int, ...], given: tuple[int, ...]) -> bool:
 
 def _parts(
     joined: Mapping[fx.Node, Parts], node: fx.Node | None, shape: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Sizes of the unlike parts of an output that a node makes, where these tell their axis."""
+) -> Parts | None:
+    """The unlike parts of an output that a node makes, where their sizes tell their axis."""
     parts = None if node is None else joined.get(node)
     if parts is None or parts_axis(shape, parts.sizes) != parts.axis % len(shape):
-        return ()
-    return parts.sizes
+        return None
+    return parts
 
 
 def _maker(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> fx.Node | None:

@@ -64,7 +64,7 @@ class Op:
         commutes: false where the two inputs cannot change places.
         bounds: what a clip without arguments clips to.
         is_silu_gate: x times this of x is SiLU.
-        gates_itself: true for hard-swish, which the integer program computes on codes as a sum and a product.
+        gates_itself: true for what the integer program computes on codes as a gate and a product.
         gelu: the approximation of GELU that is half of x (1 + this of the number times x), and the number.
         integer: the operation of the integer program, in the namespace `torch.ops.sqakd_fx`.
         accumulator_axis: the channel axis of the int32 accumulator.
@@ -305,14 +305,14 @@ TABLE: Mapping[str, Op] = {
         *_rows(Kind.JOINT, "maximum minimum"),
         *_rows(
             Kind.SMOOTH,
-            "silu gelu elu selu celu mish local_response_norm log sin cos sum norm "
+            "gelu elu selu celu mish local_response_norm log sin cos sum norm "
             "normalize einsum cumsum var std baddbmm pad softsign logsigmoid "
             "glu max_pool_with_indices cross_map_lrn2d im2col col2im sign reciprocal linalg_vector_norm "
             "vector_norm",
         ),
         *_rows(Kind.SMOOTH, "gru lstm rnn rnn_tanh rnn_relu", recurs=True),
         Op("sigmoid", Kind.SMOOTH, gives="independent probabilities", is_silu_gate=True),
-        Op("hardswish", Kind.SMOOTH, gates_itself=True),
+        *_rows(Kind.SMOOTH, "hardswish silu", gates_itself=True),
         Op("hardsigmoid", Kind.SMOOTH, gives="independent probabilities"),
         *_rows(Kind.SMOOTH, "exp softplus group_norm instance_norm grid_sample", gives="values"),
         Op("tanh", Kind.SMOOTH, gives="values", gelu=("tanh", math.sqrt(2 / math.pi))),

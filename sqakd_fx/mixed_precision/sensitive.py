@@ -43,7 +43,7 @@ class SensitiveTensor:
 
     Attributes:
         name: of the quantizer.
-        errors: of each output, relative to float, when only this tensor is on its grid.
+        errors: of each unlike part of each output, relative to float, when only this tensor is on its grid.
         layers: multiply-accumulates by override's name of the layers and sums that have to be in float for it; empty
             where it cannot be in float.
         is_weight: it is of a weight, which `layers` names.
@@ -56,7 +56,7 @@ class SensitiveTensor:
 
     @property
     def error(self) -> float:
-        """Of the output that it costs most."""
+        """Of the part that it costs most."""
         return max(self.errors, default=0.0)
 
 
@@ -69,8 +69,8 @@ class Relief:
         chosen: those that are left in float.
         layers: by override's name, what alone an activation costs the outputs because of which it is in float.
         weights: the same of the weights of recurrent layers.
-        before, after: by output, the root of the sum of squared errors.
-        tolerances: by output.
+        before, after: by unlike part of each output, the root of the sum of squared errors.
+        tolerances: by part.
         share: of the multiply-accumulates, those that lose their integer kernel.
     """
 
@@ -85,7 +85,7 @@ class Relief:
 
     @property
     def worst(self) -> int:
-        """The output that is farthest from its tolerance before."""
+        """The part that is farthest from its tolerance before."""
         far = [error / wanted for error, wanted in zip(self.before, self.tolerances, strict=True)]
         return max(range(len(far)), key=far.__getitem__, default=0)
 
@@ -104,22 +104,32 @@ class Relief:
             causes.append("weights of recurrent layers")
             done.append(f"{len(self.weights)} weights stay in float")
         return (
-            f"8-bit {' and '.join(causes)} cost output {outputs[worst].name} {before:.1%}, "
+            f"8-bit {' and '.join(causes)} cost output {_part_names(outputs)[worst]} {before:.1%}, "
             f"its tolerance is {wanted:.0%}: {' and '.join(done)}, which leaves {after:.1%}: "
             + first_of([*self.layers, *self.weights], _NAMES_TOLD)
         )
 
 
 def tolerances_of(recipe: Recipe, outputs: Sequence[OutputKind]) -> tuple[float, ...]:
-    """By output, the relative error that 8-bit activations may cost it.
+    """By unlike part of each output, the relative error that 8-bit activations may cost it.
 
     `auto` asks most of values, which are used as they are, and more of class scores, the largest of which decides, than
     of probabilities and embeddings.
     """
+    natures = [nature for one in outputs for nature in one.natures]
     if recipe.tolerance != "auto":
-        return (recipe.tolerance,) * len(outputs)
-    known = {"values": _VALUES, "scores": _SCORES, "classes": _SCORES}
-    return tuple(known.get(one.nature, _OTHERS) for one in outputs)
+        return (recipe.tolerance,) * len(natures)
+    known = {"values": _VALUES, "several": _VALUES, "scores": _SCORES, "classes": _SCORES}
+    return tuple(known.get(nature, _OTHERS) for nature in natures)
+
+
+def _part_names(outputs: Sequence[OutputKind]) -> list[str]:
+    """The output's name, with what the part is where the output joins several."""
+    return [
+        one.name if len(one.natures) == 1 else f"{one.name} ({nature})"
+        for one in outputs
+        for nature in one.natures
+    ]
 
 
 @torch.no_grad()
@@ -152,7 +162,7 @@ def measure_tensors(
             count += 1
             for name, nodes in calls.items():
                 quantizers[name].enabled = True
-                errors = _worst_errors(replay.again(nodes, replay.run_node), wanted, parts)
+                errors = _errors(replay.again(nodes, replay.run_node), wanted, parts)
                 quantizers[name].enabled = False
                 before = squares[name] or [0.0] * len(errors)
                 squares[name] = [a + b**2 for a, b in zip(before, errors, strict=True)]
@@ -168,10 +178,10 @@ def measure_tensors(
     return tuple(sorted(found, key=lambda tensor: -tensor.error))
 
 
-def _worst_errors(got: Any, wanted: Any, parts: Mapping[int, Sequence[int]]) -> list[float]:
-    """Of every floating-point output, of its worst part; 0 where it is not finite."""
-    worst = [max(errors) for errors in relative_errors(got, wanted, parts)]
-    return [error if math.isfinite(error) else 0.0 for error in worst]
+def _errors(got: Any, wanted: Any, parts: Mapping[int, Sequence[int]]) -> list[float]:
+    """Of every part of every floating-point output; 0 where it is not finite."""
+    found = [error for errors in relative_errors(got, wanted, parts) for error in errors]
+    return [error if math.isfinite(error) else 0.0 for error in found]
 
 
 def _is_of_recurrence(call: fx.Node) -> bool:
@@ -283,7 +293,7 @@ def choose(
 
 
 def _together(tensors: Sequence[SensitiveTensor], outputs: int) -> tuple[float, ...]:
-    """By output, what tensors cost it together."""
+    """By part, what tensors cost it together."""
     return tuple(math.sqrt(sum(one.errors[k] ** 2 for one in tensors)) for k in range(outputs))
 
 
@@ -292,7 +302,7 @@ def _reachable(
     candidates: Sequence[SensitiveTensor],
     tolerances: Sequence[float],
 ) -> tuple[float, ...]:
-    """By output, its tolerance; where what cannot be in float costs more, that and the tolerance together.
+    """By part, its tolerance; where what cannot be in float costs more, that and the tolerance together.
 
     Work that is spent on the rest would be lost.
     """
@@ -311,7 +321,7 @@ def _counts(tensor: SensitiveTensor, tolerances: Sequence[float]) -> bool:
 
 
 def _beyond(errors: Sequence[float], tolerances: Sequence[float]) -> list[int]:
-    """The outputs whose error is beyond their tolerance."""
+    """The parts whose error is beyond their tolerance."""
     return [
         k for k, (error, most) in enumerate(zip(errors, tolerances, strict=True)) if error > most
     ]

@@ -164,16 +164,26 @@ class _Planning:
         self.notes.append(Note(node.name, said))
 
     def _is_gated(self, node: fx.Node, op: Op, integer: set[fx.Node]) -> bool:
-        """A hard-swish of what is made in integers; its gate has no codes about a zero point in their middle."""
+        """A hard-swish or a SiLU of what is made in integers; a gate has no codes below zero."""
         value = node.args[0] if node.args else None
         if not op.gates_itself or not isinstance(value, fx.Node) or value not in integer:
             return False
         if TARGETS[self.recipe.target].signed or node in self.float_arithmetic:
             return False
+        if self._gives_floats(value):
+            return False
         self._demand(value, node, self._wide_bits)
         self.arithmetic[node] = Kind.PRODUCT
         integer.add(node)
         return True
+
+    def _gives_floats(self, node: fx.Node) -> bool:
+        """Whether a product of matrices makes it: the runtime gives those in float."""
+        while True:
+            op = self.ops[node]
+            if op is None or op.kind not in (Kind.TRANSPARENT, Kind.CLIP, Kind.BATCH_NORM):
+                return op is not None and op.kind is Kind.COMPUTE and not op.is_convolution
+            node = node.all_input_nodes[0]
 
     def _is_table(self, node: fx.Node) -> bool:
         target = table_target(self.graph_module, node, self.ops)

@@ -92,7 +92,9 @@ def with_evaluation(
                 "metric() needs labels, and the evaluation data has none: give (inputs, labels) batches, or leave "
                 "metric() out"
             )
-        on_note("the evaluation data has no labels: the file is compared with the float model on it")
+        on_note(
+            "the evaluation data has no labels: the file is compared with the float model on it"
+        )
         return program
     tensors, labels = tensors_of(output), plain_labels(target)
     labelled = with_labels(program, labels, recipe, tensors)

@@ -17,7 +17,7 @@ from sqakd_fx.ir.op_names import module_op_name
 from sqakd_fx.ir.op_table import TABLE
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine, RoundedBias
 from sqakd_fx.quant.families import FAMILIES
-from sqakd_fx.quant.gated import GatedByCodes
+from sqakd_fx.quant.gated import HardSwishByCodes, SiluByCodes
 from sqakd_fx.quant.quantizer import Quantizer
 from sqakd_fx.quant.runtime_sum import RuntimeSum
 from sqakd_fx.results.saved_values import NotSaved, decode, encode
@@ -42,8 +42,10 @@ def encode_module(module: nn.Module, paths: Mapping[int, str]) -> Spec:
         return {"kind": "rounded bias", "quantizers": _paths(module.scales, paths)}
     if isinstance(module, RuntimeSum):
         return {"kind": "sum", "quantizers": _paths(module.grids, paths)}
-    if isinstance(module, GatedByCodes):
+    if isinstance(module, HardSwishByCodes):
         return {"kind": "hard-swish", "quantizers": _paths(module.grids, paths)}
+    if isinstance(module, SiluByCodes):
+        return {"kind": "silu", "quantizers": _paths(module.grids, paths)}
     if isinstance(module, AbsorbedBatchNorm | AffineBatchNorm):
         return {
             "kind": "absorbed" if isinstance(module, AbsorbedBatchNorm) else "affine",
@@ -163,7 +165,8 @@ _DECODERS: Mapping[str, Callable[[Spec, Mapping[str, nn.Module]], nn.Module]] = 
     "quantizer": _quantizer,
     "rounded bias": lambda spec, quantizers: RoundedBias(*_read(spec, quantizers, 2)),
     "sum": lambda spec, quantizers: RuntimeSum(*_read(spec, quantizers, 3)),
-    "hard-swish": lambda spec, quantizers: GatedByCodes(*_read(spec, quantizers, 1)),
+    "hard-swish": lambda spec, quantizers: HardSwishByCodes(*_read(spec, quantizers, 1)),
+    "silu": lambda spec, quantizers: SiluByCodes(*_read(spec, quantizers, 1)),
     "absorbed": _absorbed,
     "affine": _affine,
     "channels": lambda spec, quantizers: ChannelAffine(spec["channels"]),

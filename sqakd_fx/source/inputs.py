@@ -145,9 +145,7 @@ def training_inputs(data: Any, program: Program, sizes: Sizes | None = None) -> 
     loading = Loading(size, shuffle=True, seed=recipe.seed, workers=recipe.workers)
     return TrainingInputs(
         input_batches(split.training, form, loading),
-        labelled_batches(split.training, form, loading)
-        if recipe.labels
-        else None,
+        labelled_batches(split.training, form, loading) if recipe.labels else None,
         None
         if split.held_out is None
         else input_batches(split.held_out, form, replace(loading, shuffle=False)),

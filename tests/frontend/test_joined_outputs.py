@@ -84,9 +84,19 @@ def test_boxes_between_objects_and_classes_are_one_part_of_three() -> None:
     assert "it joins values and probabilities, 1, 4 and 4 wide" in found.sentence
 
 
-def test_boxes_beside_scores_have_the_tolerance_of_values() -> None:
+def test_each_part_has_the_tolerance_of_an_output_of_its_own() -> None:
     outputs = build_program(Detector(boxes_above_scores).eval(), IMAGES, "w8a8").outputs
-    assert tolerances_of(resolve_recipe("w8a8"), outputs) == (0.03,)
+    assert tolerances_of(resolve_recipe("w8a8"), outputs) == (0.03, 0.12)
+    outputs = build_program(
+        Detector(objects_above_boxes_above_classes).eval(), IMAGES, "w8a8"
+    ).outputs
+    assert tolerances_of(resolve_recipe("w8a8"), outputs) == (0.12, 0.03, 0.12)
+
+
+def test_parts_that_a_recipe_says_have_the_tolerance_of_values() -> None:
+    recipe = resolve_recipe("w8a8", settings=["loss=mse", "parts={output=[2, 7]}"])
+    outputs = build_program(Detector(raw_rows).eval(), IMAGES, recipe).outputs
+    assert tolerances_of(recipe, outputs) == (0.03, 0.03)
 
 
 def test_what_joins_values_of_one_kind_is_one_part() -> None:
@@ -141,7 +151,7 @@ def test_a_long_chain_of_joins_is_followed_without_recursion() -> None:
     found = unlike_parts(graph_module.graph, dict(graph_module.named_modules()))
     (last,) = graph_module.graph.output_node().all_input_nodes
     assert last not in found
-    assert Parts(-1, (4, 1)) in found.values()
+    assert Parts(-1, (4, 1), ("independent probabilities", "values")) in found.values()
 
 
 @pytest.mark.parametrize(("parts", "said"), [([4, 7], "add up to 11"), ([9, 1], "add up to 10")])

@@ -189,7 +189,11 @@ def test_evaluation_data_without_labels_is_what_the_file_is_compared_on(tmp_path
     [
         ([INPUTS], lambda outputs, targets: 1.0, r"metric\(\) needs labels"),
         ([INPUTS, (INPUTS, classes())], None, "batch 1 of the evaluation data has labels, unlike"),
-        ([(INPUTS, classes()), INPUTS], None, "batch 1 of the evaluation data has no labels, unlike"),
+        (
+            [(INPUTS, classes()), INPUTS],
+            None,
+            "batch 1 of the evaluation data has no labels, unlike",
+        ),
     ],
     ids=["with a metric", "labels later", "labels at first"],
 )

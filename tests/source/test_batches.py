@@ -295,7 +295,9 @@ def test_data_without_labels_is_refused_where_they_are_needed(data: Any) -> None
 @pytest.mark.parametrize("data", [IMAGES, [(IMAGES,)], [{"x": IMAGES}]])
 def test_evaluation_data_may_hold_inputs_alone(data: Any) -> None:
     found = list(evaluation_batches(data, *form_and_loading(drop_last=False)))
-    assert sum(len(batch.args[0] if batch.args else batch.kwargs["x"]) for batch, _ in found) == len(IMAGES)
+    assert sum(
+        len(batch.args[0] if batch.args else batch.kwargs["x"]) for batch, _ in found
+    ) == len(IMAGES)
     assert all(target is None for _, target in found)
 
 
