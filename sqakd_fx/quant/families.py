@@ -70,6 +70,8 @@ def _scaled_gradient(
     return straight_through(parameter, parameter * factor)
 
 
+_ABOUT_ZERO = 1.125
+"""How much coarser a step may be for codes about zero, which every runtime takes."""
 _LEAST = 2.0**-60
 """Size of a range below which it counts as none: 1 / size² is still far from the end of float32."""
 
@@ -209,8 +211,12 @@ def _to_step_activation(r: Range, levels: Levels) -> dict[str, Tensor]:
     if bool((r.lower >= 0).all()):
         return {"step": r.upper / levels.span, "lowest": torch.zeros_like(r.upper)}
     half = (levels.span + 1) // 2
-    lowest = torch.full_like(r.upper, -float(half))
-    return {"step": torch.maximum(-r.lower / half, r.upper / max(half - 1, 1)), "lowest": lowest}
+    about_zero = torch.maximum(-r.lower / half, r.upper / max(half - 1, 1))
+    step = (r.upper - r.lower) / levels.span
+    if levels.apart and bool(about_zero > _ABOUT_ZERO * step):
+        lowest = torch.round(torch.nan_to_num(r.lower / step)).clamp(-levels.span, 0)
+        return {"step": step, "lowest": lowest}
+    return {"step": about_zero, "lowest": torch.full_like(r.upper, -float(half))}
 
 
 def _to_step_and_offset(r: Range, levels: Levels) -> dict[str, Tensor]:

@@ -54,10 +54,11 @@ def widened(found: Range, least: Tensor) -> Range:
 
 
 def mse_optimal(x: Tensor, levels: Levels, importance: Tensor | None = None) -> Range:
-    """The range r * [min, max] whose quantization error is least in the mean square, weighed by `importance`.
+    """The range [r min, s max] whose quantization error is least in the mean square, weighed by `importance`.
 
-    r is one of 24 geometric candidates: every third is tried, then the best one's neighbours, on at most 8192
-    values a channel (16 times as many per tensor), for many channels at once.
+    r = s is one of 24 geometric candidates: every third is tried, then the best one's neighbours, on at most 8192
+    values a channel (16 times as many per tensor), for many channels at once. Where the levels have ends `apart`,
+    r is searched in the same way behind that, and then s.
     """
     rows = _rows(x, levels).contiguous()
     root = rows.new_ones(1, 1) if importance is None else _rows(importance, levels).sqrt()
@@ -68,16 +69,14 @@ def mse_optimal(x: Tensor, levels: Levels, importance: Tensor | None = None) -> 
         upper = torch.maximum(-lower, upper)
         lower = -upper
     block = max(1, _BLOCK // rows.shape[1])
-    chosen = torch.cat(
-        [
-            _best_ratio(values, roots, least, most, levels)
-            for values, roots, least, most in zip(
-                *(torch.split(one, block) for one in (rows, weights, lower, upper)), strict=True
-            )
-        ]
-    )
-    shape = full.upper.shape
-    return Range((chosen * lower).reshape(shape), (chosen * upper).reshape(shape))
+    found = [
+        _best_ends(values, roots, least, most, levels)
+        for values, roots, least, most in zip(
+            *(torch.split(one, block) for one in (rows, weights, lower, upper)), strict=True
+        )
+    ]
+    low, high = (torch.cat(ends).reshape(full.upper.shape) for ends in zip(*found, strict=True))
+    return Range(low, high)
 
 
 def _rows(x: Tensor, levels: Levels) -> Tensor:
@@ -100,16 +99,27 @@ def _holding_pairs(full: Range, x: Tensor, levels: Levels) -> Range:
     return Range(torch.minimum(full.lower, -largest), torch.maximum(full.upper, largest))
 
 
-def _best_ratio(
+def _best_ends(
     rows: Tensor, weights: Tensor, lower: Tensor, upper: Tensor, levels: Levels
-) -> Tensor:
-    """The best candidate for each of (channels, values) within bounds of (channels, 1); of their shape."""
-    index = torch.zeros_like(upper)
-    index = _least(
-        rows, weights, lower, upper, levels, [index + k for k in range(0, _CANDIDATES, 3)]
-    )
-    around = [(index + k).clamp(0, _CANDIDATES - 1) for k in (0, -1, 1, -2, 2)]
-    return _ratio(_least(rows, weights, lower, upper, levels, around))
+) -> tuple[Tensor, Tensor]:
+    """The best ends for each of (channels, values) within bounds of (channels, 1); of their shape."""
+
+    def best(ends: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """The index that `ends` makes the best range of."""
+        index = torch.zeros_like(upper)
+        every_third = [index + k for k in range(0, _CANDIDATES, 3)]
+        index = _least(rows, weights, ends, levels, every_third)
+        around = [(index + k).clamp(0, _CANDIDATES - 1) for k in (0, -1, 1, -2, 2)]
+        return _least(rows, weights, ends, levels, around)
+
+    def both(index: Tensor) -> tuple[Tensor, Tensor]:
+        return _ratio(index) * lower, _ratio(index) * upper
+
+    low, high = both(best(both))
+    if levels.apart and bool((lower < 0).any()) and bool((upper > 0).any()):
+        low = _ratio(best(lambda index: (_ratio(index) * lower, high))) * lower
+        high = _ratio(best(lambda index: (low, _ratio(index) * upper))) * upper
+    return low, high
 
 
 def _ratio(index: Tensor) -> Tensor:
@@ -119,22 +129,21 @@ def _ratio(index: Tensor) -> Tensor:
 def _least(
     rows: Tensor,
     weights: Tensor,
-    lower: Tensor,
-    upper: Tensor,
+    ends: Callable[[Tensor], tuple[Tensor, Tensor]],
     levels: Levels,
     indices: list[Tensor],
 ) -> Tensor:
     """For each channel, that of the candidates' indices whose weighed error is least; the earlier on a tie."""
     tiny = torch.finfo(torch.float32).tiny
-    best, chosen = torch.full_like(upper, torch.inf), indices[0]
+    best, chosen = torch.full_like(indices[0], torch.inf), indices[0]
     exact, q = torch.empty_like(rows), torch.empty_like(rows)
     for index in indices:
-        ratio = _ratio(index)
+        lower, upper = ends(index)
         if levels.per_sample:
-            scale = (ratio * (upper - lower) / levels.span).clamp_min(tiny)
-            lowest = torch.round(ratio * lower / scale)
+            scale = ((upper - lower) / levels.span).clamp_min(tiny)
+            lowest = torch.round(lower / scale)
         else:
-            scale = (ratio * upper / levels.magnitude).clamp_min(tiny)
+            scale = (upper / levels.magnitude).clamp_min(tiny)
         torch.div(rows, scale, out=exact)
         if levels.half:
             exact.add_(levels.half)

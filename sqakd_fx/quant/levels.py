@@ -38,6 +38,8 @@ class Levels:
 
     q runs over `span + 1` consecutive integers from `lowest` (for an activation `lowest` is minus the
     zero point and may move). `half` is 0.5 where the grid has no zero: values are (q - half) * scale.
+    `apart`: of an activation, the range's two ends are chosen apart, and the codes lie where these are. Without it a
+    family that learns a step alone has its codes about zero where both signs occur.
     `paired`: of a weight, neighbours of one sign along axis 1 add up to `LARGEST_PAIR` steps at most before rounding.
     """
 
@@ -48,6 +50,7 @@ class Levels:
     axis: int | None
     per_sample: bool
     paired: bool = False
+    apart: bool = False
 
     @property
     def magnitude(self) -> float:

@@ -21,6 +21,8 @@ from sqakd_fx.quant.ranges import Range
 
 _FACTOR = 0.8
 _MOST_STEPS = 5
+_ENDS = ((True, True), (True, False), (False, True))
+"""Whether the lower and the upper end of a range are moved."""
 _LEAST_GAIN = 0.02
 _LEAST_SHARE = 0.01
 """Of the squared error of all tensors: a tensor below it is not searched."""
@@ -52,21 +54,26 @@ def refine_ranges(
 def _search(
     measured: _Measured, name: str, quantizer: Quantizer, found: Range, error: float
 ) -> None:
-    """Keep the width of least error: narrower step by step while that helps, wider likewise."""
-    best, factor = error, 1.0
+    """Keep the range of least error: both ends, then each, nearer to zero step by step while that helps, or farther."""
+    best, kept = error, found
     own = {key: value.clone() for key, value in quantizer.values.items()}
-    for step in (_FACTOR, 1 / _FACTOR):
-        for power in range(1, _MOST_STEPS + 1):
-            quantizer.start_at(found.times(step**power))
-            tried = measured.error(name, quantizer)
-            if not tried < (1 - _LEAST_GAIN) * best:
-                break
-            best, factor = tried, step**power
-    if factor == 1.0:
+    has_two_ends = quantizer.levels.apart and bool(found.lower < 0) and bool(found.upper > 0)
+    for moves_lower, moves_upper in _ENDS if has_two_ends else _ENDS[:1]:
+        start = kept
+        for step in (_FACTOR, 1 / _FACTOR):
+            for power in range(1, _MOST_STEPS + 1):
+                factor = step**power
+                at = start.times(factor if moves_lower else 1.0, factor if moves_upper else 1.0)
+                quantizer.start_at(at)
+                tried = measured.error(name, quantizer)
+                if not tried < (1 - _LEAST_GAIN) * best:
+                    break
+                best, kept = tried, at
+    if kept is found:
         for key, value in own.items():
             getattr(quantizer, key).copy_(value)
     else:
-        quantizer.start_at(found.times(factor))
+        quantizer.start_at(kept)
 
 
 class _Measured:

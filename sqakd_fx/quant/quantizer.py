@@ -206,7 +206,8 @@ class Quantizer(nn.Module):
             raise ValueError(f"bits run from 1 to 8, not {bits}")
         self.bits = bits
         if self.role == "activation":
-            self.levels = Levels(bits, 0, 2**bits - 1, 0.0, None, True)
+            apart = bits == 8 and not self.signed
+            self.levels = Levels(bits, 0, 2**bits - 1, 0.0, None, True, apart=apart)
         else:
             with_zero = self.zero_in_grid and self.side.zero_in_grid
             paired = self.paired and bits == 8 and self.side.pairs

@@ -26,9 +26,9 @@ class Range(NamedTuple):
         """The farther end's distance from zero."""
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
-    def times(self, factor: float) -> Range:
-        """The range enlarged or narrowed about zero."""
-        return Range(factor * self.lower, factor * self.upper)
+    def times(self, lower: float, upper: float) -> Range:
+        """The range with its ends moved away from zero or towards it."""
+        return Range(lower * self.lower, upper * self.upper)
 
 
 SAWB_COEFFICIENTS: dict[int, tuple[float, float]] = {

@@ -153,7 +153,7 @@ def test_a_run_decides_and_keeps_it_in_its_recipe(
 ) -> None:
     torch.manual_seed(0)
     quantize(
-        Outlier(30.0),
+        Outlier(),
         ROWS,
         example_inputs=ROWS[:2],
         recipe={

@@ -158,7 +158,7 @@ def test_the_runtime_computes_it_on_codes(swish: str, tmp_path: Path) -> None:
     assert not {"HardSigmoid", "HardSwish", "Sigmoid", "QuickGelu", "Mul", "Add"} & set(kernels)
 
 
-@pytest.mark.parametrize("profile", ["packed", "typed", "encodings", "tensorrt"])
+@pytest.mark.parametrize("profile", ["packed", "typed", "encodings"])
 def test_every_onnx_format_is_as_near_to_float(swish: str, profile: str, tmp_path: Path) -> None:
     """In encodings a tensor has one scale; codes that saturate are floats that are clipped."""
     path = tmp_path / "model.onnx"

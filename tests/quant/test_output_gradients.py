@@ -134,7 +134,7 @@ def test_no_range_ends_farther_from_the_outputs_than_it_began(factor: float) -> 
     program = build_program(Network().eval(), X[:2], BITS)
     calibrate(program.student, [(X,)], method="mse")
     found = activations(program)
-    ranges = {name: range_of(one).times(factor) for name, one in found.items()}
+    ranges = {name: range_of(one).times(factor, factor) for name, one in found.items()}
     for name, one in found.items():
         one.start_at(ranges[name])
     before = errors(program, X[:8])
