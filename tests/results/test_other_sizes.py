@@ -71,9 +71,12 @@ class Layer(nn.Module):
         return self.behind(torch.relu(self.conv(x)))
 
 
-def calibrated(model: nn.Module, example: Any, dynamic: Any, bits: str = "w4a4") -> Program:
+def calibrated(
+    model: nn.Module, example: Any, dynamic: Any, bits: str = "w4a4", target: str = "onnxruntime"
+) -> Program:
     torch.manual_seed(0)
-    program = build_program(model.eval(), example, {"preset": bits, "dynamic": dynamic})
+    recipe = {"preset": bits, "dynamic": dynamic, "target": target}
+    program = build_program(model.eval(), example, recipe)
     calibrate(program.student, [program.example], method="minmax")
     return program
 
@@ -97,7 +100,7 @@ def test_the_file_is_the_student_at_three_sizes_code_by_code(
     name: str, target: str, tmp_path: Path
 ) -> None:
     make, example, dynamic = NETWORKS[name]
-    program = calibrated(make(), example, dynamic)
+    program = calibrated(make(), example, dynamic, target=target)
     lowered = lower(program.student).graph_module
     path = export(program, lowered, tmp_path / "model.onnx", target=target).path
     calls = calls_of_other_sizes(program.student, program.example, program.free_axes)
