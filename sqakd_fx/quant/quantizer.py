@@ -36,6 +36,8 @@ from sqakd_fx.quant.levels import LARGEST_CODE, Levels, weight_levels
 from sqakd_fx.quant.ranges import Range
 from sqakd_fx.quant.weight_pairs import gradient_of_pairs, within_pairs
 
+_ENDS_APART = 3
+"""Bits of an activation from which the two ends of its range are chosen apart."""
 _SMALLEST_SCALE = 2.0**-60
 _LARGEST_SCALE = 2.0**100
 _ROUNDING = 2.0**-22
@@ -206,7 +208,7 @@ class Quantizer(nn.Module):
             raise ValueError(f"bits run from 1 to 8, not {bits}")
         self.bits = bits
         if self.role == "activation":
-            apart = bits == 8 and not self.signed
+            apart = bits >= _ENDS_APART and not self.signed
             self.levels = Levels(bits, 0, 2**bits - 1, 0.0, None, True, apart=apart)
         else:
             with_zero = self.zero_in_grid and self.side.zero_in_grid

@@ -1,4 +1,4 @@
-"""The two ends of an 8-bit activation's range are chosen apart."""
+"""The two ends of an activation's range are chosen apart."""
 
 from __future__ import annotations
 
@@ -47,13 +47,14 @@ def test_the_range_is_near_the_best_of_a_finer_search(name: str, family: str) ->
     assert got < 1.15 * best
 
 
-def test_values_of_both_signs_use_all_codes() -> None:
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_values_of_both_signs_use_all_codes(bits: int) -> None:
     """Codes about zero would leave half of them unused."""
     x = _values()["behind SiLU"]
-    quantizer = Quantizer("lsq", "activation", 8)
+    quantizer = Quantizer("lsq", "activation", bits)
     quantizer.initialize(x, "mse")
     codes = quantizer.codes(x)
-    assert int(codes.max()) - int(codes.min()) > 230
+    assert int(codes.max()) - int(codes.min()) > 0.9 * (2**bits - 1)
 
 
 def test_ends_that_are_nearly_as_far_from_zero_have_codes_about_it() -> None:
@@ -62,8 +63,8 @@ def test_ends_that_are_nearly_as_far_from_zero_have_codes_about_it() -> None:
     assert quantizer.grid().zero_point == 128
 
 
-@pytest.mark.parametrize("bits", [2, 4, 7])
-def test_fewer_codes_lie_about_zero(bits: int) -> None:
+@pytest.mark.parametrize("bits", [1, 2])
+def test_few_codes_lie_about_zero(bits: int) -> None:
     quantizer = Quantizer("lsq", "activation", bits)
     quantizer.initialize(_values()["behind SiLU"], "mse")
     assert quantizer.grid().zero_point == 2 ** (bits - 1)
