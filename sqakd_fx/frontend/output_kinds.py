@@ -267,8 +267,7 @@ def _told(known: _Known, recipe: Recipe) -> OutputKind:
         last = len(known.shape) - 1
         found = _Found("classes", last if by_shape is None else by_shape, "the recipe's loss")
     decided: LossKind = _LOSSES[found.nature] if loss == "auto" else loss  # type: ignore[assignment]
-    said = tuple(_said_of(recipe.parts, known) or ())
-    parts = said or known.parts
+    parts = tuple(_said_of(recipe.parts, known) or known.parts)
     natures = (
         known.joined.natures if known.joined and parts == known.parts else ("values",) * len(parts)
     )
