@@ -55,7 +55,7 @@ class OutputKind:
         loss: that training minimizes on it.
         evidence: why, in a few words.
         parts: sizes of the unlike parts that it joins; none where it is one.
-        natures: what each part is; of one part, its nature.
+        part_natures: what each of them is.
     """
 
     name: str
@@ -67,7 +67,12 @@ class OutputKind:
     loss: LossKind
     evidence: str
     parts: tuple[int, ...] = ()
-    natures: tuple[str, ...] = ()
+    part_natures: tuple[str, ...] = ()
+
+    @property
+    def natures(self) -> tuple[str, ...]:
+        """What each part is; of an output that is one part, its nature."""
+        return self.part_natures or (self.nature,)
 
     @property
     def sentence(self) -> str:
@@ -281,7 +286,7 @@ def _told(known: _Known, recipe: Recipe) -> OutputKind:
         decided,
         found.evidence,
         parts,
-        natures if parts_axis(known.shape, parts) is not None else (found.nature,),
+        natures if parts_axis(known.shape, parts) is not None else (),
     )
 
 

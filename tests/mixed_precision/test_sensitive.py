@@ -280,6 +280,19 @@ def test_values_are_asked_for_more_than_scores_are() -> None:
     assert tolerances_of(wanted, program.outputs) == (0.05, 0.05)
 
 
+def test_values_beside_probabilities_have_the_tolerance_of_values() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 5), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.second(x), self.first(x).softmax(1)
+
+    program = build_program(Detector().eval(), (ROWS,), resolve_recipe("w8a8"))
+    assert tolerances_of(resolve_recipe("w8a8"), program.outputs) == (0.03, 0.12)
+
+
 def test_a_weight_that_costs_little_stays_in_codes_although_it_takes_no_work() -> None:
     little = SensitiveTensor("rnn.weight_quantizer", (0.01,), {"rnn.weight": 0}, is_weight=True)
     much = SensitiveTensor("rnn.other_quantizer", (0.1,), {"rnn.other": 0}, is_weight=True)
