@@ -10,6 +10,7 @@ batches. Labels behind the inputs are not looked at.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,8 @@ from sqakd_fx.validation import validate as validation
 from sqakd_fx.validation.verdict import Validation
 
 _SAMPLES_AT_ONCE = 256
-_BATCHES_TO_SEARCH = 2
+_BATCHES_TO_MEASURE = 2
+"""The last that calibration has seen: ranges are searched on the first."""
 _BATCHES_TO_JUDGE = 2
 """Of the training data, where nothing of it is held out."""
 
@@ -157,8 +159,8 @@ def sensitive_tensors(
     recipe = program.recipe
     if recipe.sensitive == "off":
         return None
-    few = itertools.islice(calibration_batches(inputs, device), _BATCHES_TO_SEARCH)
-    tensors = measure_tensors(program.student, few)
+    last = deque(calibration_batches(inputs, device), _BATCHES_TO_MEASURE)
+    tensors = measure_tensors(program.student, last)
     tolerances = tolerances_of(recipe, program.outputs)
     return choose(tensors, tolerances, recipe.tolerance_work, total_work(program.student))
 

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from sqakd_fx.diagnostics.wording import first_of
 from sqakd_fx.frontend.output_kinds import OutputKind
 from sqakd_fx.ir import meta
+from sqakd_fx.ir.batches import rows
 from sqakd_fx.ir.op_table import Kind, node_macs, op_of, shape_of
 from sqakd_fx.ir.outputs import relative_errors
 from sqakd_fx.ir.replay import Replay
@@ -134,11 +135,12 @@ def _part_names(outputs: Sequence[OutputKind]) -> list[str]:
 
 @torch.no_grad()
 def measure_tensors(
-    student: fx.GraphModule, batches: Iterable[tuple[Any, ...]]
+    student: fx.GraphModule, batches: Iterable[tuple[Tensor, ...]]
 ) -> tuple[SensitiveTensor, ...]:
     """By what it alone costs, the worst first, every quantizer of an 8-bit activation or of a recurrent weight.
 
-    Of each batch the first eight samples are used. The student is calibrated, and is as it was afterwards.
+    Of each batch the last eight samples are used, since ranges were searched on the first of a batch: what a range is
+    fitted to says too little of its error. The student is calibrated, and is as it was afterwards.
     """
     quantizers = quantizers_of(student)
     enabled = {name: quantizer.enabled for name, quantizer in quantizers.items()}
@@ -157,8 +159,8 @@ def measure_tensors(
         replay = Replay(student)
         parts = meta.output_parts(student.graph.output_node())
         for inputs in batches:
-            few = tuple(x[:_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in inputs)
-            wanted = replay.remember(few)
+            size = len(inputs[0])
+            wanted = replay.remember(rows(inputs, max(size - _SAMPLES, 0), size))
             count += 1
             for name, nodes in calls.items():
                 quantizers[name].enabled = True

@@ -85,6 +85,21 @@ def test_the_measure_is_the_error_of_a_student_with_this_quantizer_alone(model: 
         assert found == pytest.approx(error, rel=1e-3)
 
 
+def test_a_batch_is_measured_on_its_last_samples(model: nn.Module) -> None:
+    student = calibrated(model, resolve_recipe("w8a8")).student
+    assert measure_tensors(student, [(ROWS,)]) == measure_tensors(student, [(ROWS[-8:],)])
+
+
+def test_what_ranges_were_searched_on_is_not_measured_on(model: nn.Module) -> None:
+    torch.manual_seed(0)
+    data = [10 * torch.randn(8, 8) for _ in range(6)]
+    program = build_program(model.eval(), (data[0],), resolve_recipe("w8a8"))
+    stages.calibrate(program, data)
+    relief = stages.relieve(program, data)[1]
+    assert relief is not None
+    assert relief.tensors == measure_tensors(program.student, [(x,) for x in data[-2:]])
+
+
 def test_squares_add_up_to_the_error_of_all_together(model: nn.Module) -> None:
     program = calibrated(model, resolve_recipe("w8a8"))
     tensors = measure_tensors(program.student, [(ROWS[:8],)])
