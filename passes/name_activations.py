@@ -213,4 +213,4 @@ class _Spelling:
         if isinstance(value, int | float):
             return float(value)
         constant = constant_of(self.graph_module, value)
-        return float(constant) if constant is not None and constant.numel() == 1 else None
+        return constant.item() if constant is not None and constant.numel() == 1 else None

@@ -30,6 +30,7 @@ from sqakd_fx.passes.drop_key_bias import DropKeyBias
 from sqakd_fx.passes.fold_batch_norm import FoldBatchNorm
 from sqakd_fx.passes.fold_channel_constants import FoldChannelConstants
 from sqakd_fx.passes.fold_constants import FoldConstants
+from sqakd_fx.passes.fold_scalars import FoldScalars
 from sqakd_fx.passes.functionalize import Functionalize
 from sqakd_fx.passes.insert_quantizers import InsertQuantizers
 from sqakd_fx.passes.lower_to_integer.lower import LowerToInteger
@@ -147,6 +148,7 @@ def _unifying(example: tuple[Any, ...], others: tuple[tuple[Any, ...], ...] = ()
         NameActivations(),
         PropagateShapes(example, others),
         FoldChannelConstants(),
+        FoldScalars(),
         DropKeyBias(),
     ]
 

@@ -124,13 +124,14 @@ def test_a_dump_has_one_numbered_graph_a_pass(images: Tensor, tmp_path: Path) ->
         "05-name_activations.txt",
         "06-propagate_shapes.txt",
         "07-fold_channel_constants.txt",
-        "08-drop_key_bias.txt",
-        "09-stable_top_k.txt",
-        "10-fold_batch_norm.txt",
-        "11-insert_quantizers.txt",
-        "12-lower_to_integer.txt",
+        "08-fold_scalars.txt",
+        "09-drop_key_bias.txt",
+        "10-stable_top_k.txt",
+        "11-fold_batch_norm.txt",
+        "12-insert_quantizers.txt",
+        "13-lower_to_integer.txt",
     ]
-    assert "sqakd_fx.linear" in (tmp_path / "12-lower_to_integer.txt").read_text(encoding="utf-8")
+    assert "sqakd_fx.linear" in (tmp_path / "13-lower_to_integer.txt").read_text(encoding="utf-8")
 
 
 class Amplifying(nn.Module):

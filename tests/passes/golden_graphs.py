@@ -101,6 +101,21 @@ class LayerScale(nn.Module):
         return x + self.gamma * self.branch(x)
 
 
+class LearnedAffine(nn.Module):
+    """One factor and one summand for all channels, behind a layer and behind an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8, 5)
+        self.a, self.b = nn.Parameter(torch.tensor([1.5])), nn.Parameter(torch.tensor([0.25]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second):
+            x = self.a * nn.functional.hardswish(self.a * layer(x) + self.b) + self.b
+        return self.head(x.mean((2, 3)) / 4)
+
+
 def _fashion() -> nn.Module:
     folder = str(EXAMPLES / "fashion")
     sys.path.insert(0, folder)
@@ -122,6 +137,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "depthwise": (Depthwise, IMAGE, "absorb"),
     "router": (Router, TOKENS, "absorb"),
     "layer scale": (LayerScale, IMAGE, "absorb"),
+    "learned affine": (LearnedAffine, IMAGE, "absorb"),
     "attention by hand": (ByHand, TOKENS, "absorb"),
     "functional": (Functional, IMAGE, "fold"),
     "shared": (Shared, ROWS, "absorb"),

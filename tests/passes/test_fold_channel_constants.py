@@ -85,6 +85,49 @@ def test_every_layer_takes_a_constant_of_its_channels(
     torch.testing.assert_close(result.graph_module(x), wanted)
 
 
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda y, c: y * c,
+        lambda y, c: y + c,
+        lambda y, c: y * 0.125,
+        lambda y, c: -3 + y,
+        lambda y, c: y / 8,
+        lambda y, c: y * 2.0 * c / 3 - 1,
+    ],
+    ids=["y * c", "y + c", "y * 0.125", "-3 + y", "y / 8", "several"],
+)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1)], ids=str)
+def test_a_layer_takes_one_number_for_all_channels(
+    then: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    model = Scaled(nn.Conv2d(4, 6, 3, padding=1), then, *shape).eval()
+    wanted = model(_IMAGE)
+    passes = [FoldConstants(), Canonicalize(), FoldChannelConstants()]
+    result = run_passes(traced(model, _IMAGE), passes)
+    assert len(calls(result.graph_module)) == 1
+    torch.testing.assert_close(result.graph_module(_IMAGE), wanted)
+
+
+@pytest.mark.parametrize("function", [torch.relu, nn.LeakyReLU(0.1), torch.abs], ids=str)
+def test_a_positive_factor_passes_through_what_keeps_ratios(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    layer = nn.Conv2d(4, 6, 3)
+    for then, left in {
+        lambda y, c: function(y) * c.abs(): 2,
+        lambda y, c: function(y) * 1.5 + 0.25: 3,
+        lambda y, c: function(y) * -1.5: 3,
+        lambda y, c: torch.tanh(y) * 1.5: 3,
+    }.items():
+        model = Scaled(layer, then, 6, 1, 1).eval()
+        wanted = model(_IMAGE)
+        passes = [FoldConstants(), Canonicalize(), FoldChannelConstants()]
+        graph = run_passes(traced(model, _IMAGE), passes).graph_module
+        assert len(calls(graph)) == left
+        torch.testing.assert_close(graph(_IMAGE), wanted)
+
+
 class Read(nn.Module):
     """A layer whose output is read elsewhere too."""
 
@@ -104,12 +147,11 @@ class Read(nn.Module):
         Read(),
         Scaled(nn.Conv2d(4, 6, 3), lambda y, c: c - y, 6, 1, 1),
         Scaled(nn.Conv2d(4, 6, 3), lambda y, c: y * c, 4, 1),
-        Scaled(nn.Conv2d(4, 6, 3), lambda y, c: y * c, 1),
         Scaled(nn.Conv2d(4, 6, 3), lambda y, c: y * c, 1, 1, 1, 1, 1),
         Scaled(nn.Conv2d(4, 6, 3), lambda y, c: torch.add(y, c, alpha=2), 6, 1, 1),
         Scaled(nn.ReLU(), lambda y, c: y * c, 4, 1, 1),
     ],
-    ids=["read twice", "c - y", "rows", "one number", "an axis more", "alpha", "no layer"],
+    ids=["read twice", "c - y", "rows", "an axis more", "alpha", "no layer"],
 )
 def test_anything_else_stays(model: nn.Module) -> None:
     model.eval()
