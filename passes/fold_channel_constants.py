@@ -1,4 +1,4 @@
-"""Fold a constant factor or summand into the layer in front of it.
+"""Fold a constant factor or summand into the layer or the BatchNorm in front of it.
 
     Before:  y = conv(x, W) * a + b        a and b constants with one value a channel, or one for all
     After:   y = conv(x, aW) + b
@@ -10,22 +10,25 @@ A positive factor passes through what lies between, where that keeps ratios: a r
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from sqakd_fx.errors import PassError
 from sqakd_fx.ir.constant_affine import ConstantAffine, constant_affine
 from sqakd_fx.ir.op_table import op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import drop_unused, reads_of
-from sqakd_fx.quant.batch_norm import fold_into, sole_compute
+from sqakd_fx.quant.batch_norm import fold_into, is_batch_norm, sole_compute
 
 
 @dataclass(frozen=True)
 class FoldChannelConstants(Pass):
-    """Fold a constant factor or summand into the layer in front of it."""
+    """Fold a constant factor or summand into the layer or the BatchNorm in front of it."""
 
     name = "fold_channel_constants"
 
@@ -34,30 +37,67 @@ class FoldChannelConstants(Pass):
             raise PassError("folding needs the graph in evaluation mode: call eval() first")
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        reads = reads_of(graph_module.graph)
+        fold = _Fold(graph_module, reads_of(graph_module.graph), _calls(graph_module.graph))
         changed = False
         for node in list(graph_module.graph.nodes):
             affine = constant_affine(graph_module, node)
             if affine is not None:
-                changed = _fold(graph_module, node, affine, reads) or changed
+                changed = fold.in_front(node, affine) or changed
         changed = graph_module.graph.eliminate_dead_code() or changed
         drop_unused(graph_module)
         return PassResult(graph_module, changed)
 
 
-def _fold(
-    graph_module: fx.GraphModule, node: fx.Node, affine: ConstantAffine, reads: Mapping[str, int]
-) -> bool:
-    found = sole_compute(graph_module, _maker(affine), reads)
-    if isinstance(found, str):
-        return False
-    factor, summand = (_of_channels(found, c) for c in (affine.factor, affine.summand))
-    if factor is None or summand is None:
-        return False
-    fold_into(graph_module, found, factor, summand)
-    node.replace_all_uses_with(affine.value)
-    graph_module.graph.erase_node(node)
-    return True
+def _calls(graph: fx.Graph) -> Counter[str]:
+    """How many nodes call each module."""
+    return Counter(str(node.target) for node in graph.find_nodes(op="call_module"))
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A graph whose parameters are read as often as `reads` says, and its modules called as often as `calls`."""
+
+    graph_module: fx.GraphModule
+    reads: Mapping[str, int]
+    calls: Mapping[str, int]
+
+    def in_front(self, node: fx.Node, affine: ConstantAffine) -> bool:
+        """Take an affine out of the graph where what makes its value takes it; true where the graph changed."""
+        maker = _maker(affine)
+        taken = (
+            self._by_batch_norm(maker, affine)
+            if maker.op == "call_module"
+            else self._by_layer(maker, affine)
+        )
+        if taken:
+            node.replace_all_uses_with(affine.value)
+            self.graph_module.graph.erase_node(node)
+        return taken
+
+    def _by_layer(self, maker: fx.Node, affine: ConstantAffine) -> bool:
+        layer, op = sole_compute(self.graph_module, maker, self.reads), op_of(maker, {})
+        if isinstance(layer, str) or op is None:
+            return False
+        found = _of_channels(layer, op.accumulator_axis, affine)
+        if found is not None:
+            fold_into(self.graph_module, layer, *found)
+        return found is not None
+
+    def _by_batch_norm(self, maker: fx.Node, affine: ConstantAffine) -> bool:
+        name = str(maker.target)
+        if len(maker.users) != 1 or self.calls[name] != 1:
+            return False
+        module = self.graph_module.get_submodule(name)
+        found = _of_channels(maker, 1, affine)
+        if found is None or not is_batch_norm(maker, {name: module}):
+            return False
+        factor, summand = found
+        norm: Any = copy.deepcopy(module)
+        weight = factor if norm.weight is None else norm.weight.detach() * factor
+        bias = summand if norm.bias is None else norm.bias.detach() * factor + summand
+        norm.weight, norm.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+        self.graph_module.set_submodule(name, norm)
+        return True
 
 
 def _maker(affine: ConstantAffine) -> fx.Node:
@@ -75,15 +115,14 @@ def _keeps_ratios(node: fx.Node) -> bool:
     return op is not None and op.keeps_ratios
 
 
-def _of_channels(layer: fx.Node, constant: Tensor) -> Tensor | None:
-    """The constant as one value a channel, of shape (channels,); None where it is anything else."""
-    op, shape = op_of(layer, {}), shape_of(layer)
-    if op is None or shape is None or constant.ndim > len(shape):
+def _of_channels(maker: fx.Node, axis: int, affine: ConstantAffine) -> tuple[Tensor, Tensor] | None:
+    """Factor and summand as one value a channel, of shape (channels,); None where they are anything else."""
+    shape = shape_of(maker)
+    if shape is None or affine.factor.ndim > len(shape):
         return None
-    axis = op.accumulator_axis % len(shape)
-    if constant.numel() == 1:
-        return constant.reshape(1).expand(shape[axis])
-    wanted = [shape[axis] if i == axis else 1 for i in range(len(shape))]
-    if list(constant.shape) != wanted[len(shape) - constant.ndim :]:
+    channels = shape[axis % len(shape)]
+    wanted = [channels if i == axis % len(shape) else 1 for i in range(len(shape))]
+    is_one = affine.factor.numel() == 1
+    if not is_one and list(affine.factor.shape) != wanted[len(shape) - affine.factor.ndim :]:
         return None
-    return constant.flatten()
+    return affine.factor.reshape(-1).expand(channels), affine.summand.reshape(-1).expand(channels)

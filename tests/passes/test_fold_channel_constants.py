@@ -128,6 +128,49 @@ def test_a_positive_factor_passes_through_what_keeps_ratios(
         torch.testing.assert_close(graph(_IMAGE), wanted)
 
 
+def _norm(channels: int, affine: bool) -> nn.Module:
+    norm = nn.BatchNorm2d(channels, affine=affine)
+    for name, value in (*norm.named_parameters(), *norm.named_buffers()):
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 2.0) if "var" in name else nn.init.normal_(value)
+    return norm
+
+
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize(
+    ("then", "left"),
+    [
+        (lambda y, c: y * c, 1),
+        (lambda y, c: y + c, 1),
+        (lambda y, c: y * 1.5 - 0.25, 1),
+        (lambda y, c: torch.relu(y) * c.abs(), 2),
+        (lambda y, c: torch.relu(y) + c, 3),
+        (lambda y, c: y * c + y, 3),
+    ],
+    ids=["y * c", "y + c", "numbers", "relu", "behind relu", "read twice"],
+)
+def test_a_batch_norm_takes_constants_behind_it(
+    then: Callable[[Tensor, Tensor], Tensor], left: int, affine: bool
+) -> None:
+    model = Scaled(_norm(4, affine), then, 4, 1, 1).eval()
+    wanted = model(_IMAGE)
+    passes = [FoldConstants(), Canonicalize(), FoldChannelConstants()]
+    graph = run_passes(traced(model, _IMAGE), passes).graph_module
+    assert len(calls(graph)) == left
+    torch.testing.assert_close(graph(_IMAGE), wanted)
+
+
+def test_a_batch_norm_that_is_called_twice_stays() -> None:
+    norm = _norm(4, affine=True)
+    model = nn.Sequential(norm, Scaled(norm, lambda y, c: y * c, 4, 1, 1)).eval()
+    model[1].layer = norm  # type: ignore[union-attr]
+    wanted = model(_IMAGE)
+    passes = [FoldConstants(), Canonicalize(), FoldChannelConstants()]
+    graph = run_passes(traced(model, _IMAGE), passes).graph_module
+    assert len(calls(graph)) == 3
+    torch.testing.assert_close(graph(_IMAGE), wanted)
+
+
 class Read(nn.Module):
     """A layer whose output is read elsewhere too."""
 

@@ -144,3 +144,17 @@ def test_learned_affines_cost_no_quantizer_but_in_front_of_zeros(images: Tensor)
         for model in (plain, learned)
     ]
     assert count[1] <= count[0] + 3
+
+
+@pytest.mark.parametrize("batch_norm", ["fold", "absorb"])
+def test_learned_affines_behind_batch_norms_cost_no_product(
+    images: Tensor, batch_norm: str
+) -> None:
+    def block(channels: int) -> nn.Sequential:
+        conv = nn.Conv2d(channels, 4, 3, padding=1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), LearnedAffine(1.3, 0.2))
+
+    model = nn.Sequential(block(3), block(4), nn.Conv2d(4, 4, 1)).eval()
+    student = build_program(model, images, {"batch_norm": batch_norm}).student
+    assert not [node for node in student.graph.nodes if "mul" in node.name]
+    torch.testing.assert_close(student(images), model(images))
