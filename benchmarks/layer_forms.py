@@ -50,6 +50,19 @@ class Function(nn.Module):
         return self.function(x)
 
 
+class LearnedAffine(nn.Module):
+    """One factor and one summand for all channels behind an activation, in front of a depthwise convolution."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(64, 64, 1), _conv(64, 64, 3, 64)
+        self.activation = activation
+        self.a, self.b = (nn.Parameter(torch.tensor([x])) for x in (1.5, 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.activation(self.first(x) * self.a + self.b) * self.a + self.b)
+
+
 def _conv(inputs: int, outputs: int, kernel: int, groups: int = 1, stride: int = 1) -> nn.Module:
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups)
 
@@ -103,6 +116,13 @@ FORMS: dict[str, Form] = {
     ),
     "SiLU": (lambda: nn.SiLU(), 64, 64, 56),
     "SiLU, spelt out": (lambda: Function(lambda x: x * torch.sigmoid(x)), 64, 64, 56),
+    "GLU behind 1×1": (
+        lambda: nn.Sequential(nn.Conv2d(64, 128, 1), nn.GLU(1)),
+        64,
+        64,
+        56,
+    ),
+    "learned affine behind hard-swish": (lambda: LearnedAffine(nn.Hardswish()), 64, 64, 56),
     "hard-sigmoid": (lambda: nn.Hardsigmoid(), 64, 64, 56),
     "hard-sigmoid, spelt out": (
         lambda: Function(lambda x: torch.clamp(x + 3, 0, 6) / 6),

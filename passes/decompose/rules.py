@@ -8,6 +8,7 @@ avg_pool2d(x, 2, divisor_override=3)    see passes/decompose/average_pool.py
 embedding_bag(ids, table, mode="sum")   see passes/decompose/embedding_bag.py
 x.mT, x.T                               permute(x, axes)
 grouped_mm(x, W, offs), histc(x, 8)     see passes/decompose/experts.py
+glu(x, 1)                               narrow(x, 1, 0, half) · σ(narrow(x, 1, half, half))
 lstm_cell(x, (h, c), W, U, b, d)        σ and tanh of linear(x, W, b) + linear(h, U, d), as gru_cell
 """
 
@@ -55,7 +56,7 @@ class Decompose(Pass):
             pool = POOLS.get(name)
             if pool is not None:
                 changed = spell_out_divisor(graph_module, node, pool, modules) or changed
-            elif node.op in ("call_function", "call_method"):
+            elif node.op in ("call_function", "call_method") or name in _AS_MODULES_TOO:
                 spell_out = _DECOMPOSITIONS.get(name)
                 changed = (spell_out is not None and spell_out(graph_module, node)) or changed
         graph_module.graph.eliminate_dead_code()
@@ -256,6 +257,26 @@ def _rrelu(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return replace_node(graph_module, node, F.leaky_relu, (given["input"], slope))
 
 
+def _glu(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """The first half of an axis times the sigmoid of the second (Dauphin 2017): codes have kernels for both."""
+    given: dict[str, Any] = {"dim": -1}
+    if node.op == "call_module":
+        given["dim"] = graph_module.get_submodule(str(node.target)).dim
+    given |= dict(zip(("input", "dim"), node.args, strict=False)) | dict(node.kwargs)
+    x, shape = given["input"], shape_of(given["input"])
+    if shape is None or not isinstance(given["dim"], int):
+        return False
+    axis = given["dim"] % len(shape)
+    if axis in (0, *meta.batch_axes(x), *meta.free_axes(x)):
+        return False
+    half = shape[axis] // 2
+    with graph_module.graph.inserting_before(node):
+        call = _caller(graph_module, node)
+        value, gate = (call(torch.narrow, x, axis, start, half) for start in (0, half))
+        gate = call(torch.sigmoid, gate)
+    return replace_node(graph_module, node, torch.mul, (value, gate))
+
+
 def _caller(graph_module: fx.GraphModule, node: fx.Node) -> Callable[..., fx.Node]:
     return functools.partial(call_like, graph_module, node)
 
@@ -291,6 +312,7 @@ def _turned(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return replace_node(graph_module, node, torch.permute, (x, axes))
 
 
+_AS_MODULES_TOO = ("glu",)
 _TURNS = ("T", "mT", "H", "mH")
 _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "scaled_dot_product_attention": _attention,
@@ -303,6 +325,7 @@ _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "lstm_cell": _lstm_cell,
     "gru_cell": _gru_cell,
     "rrelu": _rrelu,
+    "glu": _glu,
     "conv_tbc": _conv_tbc,
     "rnn_tanh_cell": functools.partial(_rnn_cell, torch.tanh),
     "rnn_relu_cell": functools.partial(_rnn_cell, F.relu),

@@ -32,6 +32,11 @@ class Turned(nn.Module):
         return torch.matmul(part, getattr(part, self.attribute)) + x.mean()
 
 
+class Gated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.glu(x, dim=2)
+
+
 class Halves(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, -1)
@@ -76,6 +81,22 @@ class Cell(nn.Module):
             Halves(),
             "chunk = x.chunk(2, -1)",
             ["narrow = torch.narrow(x, 2, 0, 8)", "narrow_1 = torch.narrow(x, 2, 8, 8)"],
+        ),
+        *(
+            (
+                model,
+                whole,
+                [
+                    f"narrow = torch.narrow({x}, 2, 0, 8)",
+                    f"narrow_1 = torch.narrow({x}, 2, 8, 8)",
+                    "sigmoid = torch.sigmoid(narrow_1)",
+                    f"{name} = torch.mul(narrow, sigmoid)",
+                ],
+            )
+            for model, whole, x, name in (
+                (Gated(), "glu(x", "x", "glu"),
+                (nn.Sequential(nn.GLU()), 'getattr(self, "0")', "input_1", "_0"),
+            )
         ),
         (
             Cell(),
