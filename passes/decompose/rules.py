@@ -56,8 +56,9 @@ class Decompose(Pass):
             pool = POOLS.get(name)
             if pool is not None:
                 changed = spell_out_divisor(graph_module, node, pool, modules) or changed
-            elif node.op in ("call_function", "call_method") or name in _AS_MODULES_TOO:
-                spell_out = _DECOMPOSITIONS.get(name)
+            else:
+                table = _OF_MODULES if node.op == "call_module" else _DECOMPOSITIONS
+                spell_out = table.get(name)
                 changed = (spell_out is not None and spell_out(graph_module, node)) or changed
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
@@ -312,7 +313,6 @@ def _turned(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return replace_node(graph_module, node, torch.permute, (x, axes))
 
 
-_AS_MODULES_TOO = ("glu",)
 _TURNS = ("T", "mT", "H", "mH")
 _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "scaled_dot_product_attention": _attention,
@@ -331,3 +331,4 @@ _DECOMPOSITIONS: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
     "rnn_relu_cell": functools.partial(_rnn_cell, F.relu),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unbind"), _split),
 }
+_OF_MODULES: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {"glu": _glu}
