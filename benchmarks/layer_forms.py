@@ -122,6 +122,7 @@ FORMS: dict[str, Form] = {
         64,
         56,
     ),
+    "GroupNorm": (lambda: nn.GroupNorm(8, 64), 64, 64, 56),
     "learned affine behind hard-swish": (lambda: LearnedAffine(nn.Hardswish()), 64, 64, 56),
     "hard-sigmoid": (lambda: nn.Hardsigmoid(), 64, 64, 56),
     "hard-sigmoid, spelt out": (

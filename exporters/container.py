@@ -17,6 +17,7 @@ from onnxscript import opset21 as op
 from onnxscript.function_libs.torch_lib.ops.core import aten_slice_scatter
 
 import sqakd_fx.ir.top_k  # noqa: F401  (registers torch.ops.sqakd_fx, as integer_ops does)
+from sqakd_fx.exporters.group_norm import GROUP_NORM
 from sqakd_fx.exporters.other_operations import OTHER_OPERATIONS
 from sqakd_fx.exporters.symbolic import Value
 from sqakd_fx.exporters.uneven_pools import adaptive_average_pool
@@ -274,6 +275,7 @@ TRANSLATIONS: dict[Any, Callable[..., Value]] = {
     torch.ops.aten.sort.stable: _stable_sort,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
     **OTHER_OPERATIONS,
+    **GROUP_NORM,
     **dict.fromkeys(_ADAPTIVE_AVERAGE_POOLS, adaptive_average_pool),
 }
 

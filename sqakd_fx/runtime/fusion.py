@@ -33,8 +33,9 @@ _HEAVY = (
 _SAME = ("Sum", "ReorderInput", "ReorderOutput")
 """What hands on the values of its one input, in another layout or as they are."""
 _FLOAT = onnx.TensorProto.FLOAT
+_NORM = "InstanceNormalization"
 _TAKEN_APART = "_inlfunc_"
-"""How the runtime names what is inside an operator that it computes by others, such as GroupNormalization."""
+"""How the runtime names what is inside an operator that it computes by others, such as HardSwish."""
 _KERNELS = {
     "convolutions": (("conv",), ("QLinearConv", "ConvInteger")),
     "products": (("linear", "matmul"), ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")),
@@ -57,16 +58,17 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
     target = folder / "optimized.onnx"
     session(model, optimized_to=target)
     proto = onnx.load(str(target), load_external_data=False)
+    constants = {i.name for i in proto.graph.initializer}
     makers: dict[str, str] = {}
     for node in proto.graph.node:
         same = node.op_type in _SAME and len(node.input) == 1
         made = makers.get(node.input[0], "") if same else node.op_type
+        made = _NORM if _belongs_to_norm(node, makers, constants) else made
         makers |= dict.fromkeys(node.output, made)
     readers: dict[str, list[str]] = {}
     for node in proto.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node.op_type)
-    constants = {i.name for i in proto.graph.initializer}
     told = (*proto.graph.value_info, *proto.graph.output)
     kinds = {value.name: value.type.tensor_type.elem_type for value in told}
     integer: Counter[str] = Counter()
@@ -79,6 +81,7 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
             node.op_type in _HEAVY
             and kinds.get(node.output[0], _FLOAT) == _FLOAT
             and not any(name.startswith(_TAKEN_APART) for name in (*node.input, *node.output))
+            and makers[node.output[0]] != _NORM
         ):
             heavy[f"{node.name or node.output[0]} ({node.op_type})"] = _why_float(
                 node, makers, readers, constants
@@ -86,6 +89,15 @@ def fusion_report(model: Path, folder: Path) -> Fusion:
         else:
             other[node.op_type] += 1
     return Fusion(dict(integer), tuple(heavy), heavy, dict(other))
+
+
+def _belongs_to_norm(node: onnx.NodeProto, makers: dict[str, str], constants: set[str]) -> bool:
+    """Whether a node gives a normalization its shape, its factor or its summand of each channel."""
+    if not any(makers.get(name) == _NORM for name in node.input):
+        return False
+    if node.op_type == "Reshape":
+        return makers.get(node.input[0]) == _NORM
+    return node.op_type in ("Mul", "Add") and any(name in constants for name in node.input)
 
 
 def without_kernel(lowered: fx.GraphModule, fusion: Fusion) -> dict[str, int]:

@@ -103,14 +103,16 @@ def test_softmax_is_left_to_the_faster_float_operator(tmp_path: Path) -> None:
     assert "QLinearSoftmax" not in checked.fusion.integer
 
 
-def test_what_the_runtime_takes_apart_is_no_product_in_float(tmp_path: Path) -> None:
+def test_the_affine_of_a_normalization_is_no_product_in_float(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Hardswish()).eval()
     x = torch.randn(8, 3, 6, 6)
     program, job = job_of(model, x, "w8a8")
     exported = write_profile("container", job, tmp_path / "model.onnx")
     checked = validate(program.student, job.lowered, exported.path, [(x,)])
-    assert checked.fusion.other["Sub"] == 2
+    assert checked.fusion.other["InstanceNormalization"] == 1
+    assert checked.fusion.other["Mul"] == 2  # of the hard-swish too
+    assert checked.fusion.other["Add"] == 1
     assert checked.fusion.float_heavy == ()
 
 
