@@ -35,6 +35,7 @@ from sqakd_fx.mixed_precision.sensitive import (
     measure_tensors,
     tolerances_of,
     total_work,
+    with_positive_scores_as_values,
     with_relief,
 )
 from sqakd_fx.program import (
@@ -161,7 +162,8 @@ def sensitive_tensors(
         return None
     last = deque(calibration_batches(inputs, device), _BATCHES_TO_MEASURE)
     tensors = measure_tensors(program.student, last)
-    tolerances = tolerances_of(recipe, program.outputs)
+    outputs = with_positive_scores_as_values(program.outputs, program.student, last)
+    tolerances = tolerances_of(recipe, outputs)
     return choose(tensors, tolerances, recipe.tolerance_work, total_work(program.student))
 
 

@@ -9,9 +9,10 @@ layer takes no work: it is larger in the file.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from sqakd_fx.frontend.output_kinds import OutputKind
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.batches import rows
 from sqakd_fx.ir.op_table import Kind, node_macs, op_of, shape_of
-from sqakd_fx.ir.outputs import relative_errors
+from sqakd_fx.ir.outputs import relative_errors, tensors_of
 from sqakd_fx.ir.replay import Replay
 from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
@@ -124,6 +125,44 @@ def tolerances_of(recipe: Recipe, outputs: Sequence[OutputKind]) -> tuple[float,
     return tuple(known.get(nature, _OTHERS) for nature in natures)
 
 
+@torch.no_grad()
+def with_positive_scores_as_values(
+    outputs: Sequence[OutputKind], student: fx.GraphModule, batches: Iterable[tuple[Tensor, ...]]
+) -> tuple[OutputKind, ...]:
+    """Outputs of which nothing tells scores from values are values where all numbers on some samples are above zero.
+
+    Scores of classes fall on both sides of it.
+    """
+    positive = [True] * len(outputs)
+    with _in_float(quantizers_of(student)):
+        for inputs in batches:
+            found = [x for x in tensors_of(student(*_few(inputs))) if x.is_floating_point()]
+            positive = [a and bool((x > 0).all()) for a, x in zip(positive, found, strict=True)]
+    return tuple(
+        replace(one, nature="values") if one.natures == ("scores",) and above else one
+        for one, above in zip(outputs, positive, strict=True)
+    )
+
+
+@contextlib.contextmanager
+def _in_float(quantizers: Mapping[str, Quantizer]) -> Iterator[None]:
+    """Inside, no quantizer is enabled that is not enabled there."""
+    enabled = {name: quantizer.enabled for name, quantizer in quantizers.items()}
+    try:
+        for quantizer in quantizers.values():
+            quantizer.enabled = False
+        yield
+    finally:
+        for name, quantizer in quantizers.items():
+            quantizer.enabled = enabled[name]
+
+
+def _few(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last samples of a batch."""
+    size = len(inputs[0])
+    return rows(inputs, max(size - _SAMPLES, 0), size)
+
+
 def _part_names(outputs: Sequence[OutputKind]) -> list[str]:
     """The output's name, with what the part is where the output joins several."""
     return [
@@ -143,7 +182,6 @@ def measure_tensors(
     fitted to says too little of its error. The student is calibrated, and is as it was afterwards.
     """
     quantizers = quantizers_of(student)
-    enabled = {name: quantizer.enabled for name, quantizer in quantizers.items()}
     calls: dict[str, list[fx.Node]] = {}
     for node in student.graph.find_nodes(op="call_module", sort=True):
         quantizer = quantizers.get(str(node.target))
@@ -153,14 +191,11 @@ def measure_tensors(
             calls.setdefault(str(node.target), []).append(node)
     squares: dict[str, list[float]] = {name: [] for name in calls}
     count = 0
-    try:
-        for quantizer in quantizers.values():
-            quantizer.enabled = False
+    with _in_float(quantizers):
         replay = Replay(student)
         parts = meta.output_parts(student.graph.output_node())
         for inputs in batches:
-            size = len(inputs[0])
-            wanted = replay.remember(rows(inputs, max(size - _SAMPLES, 0), size))
+            wanted = replay.remember(_few(inputs))
             count += 1
             for name, nodes in calls.items():
                 quantizers[name].enabled = True
@@ -168,9 +203,6 @@ def measure_tensors(
                 quantizers[name].enabled = False
                 before = squares[name] or [0.0] * len(errors)
                 squares[name] = [a + b**2 for a, b in zip(before, errors, strict=True)]
-    finally:
-        for name, quantizer in quantizers.items():
-            quantizer.enabled = enabled[name]
     found = []
     for name, nodes in calls.items():
         alone = tuple(math.sqrt(total / max(count, 1)) for total in squares[name])

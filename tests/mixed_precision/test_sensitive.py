@@ -162,9 +162,9 @@ def test_the_file_reads_the_tensor_in_float_and_stores_the_weight_in_codes(
     assert not any(a.dtype == np.float32 and a.size > 128 for a in arrays)
 
 
-@pytest.mark.parametrize(("sensitive", "floats"), [("auto", 1), ("off", 0)])
+@pytest.mark.parametrize(("sensitive", "is_float"), [("auto", True), ("off", False)])
 def test_a_run_decides_and_keeps_it_in_its_recipe(
-    sensitive: str, floats: int, tmp_path: Path
+    sensitive: str, is_float: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     quantize(
@@ -181,7 +181,7 @@ def test_a_run_decides_and_keeps_it_in_its_recipe(
         out=tmp_path / "out",
     )
     text = (tmp_path / "out" / "recipe.toml").read_text()
-    assert text.count('float = "activations"') == floats
+    assert ('match = "down"\nexact = true\nfloat = "activations"' in text) == is_float
 
 
 def test_relieving_a_calibrated_program_is_what_a_run_does(tmp_path: Path) -> None:
@@ -207,6 +207,21 @@ def test_relieving_a_calibrated_program_is_what_a_run_does(tmp_path: Path) -> No
     state, wanted = relieved.student.state_dict(), done.student.state_dict()
     assert state.keys() == wanted.keys()
     assert all(value.equal(wanted[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize(("offset", "tolerance"), [(0.0, 0.06), (50.0, 0.03)])
+def test_scores_that_are_all_above_zero_are_values(offset: float, tolerance: float) -> None:
+    torch.manual_seed(0)
+    model = Outlier(size=0.0).eval()
+    with torch.no_grad():
+        model.head.bias += offset
+    program = build_program(model, (ROWS[:2],), resolve_recipe("w8a8"))
+    stages.calibrate(program, ROWS)
+    enabled = [quantizer.enabled for quantizer in quantizers_of(program.student).values()]
+    relief = relieve(program, ROWS)[1]
+    assert relief is not None
+    assert relief.tolerances == (tolerance,)
+    assert enabled == [quantizer.enabled for quantizer in quantizers_of(program.student).values()]
 
 
 def test_without_a_search_the_program_is_the_same(model: nn.Module) -> None:
