@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class ConstantAffine:
 
 
 def constant_affine(graph_module: fx.GraphModule, node: fx.Node) -> ConstantAffine | None:
-    """What `node` does to a value beside a constant, which is a number or a stored tensor; None for all else."""
+    """What `node` does to a value beside a finite constant, a number or a stored tensor; None for all else."""
     op = op_of(node, {}) if node.op == "call_function" else None
     if op is None or node.kwargs or len(node.args) != 2:
         return None
@@ -35,9 +36,9 @@ def constant_affine(graph_module: fx.GraphModule, node: fx.Node) -> ConstantAffi
 
 def _constant(graph_module: fx.GraphModule, given: object) -> Tensor | None:
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return torch.tensor(float(given))
+        return torch.tensor(float(given)) if math.isfinite(given) else None
     stored = constant_of(graph_module, given)
-    if stored is None or not stored.is_floating_point():
+    if stored is None or not stored.is_floating_point() or not bool(stored.isfinite().all()):
         return None
     return stored.detach().float()
 

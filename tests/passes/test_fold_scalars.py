@@ -109,10 +109,20 @@ _SHARED = nn.Conv2d(4, 4, 1)
         Affine(lambda x: x * 1.5, nn.BatchNorm2d(4)),
         Affine(lambda x: 1.5 / (x + 3), nn.Conv2d(4, 6, 3)),
         Affine(lambda x: 1.5 - x, nn.Conv2d(4, 6, 3)),
+        Affine(lambda x: x / float("inf"), nn.Conv2d(4, 6, 3)),
         Affine(lambda x: x * 1e-3 + 5.0, nn.Conv2d(4, 6, 3, padding=1)),
         Affine(lambda x: x * torch.ones(2, 1, 1, 1, 1), nn.Conv3d(2, 6, 1)),
     ],
-    ids=["read elsewhere", "shared", "no layer", "a / x", "a - x", "tiny factor", "an axis more"],
+    ids=[
+        "read elsewhere",
+        "shared",
+        "no layer",
+        "a / x",
+        "a - x",
+        "infinite",
+        "tiny factor",
+        "an axis more",
+    ],
 )
 def test_anything_else_stays(model: nn.Module) -> None:
     model.eval()
