@@ -49,6 +49,6 @@ def _affine(op: Op, value: fx.Node, constant: Tensor) -> ConstantAffine | None:
         return ConstantAffine(value, constant, zero)
     if op.kind is Kind.SUM:
         return ConstantAffine(value, one, -constant if op.is_difference else constant)
-    if op.divides and bool(constant.all()):
+    if op.divides and bool(constant.reciprocal().isfinite().all()):
         return ConstantAffine(value, constant.reciprocal(), zero)
     return None

@@ -109,7 +109,9 @@ def test_a_layer_takes_one_number_for_all_channels(
     torch.testing.assert_close(result.graph_module(_IMAGE), wanted)
 
 
-@pytest.mark.parametrize("function", [torch.relu, nn.LeakyReLU(0.1), torch.abs], ids=str)
+@pytest.mark.parametrize(
+    "function", [torch.relu, nn.LeakyReLU(0.1), torch.abs], ids=["relu", "leaky", "abs"]
+)
 def test_a_positive_factor_passes_through_what_keeps_ratios(
     function: Callable[[Tensor], Tensor],
 ) -> None:
