@@ -145,6 +145,40 @@ def test_labels_are_of_the_output_with_as_many_classes() -> None:
     assert [one.nature for one in found] == ["scores", "classes"]
 
 
+class Voiceprint(nn.Module):
+    """An embedding whose first number is often its largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 32)
+        with torch.no_grad():
+            self.layer.bias[0] += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(self.layer(x), dim=1)  # type: ignore[no-any-return]
+
+
+def test_an_embedding_beside_numbers_of_speakers_is_no_scores() -> None:
+    torch.manual_seed(0)
+    x, speakers = torch.randn(24, 8), torch.arange(24) % 4
+    model = Voiceprint().eval()
+    answers = [model(x)]
+    first = answers[0].argmax(1) == 0
+    assert 6 < int(first.sum()) < 24
+    graph, recipe = trace(model, (x[:2],)).graph_module, resolve_recipe("w8a8")
+    (found,) = decide_outputs(graph, (x[:2],), recipe, speakers, answers)
+    assert found.nature == "embedding"
+
+
+def test_scores_of_samples_that_are_all_of_one_class_are_its_classes() -> None:
+    x, model = torch.randn(16, 8), nn.Linear(8, 5).eval()
+    with torch.no_grad():
+        model.bias[3] += 100
+    graph, recipe = trace(model, (x[:2],)).graph_module, resolve_recipe("w8a8")
+    (found,) = decide_outputs(graph, (x[:2],), recipe, torch.full((16,), 3), [model(x)])
+    assert found.nature == "classes"
+
+
 def test_labels_that_an_output_does_not_hit_more_often_than_by_chance_are_not_its_classes() -> None:
     model = nn.Linear(6, 40)
     graph, x = trace(model, (IMAGES6,)).graph_module, IMAGES6
