@@ -152,7 +152,7 @@ class Voiceprint(nn.Module):
         super().__init__()
         self.layer = nn.Linear(8, 32)
         with torch.no_grad():
-            self.layer.bias[0] += 1
+            self.layer.bias[0] += 2
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.normalize(self.layer(x), dim=1)  # type: ignore[no-any-return]
@@ -164,7 +164,7 @@ def test_an_embedding_beside_numbers_of_speakers_is_no_scores() -> None:
     model = Voiceprint().eval()
     answers = [model(x)]
     first = answers[0].argmax(1) == 0
-    assert 6 < int(first.sum()) < 24
+    assert int((first & (speakers == 0)).sum()) >= 4
     graph, recipe = trace(model, (x[:2],)).graph_module, resolve_recipe("w8a8")
     (found,) = decide_outputs(graph, (x[:2],), recipe, speakers, answers)
     assert found.nature == "embedding"
