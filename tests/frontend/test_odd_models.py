@@ -69,7 +69,7 @@ def test_hooks_and_functions_that_hold_on_to_the_model_follow_its_copy() -> None
     program = build_program(model, ROWS, "w8a8")
     with torch.no_grad():
         torch.testing.assert_close(program.teacher(ROWS), model(ROWS))
-    assert {"a.weight", "b.weight"} <= dict(program.teacher.named_parameters()).keys()
+    assert {"a.weight_folded", "b.weight"} <= dict(program.teacher.named_parameters()).keys()
 
 
 def double(model: Applies, x: Tensor) -> Tensor:
