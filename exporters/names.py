@@ -69,9 +69,6 @@ def name_values(
     for value, origin in quantized.items():
         value.name = names[origin]
         mark(value, tensors[origin])
-        producer = value.producer()
-        if producer is not None:
-            producer.metadata_props.update(tensors[origin].properties())
     _name_nodes(model)
 
 

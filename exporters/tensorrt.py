@@ -131,7 +131,6 @@ def _symmetric(model: ir.Model, node: ir.Node) -> ir.Value:
     codes.shape = out.shape
     if tensor is not None:
         mark(codes, replace(tensor, qmin=low, qmax=high))
-        codes.producer().metadata_props.update(codes.metadata_props)  # type: ignore[union-attr]
     return pair.outputs[0]
 
 
