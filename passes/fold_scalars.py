@@ -20,6 +20,7 @@ from sqakd_fx.ir.constant_affine import constant_affine
 from sqakd_fx.ir.op_table import op_of, shape_of
 from sqakd_fx.ir.pass_manager import Pass, PassResult
 from sqakd_fx.ir.rewriting import constant_of, drop_unused, insert_attribute, reads_of
+from sqakd_fx.quant.batch_norm import why_not_rescaled
 
 _LARGEST_RATIO = 100.0
 """Of summand and factor: a larger summand would take the digits of what it is added to."""
@@ -90,12 +91,8 @@ class _Fold:
         op = op_of(layer, {}) if layer.op == "call_function" else None
         if op is None or op.weight is None or layer.all_input_nodes.count(value) != 1:
             return False
-        if layer.args[0] is not value or constant_of(self.graph_module, layer.args[1]) is None:
-            return False
-        stored_bias = (
-            layer.args[2] is None or constant_of(self.graph_module, layer.args[2]) is not None
-        )
-        return stored_bias and self.reads[str(layer.args[1].target)] <= 1  # type: ignore[union-attr]
+        is_input = layer.args[0] is value
+        return is_input and why_not_rescaled(self.graph_module, layer, self.reads) is None
 
     def _absorb(self, layer: fx.Node, scalar: _Scalar) -> None:
         """Give a layer weights and a bias that do the same to the value as it did to what the scalar made of it."""

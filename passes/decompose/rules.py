@@ -133,7 +133,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         parts = node.target(shapes, *rest, **node.kwargs)  # type: ignore[operator]
     drops_axis = bool(parts) and parts[0].ndim < len(shape)
     axis = _split_axis(node, drops_axis) % len(shape)
-    if axis in (0, *meta.batch_axes(cast(fx.Node, source)), *meta.free_axes(cast(fx.Node, source))):
+    if _is_open(cast(fx.Node, source), axis):
         return False
     starts = list(
         itertools.accumulate((0 if drops_axis else p.shape[axis] for p in parts), initial=0)
@@ -164,6 +164,11 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         graph_module.graph.erase_node(user)
     graph_module.graph.erase_node(node)
     return True
+
+
+def _is_open(x: fx.Node, axis: int) -> bool:
+    """Whether an axis may have other sizes than on the example."""
+    return axis in (0, *meta.batch_axes(x), *meta.free_axes(x))
 
 
 def _split_axis(node: fx.Node, drops_axis: bool) -> int:
@@ -268,7 +273,7 @@ def _glu(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     if shape is None or not isinstance(given["dim"], int):
         return False
     axis = given["dim"] % len(shape)
-    if axis in (0, *meta.batch_axes(x), *meta.free_axes(x)):
+    if _is_open(x, axis):
         return False
     half = shape[axis] // 2
     with graph_module.graph.inserting_before(node):

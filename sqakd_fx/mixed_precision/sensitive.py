@@ -133,6 +133,8 @@ def with_positive_scores_as_values(
 
     Scores of classes fall on both sides of it.
     """
+    if all(one.natures != ("scores",) for one in outputs):
+        return tuple(outputs)
     positive = [True] * len(outputs)
     with _in_float(quantizers_of(student)):
         for inputs in batches:

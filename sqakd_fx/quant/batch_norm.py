@@ -110,14 +110,21 @@ def sole_compute(
         return f"{layer.name} in front of it is not a convolution or linear layer"
     if len(layer.users) > 1:
         return f"{layer.name} in front of it has {len(layer.users)} consumers"
-    weight = layer.args[op.weight]
+    return why_not_rescaled(graph_module, layer, reads) or layer
+
+
+def why_not_rescaled(
+    graph_module: fx.GraphModule, layer: fx.Node, reads: Mapping[str, int]
+) -> str | None:
+    """Why other weights and another bias of a layer would not be its alone; None where they are."""
+    weight, bias = layer.args[1:3]
     if constant_of(graph_module, weight) is None:
         return f"the weight of {layer.name} is computed, not a parameter"
     if reads[str(weight.target)] > 1:  # type: ignore[union-attr]
         return f"the weight of {layer.name} is used more than once"
-    if layer.args[2] is not None and constant_of(graph_module, layer.args[2]) is None:
+    if bias is not None and constant_of(graph_module, bias) is None:
         return f"the bias of {layer.name} is computed, not a parameter"
-    return layer
+    return None
 
 
 def fold_into(

@@ -95,9 +95,8 @@ def _belongs_to_norm(node: onnx.NodeProto, makers: dict[str, str], constants: se
     """Whether a node gives a normalization its shape, its factor or its summand of each channel."""
     if not any(makers.get(name) == _NORM for name in node.input):
         return False
-    if node.op_type == "Reshape":
-        return makers.get(node.input[0]) == _NORM
-    return node.op_type in ("Mul", "Add") and any(name in constants for name in node.input)
+    has_constant = any(name in constants for name in node.input)
+    return node.op_type == "Reshape" or (node.op_type in ("Mul", "Add") and has_constant)
 
 
 def without_kernel(lowered: fx.GraphModule, fusion: Fusion) -> dict[str, int]:
