@@ -1,10 +1,10 @@
 """Activations, and weights of recurrent layers, that cost the outputs too much at 8 bits: left in float.
 
 The error of an output is nearly the root of the sum of squares of what each quantizer alone costs it. Where that is
-beyond the tolerance of the output, tensors are left in float, the most error for the fewest multiply-accumulates
-first, until every output is within its tolerance or the recipe's share of the work is spent. A tensor is in float
-where the layers and sums that read it are, and the convolution or the sum that makes it. A weight of a recurrent
-layer takes no work: it is larger in the file.
+beyond the tolerance of the output, tensors are left in float, the most error for the least work first, until every
+output is within its tolerance or the recipe's share of the work is spent. A tensor is in float where the layers and
+sums that read it are, and the convolution or the sum that makes it. A weight of a recurrent layer takes no work: it is
+larger in the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sqakd_fx.ir.batches import rows
 from sqakd_fx.ir.op_table import Kind, node_macs, op_of, shape_of
 from sqakd_fx.ir.outputs import relative_errors, tensors_of
 from sqakd_fx.ir.replay import Replay
-from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm
+from sqakd_fx.quant.batch_norm import AbsorbedBatchNorm, AffineBatchNorm, ChannelAffine
 from sqakd_fx.quant.quantizer import Quantizer, quantizers_of
 from sqakd_fx.recipe.keys import Override, Recipe
 
@@ -33,6 +33,11 @@ _SAMPLES = 8
 _MOVES = (Kind.TRANSPARENT, Kind.JOINT, Kind.NOISE)
 _LEAST_SHARE = 0.25
 _NAMES_TOLD = 8
+_ELEMENT = 48
+"""Multiply-accumulates whose time float adds as much to as to reading and writing one element of a result.
+
+`python benchmarks/float_work.py` measures it.
+"""
 _VALUES = 0.03
 _SCORES = 0.06
 _OTHERS = 0.12
@@ -46,8 +51,8 @@ class SensitiveTensor:
     Attributes:
         name: of the quantizer.
         errors: of each unlike part of each output, relative to float, when only this tensor is on its grid.
-        layers: multiply-accumulates by override's name of the layers and sums that have to be in float for it; empty
-            where it cannot be in float.
+        layers: work by override's name of the layers and sums that have to be in float for it; empty where it cannot
+            be in float.
         is_weight: it is of a weight, which `layers` names.
     """
 
@@ -73,7 +78,7 @@ class Relief:
         weights: the same of the weights of recurrent layers.
         before, after: by unlike part of each output, the root of the sum of squared errors.
         tolerances: by part.
-        share: of the multiply-accumulates, those that lose their integer kernel.
+        share: of the work, what loses its integer kernel.
     """
 
     tensors: tuple[SensitiveTensor, ...]
@@ -100,7 +105,7 @@ class Relief:
             causes.append("activations")
             done.append(
                 f"{len(self.layers)} layers and sums read theirs in float "
-                f"({self.share:.0%} of the multiply-accumulates lose their integer kernel)"
+                f"({self.share:.0%} of the work loses its integer kernel)"
             )
         if self.weights:
             causes.append("weights of recurrent layers")
@@ -235,7 +240,7 @@ def _in_float_for(student: fx.GraphModule, calls: Sequence[fx.Node]) -> dict[str
     makers = dict.fromkeys(_maker(call, modules) for call in calls)
     needed = [node for node in makers if not _gives_floats(node, modules)]
     needed += _readers(calls, modules)
-    if not all(map(_can_be_float, needed)):
+    if not all(_can_be_float(node, modules) for node in needed):
         return {}
     return {_override_name(node): _work(node) for node in needed}
 
@@ -269,9 +274,12 @@ def _is_on_codes(node: fx.Node, modules: Mapping[str, Any]) -> bool:
     return meta.is_integer(node) or isinstance(modules.get(str(node.target)), Quantizer)
 
 
-def _can_be_float(node: fx.Node) -> bool:
-    """Whether an override can leave an operation in float: a layer, a sum, a product, an average."""
-    return meta.layer(node) is not None or meta.arithmetic(node) is not None
+def _can_be_float(node: fx.Node, modules: Mapping[str, Any]) -> bool:
+    """Whether an override can name an operation: a layer, a sum, a product, an average, a BatchNorm."""
+    if meta.layer(node) is not None or meta.arithmetic(node) is not None:
+        return True
+    module = modules.get(str(node.target))
+    return isinstance(module, AffineBatchNorm) and not isinstance(module.batch_norm, ChannelAffine)
 
 
 def _override_name(node: fx.Node) -> str:
@@ -396,11 +404,11 @@ def _override(name: str, in_float: bool | str, why: str) -> Override:
 
 
 def total_work(student: fx.GraphModule) -> int:
-    """Multiply-accumulates of all quantized layers, and elements of the sums, products and averages between them."""
-    return sum(map(_work, student.graph.nodes))
+    """Of all operations on codes: multiply-accumulates, and `_ELEMENT` for each element of a result."""
+    computed = (node for node in student.graph.nodes if not meta.is_table(node))
+    return sum(_work(node) for node in computed if meta.is_integer(node))
 
 
 def _work(node: fx.Node) -> int:
-    if meta.layer(node) is not None:
-        return node_macs(node)
-    return 0 if meta.arithmetic(node) is None else math.prod(shape_of(node) or ())
+    macs = node_macs(node) if meta.layer(node) is not None else 0
+    return macs + _ELEMENT * math.prod(shape_of(node) or ())

@@ -37,11 +37,11 @@ def layer_settings(
     for node in layers:
         if is_depthwise(node, ops[node]):
             apart.setdefault(node, ("a depthwise layer", "depthwise", recipe.depthwise))
-    arithmetic = {node.name for node in _arithmetic(ops)}
+    without_weights = {name for node in _without_weights(ops) for name in _names(node)}
     used = {
         index
         for index, override in enumerate(recipe.override)
-        if override.float and override.match in arithmetic
+        if override.float and override.match in without_weights
     }
     used |= recurrent_overrides(ops, dict(graph_module.named_modules()), recipe)
     result: dict[fx.Node, LayerSettings] = {}
@@ -63,17 +63,27 @@ def layer_settings(
     return result
 
 
-def arithmetic_in_float(recipe: Recipe, ops: Mapping[fx.Node, Op | None]) -> dict[fx.Node, str]:
-    """Sums, products and averages that an override leaves in float by the name of their node, and its source."""
+def named_in_float(recipe: Recipe, ops: Mapping[fx.Node, Op | None]) -> dict[fx.Node, str]:
+    """Sums, products, averages and BatchNorms that an override leaves in float by name, and its source."""
     named = {override.match: override for override in recipe.override if override.float}
-    return {node: _source(named[node.name]) for node in _arithmetic(ops) if node.name in named}
+    return {
+        node: _source(named[name])
+        for node in _without_weights(ops)
+        for name in _names(node)
+        if name in named
+    }
 
 
-def _arithmetic(ops: Mapping[fx.Node, Op | None]) -> list[fx.Node]:
-    kinds = (Kind.SUM, Kind.PRODUCT, Kind.AVERAGE)
+def _without_weights(ops: Mapping[fx.Node, Op | None]) -> list[fx.Node]:
+    kinds = (Kind.SUM, Kind.PRODUCT, Kind.AVERAGE, Kind.BATCH_NORM)
     return [
         node for node, op in ops.items() if op is not None and (op.kind in kinds or op.gates_itself)
     ]
+
+
+def _names(node: fx.Node) -> tuple[str, ...]:
+    """Of a node without weights: its own, and that of the module that it calls."""
+    return (node.name, str(node.target)) if node.op == "call_module" else (node.name,)
 
 
 def _source(override: Override) -> str:

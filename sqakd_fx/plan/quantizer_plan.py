@@ -19,7 +19,7 @@ from sqakd_fx.ir.meta import LayerSettings
 from sqakd_fx.ir.op_table import Kind, Op, is_float32_tensor, op_of, shape_of
 from sqakd_fx.ir.pass_manager import Note
 from sqakd_fx.ir.rewriting import constant_of, reads_of
-from sqakd_fx.plan.layer_settings import arithmetic_in_float, layer_settings
+from sqakd_fx.plan.layer_settings import layer_settings, named_in_float
 from sqakd_fx.plan.recurrent import stored_matrices
 from sqakd_fx.plan.residual_streams import REASON, residual_streams
 from sqakd_fx.plan.tables import table_target
@@ -93,7 +93,7 @@ class _Planning:
         self.calls = Counter(str(n.target) for n in self.nodes if n.op == "call_module")
         self.notes: list[Note] = []
         self.settings = layer_settings(graph_module, recipe, self.ops)
-        self.float_arithmetic = arithmetic_in_float(recipe, self.ops)
+        self.named_in_float = named_in_float(recipe, self.ops)
         self.layers: dict[fx.Node, LayerSettings] = {}
         self.arithmetic: dict[fx.Node, Kind] = {}
         self.affines: dict[fx.Node, None] = {}
@@ -168,7 +168,7 @@ class _Planning:
         value = node.args[0] if node.args else None
         if not op.gates_itself or not isinstance(value, fx.Node) or value not in integer:
             return False
-        if TARGETS[self.recipe.target].signed or node in self.float_arithmetic:
+        if TARGETS[self.recipe.target].signed or node in self.named_in_float:
             return False
         if self._gives_floats(value):
             return False
@@ -235,6 +235,9 @@ class _Planning:
         return layer if isinstance(layer, fx.Node) else None
 
     def _demand_of_batch_norm(self, node: fx.Node, integer: set[fx.Node]) -> None:
+        if node in self.named_in_float:
+            self.notes.append(Note(node.name, f"stays in float: {self.named_in_float[node]}"))
+            return
         layer = self._layer_in_front(node)
         if layer in self.layers:
             self.absorbed[layer] = node
@@ -285,8 +288,8 @@ class _Planning:
         if node in self.streams:
             self.notes.append(Note(node.name, f"stays in float: {REASON}"))
             return
-        if node in self.float_arithmetic:
-            self.notes.append(Note(node.name, f"stays in float: {self.float_arithmetic[node]}"))
+        if node in self.named_in_float:
+            self.notes.append(Note(node.name, f"stays in float: {self.named_in_float[node]}"))
             return
         if self._is_score(node):
             self.notes.append(Note(node.name, "stays in float: part of the scores of a softmax"))

@@ -76,7 +76,8 @@ class Override(BaseModel):
     float: bool | Literal["activations"] | None = Field(
         None,
         description='leave these layers in float; with "activations" their weights stay stored in codes; '
-        "a sum, product or average is meant by the name of its node, a weight of a recurrent layer by its own",
+        "a sum, product, average or BatchNorm is meant by the name of its node, a weight of a recurrent layer by its "
+        "own",
     )
     why: str | None = Field(None, description="shown beside what the override does")
 
@@ -144,7 +145,8 @@ class Recipe(BaseModel):
         1.0,
         ge=0,
         le=1,
-        description="share of the multiply-accumulates that may lose integer kernels for the tolerance",
+        description="share of the work (multiply-accumulates, and 48 for each element of a result) that may lose "
+        "integer kernels for the tolerance",
     )
     embeddings: Literal["8bit", "float"] = Field(
         "8bit",

@@ -68,7 +68,7 @@ def test_the_tensor_with_the_outlier_is_the_worst(model: nn.Module) -> None:
         calibrated(model, resolve_recipe("w8a8")).student, [(ROWS,)]
     )
     assert "gelu" in worst.name
-    assert worst.layers == {"down": 128 * 16 * len(ROWS)}
+    assert worst.layers == {"down": (128 + 48) * 16 * len(ROWS)}
     assert worst.error > 10 * second.error
 
 
@@ -258,6 +258,13 @@ class Convolved(nn.Module):
         return self.head(self.up(x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+def _exported(program: Program, path: Path) -> None:
+    """It computes what the program's student does."""
+    lowered = lower(program.student).graph_module
+    export(program, lowered, path)
+    assert validate(program.student, lowered, path, [(IMAGES,)]).failures == ()
+
+
 @pytest.mark.parametrize("batch_norm", ["fold", "absorb"])
 def test_all_of_a_convolutional_network_can_be_left_in_float(
     batch_norm: str, tmp_path: Path
@@ -276,10 +283,7 @@ def test_all_of_a_convolutional_network_can_be_left_in_float(
     kept = [q for q in quantizers_of(better.student).values() if q.role == "activation"]
     left = [t for t in tensors if not t.layers]
     assert len(kept) == len(left) < len(tensors) / 2
-    lowered = lower(better.student).graph_module
-    export(better, lowered, tmp_path / "model.onnx")
-    checked = validate(better.student, lowered, tmp_path / "model.onnx", [(IMAGES,)])
-    assert checked.failures == ()
+    _exported(better, tmp_path / "model.onnx")
     stored = onnx.load(str(tmp_path / "model.onnx")).graph.initializer
     arrays = [onnx.numpy_helper.to_array(i) for i in stored]
     assert not any(a.dtype == np.float32 and a.size > 8 for a in arrays)
@@ -293,6 +297,63 @@ def test_a_sum_is_left_in_float_by_the_name_of_its_node(tmp_path: Path) -> None:
     program = build_program(Convolved().eval(), (IMAGES,), recipe)
     (note,) = [note for note in program.notes if note.node == "add"]
     assert note.reason == "stays in float: override 'add'"
+
+
+class NormBehind(nn.Module):
+    """BatchNorms that no layer in front can take: behind an activation, in front of padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+        self.other = nn.BatchNorm2d(8)
+        for norm in (self.norm, self.other):
+            norm.running_mean = torch.randn(8)
+            norm.weight.data = torch.linspace(0.01, 10.0, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(self.norm(torch.relu(self.first(x))), (1, 1, 1, 1))
+        return self.other(torch.relu(self.last(x)))  # type: ignore[no-any-return]
+
+
+def test_a_batch_norm_that_stands_alone_is_left_in_float_where_its_result_does_not_fit(
+    tmp_path: Path,
+) -> None:
+    recipe = resolve_recipe("w8a8")
+    model = NormBehind().eval()
+    program = build_program(model, (IMAGES,), recipe)
+    calibrate(program.student, [(IMAGES,)], method="minmax")
+    tensors = measure_tensors(program.student, [(IMAGES,)])
+    assert all(tensor.layers for tensor in tensors)
+    relief = choose(tensors, [1e-9], 1.0, total_work(program.student))
+    assert {"norm", "other"} < set(relief.layers)
+    assert relief.share == 1.0
+    better = build_program(model, (IMAGES,), with_relief(recipe, relief))
+    calibrate(better.student, [(IMAGES,)], method="minmax")
+    assert all(one.role == "weight" for one in quantizers_of(better.student).values())
+    _exported(better, tmp_path / "model.onnx")
+
+
+class NormOfLayer(NormBehind):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.first(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_norm"), [(NormBehind(), "fold"), (NormOfLayer(), "absorb")]
+)
+def test_an_override_names_a_batch_norm_by_its_module(
+    model: nn.Module, batch_norm: str, tmp_path: Path
+) -> None:
+    """One that a layer could absorb too."""
+    recipe = resolve_recipe(
+        "w8a8", batch_norm=batch_norm, override=[{"match": "norm", "float": True}]
+    )
+    program = build_program(model.eval(), (IMAGES,), recipe)
+    reasons = [note.reason for note in program.notes if note.node == "norm"]
+    assert "stays in float: override 'norm'" in reasons
+    calibrate(program.student, [(IMAGES,)], method="minmax")
+    _exported(program, tmp_path / "model.onnx")
 
 
 def test_values_are_asked_for_more_than_scores_are() -> None:
