@@ -24,6 +24,7 @@ from sqakd_fx.exporters.interface import (
     name_interface,
 )
 from sqakd_fx.exporters.names import is_marked, name_values
+from sqakd_fx.exporters.preprocessing import PREFIX
 from sqakd_fx.exporters.runtime_rewrites import prevent_rewrites
 from sqakd_fx.exporters.simplify import simplify
 from sqakd_fx.exporters.translation import Form, Translator
@@ -106,13 +107,25 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def _annotate(proto: onnx.ModelProto, model: ir.Model) -> None:
-    """Quantization annotations in, and types out that stored tensors say themselves."""
+    """Quantization annotations in, and types out that stored tensors and codes say themselves."""
     graph = proto.graph
-    stored = {tensor.name for tensor in graph.initializer}
-    told = [v for v in graph.value_info if v.name not in stored or v.metadata_props]
+    said = _said_elsewhere(graph)
+    told = [v for v in graph.value_info if v.name not in said or v.metadata_props]
     del graph.quantization_annotation[:], graph.value_info[:]
     graph.value_info.extend(told)
     graph.quantization_annotation.extend(tensor_annotations(model))
+
+
+def _said_elsewhere(graph: onnx.GraphProto) -> set[str]:
+    """Stored tensors and what is computed from them alone, and floats that have the shape of codes beside them."""
+    said = {tensor.name for tensor in graph.initializer}
+    images = {x for node in graph.node if node.name.startswith(PREFIX) for x in node.output}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" or said.issuperset(filter(None, node.input)):
+            said.update(node.output)
+        elif node.op_type == "QuantizeLinear":
+            said.add(node.input[0])
+    return said - images
 
 
 def check_model(path: Path) -> None:

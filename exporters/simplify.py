@@ -12,6 +12,7 @@ from onnxscript.rewriter import RewriteRuleSet
 from onnxscript.rewriter.rules.common import mul_by_1_rule
 
 from sqakd_fx.exporters.names import names_of
+from sqakd_fx.exporters.recurrent import drop_zero_states
 from sqakd_fx.ir.tensor_names import free_name
 
 _LARGEST_SHARED_CONSTANT = 1 << 16
@@ -28,6 +29,7 @@ def simplify(model: ir.Model, codes: Set[str]) -> None:
     _drop_defaults(model)
     ir_passes.ShapeInferencePass()(model)
     _fold_constants(model, codes)
+    drop_zero_states(model)
     _lift_constants(model, stored)
     ir_passes.IdentityEliminationPass()(model)
     ir_passes.RemoveUnusedNodesPass()(model)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sqakd_fx.exporters.recurrent import WholeLayers
+from sqakd_fx.exporters.recurrent import RECURRENT, WholeLayers
+from sqakd_fx.exporters.simplify import simplify
 
+KINDS = [nn.LSTM, nn.GRU, nn.RNN]
 FORMS = [
     {},
     {"batch_first": True},
@@ -23,10 +27,13 @@ FORMS = [
 class Layer(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], **form: Any) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.layer = kind(3, 4, **form)
 
-    def forward(self, x: Tensor) -> Any:
-        return self.layer(x)
+    def forward(self, x: Tensor, *states: Tensor) -> Any:
+        if not states:
+            return self.layer(x)
+        return self.layer(x, states if len(states) > 1 else states[0])
 
 
 def _operations(model: nn.Module, x: Tensor) -> list[str]:
@@ -36,7 +43,7 @@ def _operations(model: nn.Module, x: Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", KINDS)
 def test_shapes_are_those_that_torch_computes(kind: type[nn.RNNBase], form: dict[str, Any]) -> None:
     layer, x = kind(3, 4, **form).eval(), torch.randn(5, 2, 3)
     wanted = torch.utils._pytree.tree_leaves(layer(x))
@@ -53,7 +60,7 @@ def test_a_projected_lstm_has_states_of_two_sizes() -> None:
     assert [tuple(one.shape) for one in (y, h, c)] == [(5, 2, 2), (1, 2, 2), (1, 2, 4)]
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_of_many_steps_is_one_operation(kind: type[nn.RNNBase]) -> None:
     assert len(_operations(Layer(kind).eval(), torch.randn(300, 2, 3))) == 1
 
@@ -73,3 +80,59 @@ def test_packed_sequences_stay_torchs() -> None:
     with WholeLayers():
         found, _ = layer(packed)
     torch.testing.assert_close(found.data, wanted.data, rtol=0, atol=0)
+
+
+def _exported(model: nn.Module, *inputs: Tensor) -> ir.Model:
+    with WholeLayers(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            inputs,
+            dynamo=True,
+            opset_version=21,
+            custom_translation_table=RECURRENT,
+            optimize=False,
+        )
+    assert program is not None
+    simplify(program.model, set())
+    return program.model
+
+
+def _assert_computes(found: ir.Model, model: nn.Module, *inputs: Tensor) -> None:
+    """The same outputs and last states in ONNX Runtime, to float32 rounding."""
+    session = ort.InferenceSession(ir.to_proto(found).SerializeToString())
+    names = [one.name for one in session.get_inputs()]
+    results = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+    with torch.no_grad():
+        wanted = torch.utils._pytree.tree_leaves(model(*inputs))
+    for result, tensor in zip(results, wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(result), tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_is_one_operator_for_each_of_its_layers(
+    kind: type[nn.RNNBase], form: dict[str, Any]
+) -> None:
+    model, x = Layer(kind, **form).eval(), torch.randn(5, 2, 3)
+    found = _exported(model, x)
+    (*layers,) = (node for node in found.graph if node.op_type == kind.__name__)
+    assert len(layers) == form.get("num_layers", 1)
+    assert all(len(node.inputs) <= 4 for node in layers)  # no states, which would be zeros
+    assert not {node.op_type for node in found.graph} - {
+        kind.__name__,
+        *("Transpose", "Squeeze", "Reshape", "Concat"),
+    }
+    _assert_computes(found, model, x)
+
+
+def test_a_layer_of_relu_is_one_of_relu() -> None:
+    model = Layer(nn.RNN, nonlinearity="relu", bidirectional=True).eval()
+    x = torch.randn(5, 2, 3)
+    _assert_computes(_exported(model, x), model, x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_given_states_are_read(kind: type[nn.RNNBase]) -> None:
+    model, x = Layer(kind, num_layers=2, bidirectional=True).eval(), torch.randn(5, 2, 3)
+    states = [torch.randn(4, 2, 4) for _ in range(2 if kind is nn.LSTM else 1)]
+    _assert_computes(_exported(model, x, *states), model, x, *states)
