@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from sqakd_fx.ir.op_table import Kind, Op, op_of, shape_of
 
@@ -32,7 +34,7 @@ def unlike_parts(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.N
         if op.concatenates and all(_count(one) == _count(node) for one in sources):
             parts = _of_join(node, sources, natures, found)
         else:
-            parts = _moved(node, op, found)
+            parts = _moved(node, op, found, modules)
         if parts is not None:
             found[node] = parts
     return found
@@ -76,16 +78,44 @@ def _of_join(
     return Parts(axis, tuple(sizes), tuple(kinds))
 
 
-def _moved(node: fx.Node, op: Op, found: Mapping[fx.Node, Parts]) -> Parts | None:
-    """The parts of what a node moves, where their axis stays in its place."""
+def _moved(
+    node: fx.Node, op: Op, found: Mapping[fx.Node, Parts], modules: Mapping[str, nn.Module]
+) -> Parts | None:
+    """The parts of what a node moves, along the axis where it puts theirs."""
     source = node.args[0] if node.args else None
     if op.kind not in (Kind.TRANSPARENT, Kind.NOISE) or not isinstance(source, fx.Node):
         return None
     parts, ours, theirs = found.get(source), shape_of(node), shape_of(source)
     if parts is None or ours is None or theirs is None:
         return None
-    keeps_last = op.by_shape is not None and parts.axis == -1 and ours[-1:] == theirs[-1:]
-    return parts if ours == theirs or keeps_last else None
+    if ours == theirs and not op.permutes:
+        return parts
+    moved = _applied(node, op, _numbered(theirs, parts.axis), modules)
+    for axis in range(-len(ours), 0):
+        if ours[axis] == theirs[parts.axis] and torch.equal(moved, _numbered(ours, axis)):
+            return replace(parts, axis=axis)
+    return None
+
+
+def _numbered(shape: tuple[int, ...], axis: int) -> Tensor:
+    """The position along an axis of every value of a tensor."""
+    behind = (1,) * (-1 - axis)
+    return torch.arange(float(shape[axis])).reshape(-1, *behind).expand(shape)
+
+
+def _applied(node: fx.Node, op: Op, value: Tensor, modules: Mapping[str, nn.Module]) -> Tensor:
+    """What a node makes of a tensor in place of its input; none of it where other inputs have a say."""
+    if op.by_shape is not None:
+        return op.by_shape(value, shape_of(node) or ())
+    if len(node.all_input_nodes) > 1:
+        return value.new_empty(0)
+    target: Any = node.target
+    if node.op == "call_module":
+        return modules[target](value)  # type: ignore[no-any-return]
+    rest = node.args[1:]
+    if node.op == "call_method":
+        return getattr(value, target)(*rest, **node.kwargs)  # type: ignore[no-any-return]
+    return target(value, *rest, **node.kwargs)  # type: ignore[no-any-return]
 
 
 def _count(node: fx.Node) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from sqakd_fx.diagnostics.quiet import silent_export
+from sqakd_fx.errors import TraceError
 from sqakd_fx.frontend.example_call import Call, two_samples
 from sqakd_fx.frontend.verify import compare_on_two_batches
 from sqakd_fx.ir import meta
@@ -47,7 +48,11 @@ def export_graph(model: nn.Module, call: Call) -> tuple[fx.GraphModule, Call]:
         graph_module.eval()  # a decomposed program's module is in training mode
         with torch.no_grad():
             ShapeProp(graph_module).propagate(*tensors.values())
-        compare_on_two_batches(model, graph_module, call, other_values=True)
+        if not compare_on_two_batches(model, graph_module, call, other_values=True):
+            raise TraceError(
+                "the model takes the example's batch size only, or puts the samples of another together: "
+                "leave --set frontend=export out"
+            )
     return graph_module, call
 
 

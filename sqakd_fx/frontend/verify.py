@@ -35,7 +35,7 @@ def compare_on_two_batches(
 
     With `other_values` the larger batch has samples that are not in the example, and two calls more have none of the
     example's. Where the call has free axes, the graph is held against the model at other sizes of them as well. False
-    where the model itself takes the example's batch size only.
+    where the model itself takes the example's batch size only, or puts the samples of another together.
     """
     once = call.tensors()
     batch = next((len(x) for x in once.values() if x.ndim), 0)
@@ -52,11 +52,11 @@ def compare_on_two_batches(
     for other in (_shuffled, _spread) if other_values else ():
         pair.compare({name: other(x) for name, x in once.items()}, finite=True)
     others = _at_other_sizes(pair, once)
-    if len(seen) == 2:
+    if len(seen) == 2 and not _puts_samples_together(seen[0], seen[1], batch):
         _record(seen[0], seen[1], batch, others)
-    else:
-        _refuse_unbatched(seen[0], once)
-    return len(seen) == 2
+        return True
+    _refuse_unbatched(seen[0], once)
+    return False
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,19 @@ def _spread(x: Tensor) -> Tensor:
     low, high = float(x.min()), float(x.max())
     share = torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
     return low + share * ((high - low) or 1.0)
+
+
+def _puts_samples_together(once: _Sizes, twice: _Sizes, batch: int) -> bool:
+    """Whether an output grows with the batch, and neither along its first axis nor along one of the batch's size.
+
+    It does where a shape was written for one sample: `x.reshape(1, 6, -1)`.
+    """
+    for node in once.module.graph.output_node().all_input_nodes:
+        sizes = zip(once.shapes.get(node, ()), twice.shapes.get(node, ()), strict=False)
+        grown = [(axis, size) for axis, (size, other) in enumerate(sizes) if size != other]
+        if grown and not any(axis == 0 or size == batch for axis, size in grown):
+            return True
+    return False
 
 
 def _record(once: _Sizes, twice: _Sizes, batch: int, others: list[_Sizes]) -> None:

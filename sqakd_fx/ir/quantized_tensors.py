@@ -34,7 +34,9 @@ class QuantizedTensor:
             "module": self.module,
             "pass": self.made_by,
         }
-        return {f"sqakd_fx.{k}": str(value) for k, value in facts.items() if value not in (None, "")}
+        return {
+            f"sqakd_fx.{k}": str(value) for k, value in facts.items() if value not in (None, "")
+        }
 
 
 def is_own_operation(node: fx.Node) -> bool:

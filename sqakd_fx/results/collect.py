@@ -25,8 +25,8 @@ from sqakd_fx.results import markdown as reporting
 from sqakd_fx.results.against_float import OutputDistance
 from sqakd_fx.results.machine import processor
 from sqakd_fx.results.measure import Measured
-from sqakd_fx.source.inputs import batch_size_of
 from sqakd_fx.source.replay import Replay
+from sqakd_fx.source.sizes import batch_size_of
 from sqakd_fx.source.source import Source
 from sqakd_fx.source.synthetic import SyntheticSamples
 from sqakd_fx.storage import write_json, write_text

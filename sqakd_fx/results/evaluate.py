@@ -19,10 +19,16 @@ from sqakd_fx.program import Program, with_labels
 from sqakd_fx.recipe.keys import Recipe
 from sqakd_fx.source.batches import Loading, evaluation_batches
 from sqakd_fx.source.inputs import TrainingInputs, first_no_class
-from sqakd_fx.source.sizes import has_example_size, require_example_size
+from sqakd_fx.source.sizes import (
+    batch_size_of,
+    has_example_size,
+    require_batch_size,
+    require_example_size,
+)
 from sqakd_fx.source.source import Source
 
 _VALIDATION_SAMPLES = 512
+_SAMPLES_AT_ONCE = 256
 
 
 def validation_batches(
@@ -53,7 +59,8 @@ def validation_batches(
 
 def _evaluation(source: Source, program: Program) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
     assert source.eval_data is not None
-    loading = Loading(batch_size=256, drop_last=False)
+    fixed = program.traced.fixed_batch
+    loading = Loading(batch_size_of(program) if fixed else _SAMPLES_AT_ONCE, drop_last=fixed)
     batches = evaluation_batches(source.eval_data, source.form, loading)
     labelled = None
     for index, (batch, target) in enumerate(batches):
@@ -65,6 +72,7 @@ def _evaluation(source: Source, program: Program) -> Iterator[tuple[tuple[Tensor
         labelled = target is not None
         inputs = program.traced.call.flatten(batch.args, batch.kwargs)
         require_finite(inputs, f"batch {index} of the evaluation data")
+        require_batch_size(program, inputs, "evaluation data")
         require_example_size(program, inputs, "evaluation data")
         yield inputs, target
 

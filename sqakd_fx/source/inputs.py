@@ -25,7 +25,7 @@ from sqakd_fx.source.batches import (
 )
 from sqakd_fx.source.items import form_of
 from sqakd_fx.source.replay import replayable
-from sqakd_fx.source.sizes import Sizes, sizes_of
+from sqakd_fx.source.sizes import Sizes, batch_size_of, sizes_of
 from sqakd_fx.source.source import Source
 from sqakd_fx.source.synthetic import DataFree, synthetic_samples
 from sqakd_fx.training.held_out import Split, split_data
@@ -153,13 +153,6 @@ def training_inputs(data: Any, program: Program, sizes: Sizes | None = None) -> 
         program,
         sizes or Sizes(program, None),
     )
-
-
-def batch_size_of(program: Program) -> int:
-    """Samples a batch, where the data is not batched: the recipe's, or the only size that the model takes."""
-    if not program.traced.fixed_batch:
-        return program.recipe.batch_size
-    return next((len(x) for x in program.example if isinstance(x, Tensor) and x.ndim), 1)
 
 
 def with_samples(

@@ -72,6 +72,24 @@ def require_example_size(program: HasExample, batch: tuple[Any, ...], what: str)
         )
 
 
+def require_batch_size(program: Program, batch: tuple[Any, ...], what: str) -> None:
+    """Raise SourceError where a batch has not the number of samples that alone the model takes."""
+    wanted = batch_size_of(program)
+    samples = next((len(x) for x in batch if isinstance(x, Tensor) and x.ndim), wanted)
+    if program.traced.fixed_batch and samples != wanted:
+        raise SourceError(
+            f"the {what} has a batch of {samples}, and the model takes the example's batch size of {wanted} only: give "
+            "batches of that size, or example_inputs() of another"
+        )
+
+
+def batch_size_of(program: Program) -> int:
+    """Samples a batch, where the data is not batched: the recipe's, or the only size that the model takes."""
+    if not program.traced.fixed_batch:
+        return program.recipe.batch_size
+    return next((len(x) for x in program.example if isinstance(x, Tensor) and x.ndim), 1)
+
+
 class Sizes:
     """The sizes of the training data, as its first batches come.
 
@@ -87,6 +105,7 @@ class Sizes:
 
     def see(self, batch: tuple[Any, ...]) -> None:
         """Raises SourceError where the graph is not the model at the size of a batch."""
+        require_batch_size(self._program, batch, "training data")
         other = _other_size(self._program, batch)
         if other is None:
             self._fitting += 1

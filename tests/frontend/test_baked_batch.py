@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sqakd_fx.errors import TraceError
+from sqakd_fx import stages
+from sqakd_fx.errors import SourceError, TraceError
 from sqakd_fx.frontend.trace import trace
+from sqakd_fx.program import build_program
 
 
 class Reads(nn.Module):
@@ -64,3 +66,46 @@ def test_a_number_that_grows_otherwise_than_the_batch_is_refused() -> None:
 
     with pytest.raises(TraceError, match="batch size"):
         trace(Reads(squared).eval(), torch.randn(2, 6))
+
+
+class Together(nn.Module):
+    """A shape that was written for one sample takes more of them as one with more positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).reshape(1, 6, -1).permute(0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "together"),
+    [
+        (lambda y: y.reshape(1, 6, -1), True),
+        (lambda y: y.flatten(1).flatten()[None], True),
+        (lambda y: y.flatten(2).permute(2, 0, 1), False),
+        (lambda y: y.permute(0, 2, 3, 1).reshape(-1, 6), False),
+        (lambda y: y.flatten(1) @ y.flatten(1).T, False),
+    ],
+    ids=["as one", "in one row", "batch behind positions", "positions", "pairs"],
+)
+def test_a_model_that_puts_samples_together_takes_the_examples_batch_only(
+    function: Callable[[Tensor], Tensor], together: bool
+) -> None:
+    class Model(Together):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.conv(x))
+
+    assert trace(Model().eval(), torch.randn(1, 3, 8, 8)).fixed_batch is together
+
+
+def test_data_of_another_batch_size_is_refused_before_training() -> None:
+    program = build_program(Together().eval(), torch.randn(1, 3, 8, 8), "w8a8")
+    with pytest.raises(SourceError, match=r"a batch of 4, and the model takes .* 1 only"):
+        stages.calibrate(program, [torch.randn(4, 3, 8, 8) for _ in range(6)])
+
+
+def test_torch_export_refuses_a_model_that_puts_samples_together() -> None:
+    with pytest.raises(TraceError, match="samples of another together"):
+        trace(Together().eval(), torch.randn(2, 3, 8, 8), front_end="export")

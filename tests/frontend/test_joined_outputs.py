@@ -60,12 +60,49 @@ def objects_above_boxes_above_classes(levels: list[Tensor]) -> Tensor:
     return torch.cat((found.sigmoid(), boxes, classes.softmax(1)), 1)
 
 
+def levels_of_maps(levels: list[Tensor]) -> Tensor:
+    """As YOLOX: (N, anchors, 4 + classes) of maps that hold boxes and scores."""
+    maps = [torch.cat((x[:, :4], x[:, 4:].sigmoid()), 1) for x in levels]
+    return torch.cat([x.reshape(len(x), 9, -1) for x in maps], 2).permute(0, 2, 1)
+
+
+def transposed_levels_of_maps(levels: list[Tensor]) -> Tensor:
+    maps = [torch.cat((x[:, :4], x[:, 4:].sigmoid()), 1) for x in levels]
+    return torch.cat([x.flatten(2).transpose(1, 2)[:, 1:] for x in maps], 1)
+
+
+def levels_of_anchors(levels: list[Tensor]) -> Tensor:
+    """As YOLOv3: three anchors for each pixel, each with a box and a score."""
+    found = []
+    for x in levels:
+        rows = x.unflatten(1, (1, 9)).permute(0, 1, 3, 4, 2)
+        rows = torch.cat((rows[..., :4], rows[..., 4:].sigmoid()), -1)
+        found.append(rows.view(len(x), -1, 9))
+    return torch.cat(found, 1)
+
+
+def pooled_maps(levels: list[Tensor]) -> Tensor:
+    """(N, 4 + classes, H, W), the largest of neighbours."""
+    x = levels[0]
+    return torch.nn.functional.max_pool2d(torch.cat((x[:, :4], x[:, 4:].sigmoid()), 1), 2)
+
+
 def raw_rows(levels: list[Tensor]) -> Tensor:
     """(N, anchors, 9) of a convolution's own values."""
     return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
 
 
-@pytest.mark.parametrize("join", [boxes_above_scores, rows_of_levels])
+@pytest.mark.parametrize(
+    "join",
+    [
+        boxes_above_scores,
+        rows_of_levels,
+        levels_of_maps,
+        transposed_levels_of_maps,
+        levels_of_anchors,
+        pooled_maps,
+    ],
+)
 def test_boxes_beside_scores_are_values_of_two_parts(
     join: Callable[[list[Tensor]], Tensor],
 ) -> None:
