@@ -299,15 +299,19 @@ def _with_samples(job: _Job, journal: _Journal, program: Program) -> _Job:
 
 def _calibrate(job: _Job, journal: _Journal, program: Program, inputs: TrainingInputs) -> None:
     recipe, say = job.recipe, journal.say
-    detail = f"{recipe.calibration_batches} batches, {recipe.initialization}"
-    with journal.stage("calibrate", detail):
+    wanted = recipe.calibration_batches
+    seen = 0
+
+    def on_batch(done: int) -> None:
+        nonlocal seen
+        seen = max(seen, done)
+        say.progress(done, max(done, wanted))
+
+    with journal.stage("calibrate", f"{wanted} batches, {recipe.initialization}"):
         program.student.to(job.device)
-        find_ranges(
-            program,
-            inputs,
-            job.device,
-            on_batch=lambda done: say.progress(done, recipe.calibration_batches),
-        )
+        find_ranges(program, inputs, job.device, on_batch=on_batch)
+    if seen > wanted:
+        say.note(f"ranges start from {seen} batches, not {wanted}: they have few samples")
     if inputs.batches.labels_ignored and not recipe.labels:
         say.note("the training data has labels: they are ignored")
     if inputs.undivided is not None:

@@ -10,7 +10,6 @@ batches. Labels behind the inputs are not looked at.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from sqakd_fx.engine.devices import choose_device
 from sqakd_fx.engine.torch_settings import plain_settings
 from sqakd_fx.errors import TrainingError
 from sqakd_fx.frontend.output_kinds import class_axes
+from sqakd_fx.ir.batches import first_batches, last_batches
 from sqakd_fx.mixed_precision.sensitive import (
     Relief,
     choose,
@@ -160,7 +160,7 @@ def sensitive_tensors(
     recipe = program.recipe
     if recipe.sensitive == "off":
         return None
-    last = deque(calibration_batches(inputs, device), _BATCHES_TO_MEASURE)
+    last = last_batches(calibration_batches(inputs, device), _BATCHES_TO_MEASURE)
     tensors = measure_tensors(program.student, last)
     outputs = with_positive_scores_as_values(program.outputs, program.student, last)
     tolerances = tolerances_of(recipe, outputs)
@@ -258,7 +258,7 @@ def _first_samples(inputs: TrainingInputs, device: torch.device) -> list[tuple[T
     """What data that could not be divided is judged on: the first batches that calibration has seen."""
     with undisturbed_randomness():
         seed_everything(inputs.program.recipe.seed)
-        return list(itertools.islice(calibration_batches(inputs, device), _BATCHES_TO_JUDGE))
+        return list(first_batches(calibration_batches(inputs, device), _BATCHES_TO_JUDGE))
 
 
 def validate(program: Program, lowered: fx.GraphModule, path: str | Path, data: Any) -> Validation:

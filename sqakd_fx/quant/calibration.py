@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from sqakd_fx.diagnostics.batch_errors import batch_named
 from sqakd_fx.diagnostics.source_lines import code_line
 from sqakd_fx.errors import NotFiniteError, TrainingError
-from sqakd_fx.ir.batches import rows
+from sqakd_fx.ir.batches import first_batches, rows
 from sqakd_fx.ir.modes import evaluation_mode
 from sqakd_fx.ir.op_table import op_of
 from sqakd_fx.ir.rewriting import constant_of, node_path
@@ -60,10 +60,11 @@ def _remembering(
     batches: Iterable[tuple[Tensor, ...]], few: list[tuple[Tensor, ...]]
 ) -> Iterator[tuple[Tensor, ...]]:
     """The same batches; some samples of the first are left in `few`."""
-    for batch in batches:
-        if len(few) < _BATCHES_TO_SEARCH:
-            few.append(rows(batch, 0, _SAMPLES_TO_SEARCH))
+    seen = iter(batches)
+    for batch in first_batches(seen, _BATCHES_TO_SEARCH):
+        few.append(rows(batch, 0, _SAMPLES_TO_SEARCH))
         yield batch
+    yield from seen
 
 
 @torch.no_grad()

@@ -194,7 +194,10 @@ class Recipe(BaseModel):
         "constant", description="whether μ grows from 0 to mu over training, and how"
     )
     calibration_batches: int = Field(
-        8, ge=1, le=_MANY, description="batches from which ranges start"
+        8,
+        ge=1,
+        le=_MANY,
+        description="batches from which ranges start; more, where they have fewer than four samples",
     )
     rounding: Literal["nearest", "compensated"] = Field(
         "nearest",

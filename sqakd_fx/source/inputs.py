@@ -13,7 +13,7 @@ from torch import Tensor
 from sqakd_fx.diagnostics.batch_errors import require_finite
 from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
 from sqakd_fx.errors import SourceError, short
-from sqakd_fx.ir.batches import moved
+from sqakd_fx.ir.batches import first_batches, moved
 from sqakd_fx.ir.outputs import class_axis
 from sqakd_fx.program import Program
 from sqakd_fx.source.batches import (
@@ -194,13 +194,13 @@ def source_inputs(source: Source, program: Program) -> TrainingInputs:
 def calibration_batches(
     inputs: TrainingInputs, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The first batches of the first epoch, on `device`.
+    """The first batches of the first epoch, on `device`: the recipe's number of them, more where they are small.
 
     Raises:
         SourceError: one is not finite, or of a size at which the graph is not the model.
     """
     count = inputs.program.recipe.calibration_batches
-    for index, batch in enumerate(itertools.islice(inputs.epoch(0), count)):
+    for index, batch in enumerate(first_batches(inputs.epoch(0), count)):
         require_finite(batch, f"batch {index} of the data")
         inputs.sizes.see(batch)
         yield moved(batch, device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
 from sqakd_fx.errors import TrainingError
-from sqakd_fx.ir.batches import moved
+from sqakd_fx.ir.batches import first_batches, moved
 from sqakd_fx.recipe.keys import Recipe
 
 EpochBatches = Callable[[int], Iterable[tuple[Tensor, ...]]]
@@ -78,7 +78,7 @@ class StepBatches:
         """First inputs of the first epoch, on the device; what loaders and augmentations draw next is not changed."""
         with undisturbed_randomness():
             seed_everything(self.recipe.seed)
-            for batch in itertools.islice(self.data.epochs(0), self.recipe.calibration_batches):
+            for batch in first_batches(self.data.epochs(0), self.recipe.calibration_batches):
                 inputs = self.without_labels(batch)
                 yield moved(inputs, self.device)
 
