@@ -8,6 +8,7 @@ asks, because the answer is then part of the graph.
 
 from __future__ import annotations
 
+import operator
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from sqakd_fx.ir.op_table import TABLE
 from sqakd_fx.ir.size_queries import asks_for_size
 
 _call_with_hooks: Any = fx._symbolic_trace._orig_module_call
+
+
+_AXES = (slice, type(...))
 
 
 class DependsOnData(Exception):
@@ -124,6 +128,7 @@ class Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
+        _index_by_tuple(node)
         meta.set_module_path(node, self.path[-1] if self.path else "")
         meta.set_is_module(node, node.op == "call_module")
         if node.op == "placeholder" or any(map(self.has_input, node.all_input_nodes)):
@@ -262,6 +267,13 @@ class Tracer(fx.Tracer):
                 self.from_data[one] = any(self.from_data[s] for s in one.all_input_nodes)
             pending.pop()
         return self.from_data[node]
+
+
+def _index_by_tuple(node: fx.Node) -> None:
+    """A list of slices as the tuple that torch reads it as, with a warning; later it will be one index of values."""
+    index = node.args[1] if node.target in (operator.getitem, operator.setitem) else None
+    if isinstance(index, list) and any(isinstance(x, _AXES) or x is None for x in index):
+        node.update_arg(1, tuple(index))
 
 
 def parameters_in(node: fx.Node, root: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -51,3 +52,16 @@ def test_parts_are_taken_apart_in_the_graph(form: str) -> None:
     with torch.no_grad():
         got = tensors_of(program.student(SIGNAL))
         assert largest_difference(tensors_of(model(SIGNAL)), got) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "index", [[slice(None), slice(1, 5, 2)], [..., slice(2)], [slice(1, 3), None]], ids=str
+)
+def test_a_list_of_slices_is_a_tuple_in_the_graph(index: list[object]) -> None:
+    """Torch warns of a list each time, and is to read it as one index of values."""
+    model = Parts(lambda x: x[index]).eval()  # type: ignore[index]
+    graph_module = trace(model, SIGNAL).graph_module
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = graph_module(SIGNAL)
+    torch.testing.assert_close(found, model(SIGNAL))
