@@ -52,7 +52,7 @@ def compare_on_two_batches(
     for other in (_shuffled, _spread) if other_values else ():
         pair.compare({name: other(x) for name, x in once.items()}, finite=True)
     others = _at_other_sizes(pair, once)
-    if len(seen) == 2 and not _puts_samples_together(seen[0], seen[1], batch):
+    if len(seen) == 2 and not _puts_samples_together(graph_module.graph, *seen, batch):
         _record(seen[0], seen[1], batch, others)
         return True
     _refuse_unbatched(seen[0], once)
@@ -159,12 +159,12 @@ def _spread(x: Tensor) -> Tensor:
     return low + share * ((high - low) or 1.0)
 
 
-def _puts_samples_together(once: _Sizes, twice: _Sizes, batch: int) -> bool:
+def _puts_samples_together(graph: fx.Graph, once: _Sizes, twice: _Sizes, batch: int) -> bool:
     """Whether an output grows with the batch, and neither along its first axis nor along one of the batch's size.
 
     It does where a shape was written for one sample: `x.reshape(1, 6, -1)`.
     """
-    for node in once.module.graph.output_node().all_input_nodes:
+    for node in graph.output_node().all_input_nodes:
         sizes = zip(once.shapes.get(node, ()), twice.shapes.get(node, ()), strict=False)
         grown = [(axis, size) for axis, (size, other) in enumerate(sizes) if size != other]
         if grown and not any(axis == 0 or size == batch for axis, size in grown):
