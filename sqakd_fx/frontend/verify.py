@@ -52,7 +52,7 @@ def compare_on_two_batches(
     for other in (_shuffled, _spread) if other_values else ():
         pair.compare({name: other(x) for name, x in once.items()}, finite=True)
     others = _at_other_sizes(pair, once)
-    if len(seen) == 2 and not _puts_samples_together(graph_module.graph, *seen, batch):
+    if len(seen) == 2 and not _puts_samples_together(graph_module.graph, seen[0], seen[1], batch):
         _record(seen[0], seen[1], batch, others)
         return True
     _refuse_unbatched(seen[0], once)
