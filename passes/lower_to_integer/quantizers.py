@@ -14,6 +14,7 @@ from sqakd_fx.ir.op_table import op_of
 from sqakd_fx.ir.quantized_tensors import QuantizedTensor
 from sqakd_fx.ir.rewriting import constant_of, set_attribute
 from sqakd_fx.passes.lower_to_integer.clips import clipped_range, is_inside
+from sqakd_fx.passes.lower_to_integer.constant_channels import off_ties, reads_alone
 from sqakd_fx.passes.lower_to_integer.state import Lowering
 from sqakd_fx.passes.lower_to_integer.values import Arithmetic, Codes, Layer, StoredGrid
 from sqakd_fx.quant.grid import Grid, encode
@@ -31,6 +32,8 @@ def quantized(lowering: Lowering, node: fx.Node, module: Quantizer) -> Any:
     assert isinstance(source, fx.Node)
     value = lowering.values[source]
     name = _path(str(node.target))
+    if isinstance(value, Layer) and reads_alone(node, value.source):
+        value = off_ties(value, stored.grid)
     if isinstance(value, Layer | Arithmetic):
         stored = stored.clipped(*clipped_range(stored.grid, value.clip))
         code = lowering.built.quantized(value, stored)

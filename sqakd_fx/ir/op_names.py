@@ -87,10 +87,13 @@ _ALIASES: Mapping[str, str] = {
 
 
 def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
-    """The canonical name of what a node calls, None for the user's own code and for inputs."""
+    """The canonical name of what a node calls, None for the user's own code and for inputs.
+
+    None as well for a module that is not among `modules`: without any, functions and methods are told.
+    """
     if node.op == "call_module":
-        module = modules[str(node.target)]
-        return module_op_name(module)
+        module = modules.get(str(node.target))
+        return None if module is None else module_op_name(module)
     if node.op == "call_method":
         return _tidy(str(node.target))
     if node.op != "call_function":

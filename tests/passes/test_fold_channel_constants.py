@@ -201,3 +201,17 @@ def test_a_frozen_batch_norm_costs_no_quantizer(images: Tensor, batch_norm: str)
         len([n for n in p.student.graph.nodes if n.op == "call_module"]) for p in (plain, frozen)
     ]
     assert count[0] == count[1]
+
+
+@pytest.mark.parametrize("value", [float("-inf"), 0.0, 1.0])
+def test_a_padding_in_front_of_a_module_is_passed_over(value: float, images: Tensor) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(nn.functional.pad(self.conv(x) * 2.0, (1, 0, 0, 1), value=value))  # type: ignore[no-any-return]
+
+    program = build_program(Padded().eval(), images, "w8a8")
+    assert "mul" not in {node.name for node in program.student.graph.nodes}
