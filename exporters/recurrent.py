@@ -30,59 +30,31 @@ def _sequences(given: Tensor, state: Tensor, bidirectional: bool) -> Tensor:
     return given.new_empty((*given.shape[:2], directions * state.shape[-1]))
 
 
-def _with_one_state(name: str, run: Callable[..., tuple[Tensor, Tensor]]) -> Any:
-    """The operation of a layer that has no cells."""
+def _operation(name: str, run: Callable[..., Any], states: str) -> Any:
+    """The operation of a layer; `states` is the schema's type of its first states."""
+    results = "Tensor, Tensor, Tensor" if states == "Tensor[]" else "Tensor, Tensor"
+    settings = (
+        "bool biases, int layers, float dropout, bool train, bool bidirectional, bool batch_first"
+    )
+    schema = f"(Tensor given, {states} states, Tensor[] params, {settings}) -> ({results})"
 
-    def layer(
-        given: Tensor,
-        state: Tensor,
-        params: Sequence[Tensor],
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, Tensor]:
-        settings = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
-        return run(given, state, list(params), *settings)
+    def layer(given: Tensor, begun: Any, params: Sequence[Tensor], *rest: Any) -> Any:
+        return run(given, begun, list(params), *rest)
 
-    def shapes(  # type: ignore[no-untyped-def]
-        given, state, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    ):
-        return _sequences(given, state, bidirectional), torch.empty_like(state)
+    def shapes(given: Tensor, begun: Any, params: Any, *rest: Any) -> tuple[Tensor, ...]:
+        each = [begun] if isinstance(begun, Tensor) else begun
+        bidirectional = rest[-2]
+        return _sequences(given, each[0], bidirectional), *map(torch.empty_like, each)
 
-    torch.library.custom_op(f"{_NAMESPACE}::{name}", layer, mutates_args=()).register_fake(shapes)
+    made = torch.library.custom_op(f"{_NAMESPACE}::{name}", layer, mutates_args=(), schema=schema)
+    made.register_fake(shapes)
     return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::lstm", mutates_args=())
-def _lstm(
-    given: Tensor,
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    settings = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    return torch.lstm(given, list(states), list(params), *settings)
-
-
-@_lstm.register_fake
-def _(given, states, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):  # type: ignore[no-untyped-def]
-    hidden, cells = states
-    sequences = _sequences(given, hidden, bidirectional)
-    return sequences, torch.empty_like(hidden), torch.empty_like(cells)
-
-
-_GRU = _with_one_state("gru", torch.gru)
-_RNN_TANH = _with_one_state("rnn_tanh", torch.rnn_tanh)
-_RNN_RELU = _with_one_state("rnn_relu", torch.rnn_relu)
-_LSTM = torch.ops.sqakd_fx_layers.lstm.default
+_GRU = _operation("gru", torch.gru, "Tensor")
+_LSTM = _operation("lstm", torch.lstm, "Tensor[]")
+_RNN_TANH = _operation("rnn_tanh", torch.rnn_tanh, "Tensor")
+_RNN_RELU = _operation("rnn_relu", torch.rnn_relu, "Tensor")
 _OPERATIONS: dict[Any, Any] = {
     torch.gru: _GRU,
     torch.lstm: _LSTM,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from sqakd_fx.frontend.example_call import Call
+from sqakd_fx.ir.batches import samples_in
 from sqakd_fx.ir.rewriting import constant_of
 
 TIMES = 3
@@ -76,7 +77,7 @@ def _is_same_target(
 
 
 def _batch(tensors: dict[str, Tensor]) -> int:
-    return next((len(x) for x in tensors.values() if x.ndim), 0)
+    return samples_in(tensors.values(), 0)
 
 
 def _leaves(node: fx.Node) -> list[Any]:

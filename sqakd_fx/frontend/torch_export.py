@@ -16,6 +16,7 @@ from sqakd_fx.frontend.example_call import Call, two_samples
 from sqakd_fx.frontend.verify import compare_on_two_batches
 from sqakd_fx.ir import meta
 from sqakd_fx.ir.aliasing import change_seen_elsewhere
+from sqakd_fx.ir.batches import samples_in
 from sqakd_fx.recipe.free_axes import of_each
 
 
@@ -27,7 +28,7 @@ def export_graph(model: nn.Module, call: Call) -> tuple[fx.GraphModule, Call]:
     """
     call = two_samples(call)
     tensors = {name: x.clone() for name, x in call.tensors().items()}  # export guards a view's base
-    batch = next((len(x) for x in tensors.values() if x.ndim), 0)
+    batch = samples_in(tensors.values(), 0)
     free = of_each(call.free_axes, len(tensors))
     shapes = tuple(
         dict.fromkeys(

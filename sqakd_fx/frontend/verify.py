@@ -19,6 +19,7 @@ from sqakd_fx.frontend.example_call import Call
 from sqakd_fx.frontend.first_difference import first_difference
 from sqakd_fx.frontend.float32 import in_float32
 from sqakd_fx.ir import meta
+from sqakd_fx.ir.batches import samples_in
 from sqakd_fx.ir.op_table import op_of
 from sqakd_fx.ir.other_sizes import at_other_sizes, shapes_in_words
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
@@ -38,7 +39,7 @@ def compare_on_two_batches(
     where the model itself takes the example's batch size only, or puts the samples of another together.
     """
     once = call.tensors()
-    batch = next((len(x) for x in once.values() if x.ndim), 0)
+    batch = samples_in(once.values(), 0)
     twice = {
         name: torch.cat([x, turned(x) if other_values else x]) if x.ndim and len(x) == batch else x
         for name, x in once.items()

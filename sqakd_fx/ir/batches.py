@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +43,12 @@ def last_batches(batches: Iterable[tuple[Tensor, ...]], count: int) -> list[tupl
 
 
 def _share(batch: tuple[Tensor, ...]) -> float:
-    samples = next((len(x) for x in batch if isinstance(x, Tensor) and x.ndim), _LEAST_SAMPLES)
-    return min(samples / _LEAST_SAMPLES, 1.0)
+    return min(samples_in(batch, _LEAST_SAMPLES) / _LEAST_SAMPLES, 1.0)
+
+
+def samples_in(batch: Iterable[Any], otherwise: int) -> int:
+    """The length of the first tensor that has axes; `otherwise` where there is none."""
+    return next((len(x) for x in batch if isinstance(x, Tensor) and x.ndim), otherwise)
 
 
 def rows(batch: tuple[Tensor, ...], start: int, end: int) -> tuple[Tensor, ...]:

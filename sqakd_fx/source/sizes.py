@@ -18,6 +18,7 @@ from sqakd_fx.errors import SourceError
 from sqakd_fx.frontend.caches import outputs_alone
 from sqakd_fx.frontend.copy_model import float_copy
 from sqakd_fx.frontend.float32 import in_float32
+from sqakd_fx.ir.batches import samples_in
 from sqakd_fx.ir.outputs import largest_difference, tensors_of
 from sqakd_fx.program import Program
 from sqakd_fx.recipe.free_axes import FreeAxes, of_each
@@ -75,7 +76,7 @@ def require_example_size(program: HasExample, batch: tuple[Any, ...], what: str)
 def require_batch_size(program: Program, batch: tuple[Any, ...], what: str) -> None:
     """Raise SourceError where a batch has not the number of samples that alone the model takes."""
     wanted = batch_size_of(program)
-    samples = next((len(x) for x in batch if isinstance(x, Tensor) and x.ndim), wanted)
+    samples = samples_in(batch, wanted)
     if program.traced.fixed_batch and samples != wanted:
         raise SourceError(
             f"the {what} has a batch of {samples}, and the model takes the example's batch size of {wanted} only: give "
@@ -87,7 +88,7 @@ def batch_size_of(program: Program) -> int:
     """Samples a batch, where the data is not batched: the recipe's, or the only size that the model takes."""
     if not program.traced.fixed_batch:
         return program.recipe.batch_size
-    return next((len(x) for x in program.example if isinstance(x, Tensor) and x.ndim), 1)
+    return samples_in(program.example, 1)
 
 
 class Sizes:

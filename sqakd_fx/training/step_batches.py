@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sqakd_fx.engine.determinism import seed_everything, undisturbed_randomness
 from sqakd_fx.errors import TrainingError
-from sqakd_fx.ir.batches import first_batches, moved
+from sqakd_fx.ir.batches import first_batches, moved, samples_in
 from sqakd_fx.recipe.keys import Recipe
 
 EpochBatches = Callable[[int], Iterable[tuple[Tensor, ...]]]
@@ -89,7 +89,7 @@ class StepBatches:
 
     def samples(self) -> int:
         """Samples in a batch, as the first one has them; 0 where no input has a batch axis."""
-        return next((len(x) for x in self.first() if isinstance(x, Tensor) and x.ndim), 0)
+        return samples_in(self.first(), 0)
 
     def without_labels(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The inputs alone."""
